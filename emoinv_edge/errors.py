@@ -1,0 +1,85 @@
+"""Every condition this library reports, in one tree.
+
+::
+
+    EmoinvError
+     ├── AudioError            a waveform or an audio file that cannot be used     (also a ValueError)
+     ├── ModelFormatError      a model file that is damaged, foreign or too new    (also a ValueError)
+     ├── ModelMismatchError    a profile made by one model, used with another
+     ├── EnrolmentError        a profile asked for before there is speech enough
+     ├── CalibrationError      a false-accept rate that the calibration cannot support
+     ├── UnknownSpeakerError   no profile of that name
+     ├── StoreError            the profile store cannot be read or written
+     │    ├── SealError            wrong key, or bytes that were altered
+     │    ├── SchemaError          a store made by a newer or unknown version
+     │    └── ProfileExpiredError  a profile past its expiry
+     └── MicrophoneError       no PortAudio, no device, or the device went away
+
+Wrong use of a function (a wrong type, a negative count) raises the usual ``TypeError`` or
+``ValueError``. Every message says what was expected, what came, and the cure.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AudioError",
+    "CalibrationError",
+    "EmoinvError",
+    "EnrolmentError",
+    "MicrophoneError",
+    "ModelFormatError",
+    "ModelMismatchError",
+    "ProfileExpiredError",
+    "SchemaError",
+    "SealError",
+    "StoreError",
+    "UnknownSpeakerError",
+]
+
+
+class EmoinvError(Exception):
+    """The base of every condition that this library reports."""
+
+
+class AudioError(EmoinvError, ValueError):
+    """A waveform or an audio file that cannot be used: empty, not finite, silent, wrong shape or type."""
+
+
+class ModelFormatError(EmoinvError, ValueError):
+    """A model file that is truncated, foreign, of an unknown format or at odds with its own metadata."""
+
+
+class ModelMismatchError(EmoinvError):
+    """A profile made by one model was given to another; their embeddings cannot be compared."""
+
+
+class EnrolmentError(EmoinvError):
+    """A profile was asked for before enough speech had been accepted."""
+
+
+class CalibrationError(EmoinvError):
+    """A false-accept rate was asked for that the calibration data cannot support."""
+
+
+class UnknownSpeakerError(EmoinvError):
+    """The store holds no profile of that name."""
+
+
+class StoreError(EmoinvError):
+    """The profile store cannot be read or written."""
+
+
+class SealError(StoreError):
+    """Sealed bytes do not open: the key is wrong or the bytes were altered."""
+
+
+class SchemaError(StoreError):
+    """The store was written by a newer or unknown version of this library."""
+
+
+class ProfileExpiredError(StoreError):
+    """The profile's expiry has passed; enrol the speaker again."""
+
+
+class MicrophoneError(EmoinvError):
+    """No PortAudio, no such device, or the device went away."""

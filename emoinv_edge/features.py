@@ -1,0 +1,151 @@
+"""Log-mel features: the only front end of this repository, for the runtime and for training.
+
+Kaldi-compatible filter-bank energies (Povey et al. 2011; compute-fbank-feats with dither 0,
+energy off and ``snip_edges``): per frame the mean is removed, pre-emphasis and window applied,
+then power spectrum, triangular mel filters and the logarithm.
+
+`log_mel` and `LogMelStream` share one core. Frames are computed in blocks of `BLOCK` that lie at
+fixed positions from the start of the waveform, so every matrix product has the same shape and a
+frame's bits cannot depend on how the waveform was cut.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .spec import EncoderSpec
+
+__all__ = ["LogMelStream", "log_mel", "mean_normalise"]
+
+# Frames per block: long enough to keep NumPy's per-call cost small on an utterance, short enough
+# that a stream that adds one frame does little work in vain.
+BLOCK = 32
+
+
+def _mel(hz: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    return 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
+
+
+@functools.lru_cache(maxsize=8)
+def _window(spec: EncoderSpec) -> NDArray[np.float32]:
+    n = spec.frame_length
+    phase = 2.0 * np.pi * np.arange(n) / (n - 1)
+    if spec.window == "hamming":
+        window = 0.54 - 0.46 * np.cos(phase)
+    else:
+        window = (0.5 - 0.5 * np.cos(phase)) ** 0.85
+    return (window * spec.waveform_scale).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _mel_bank(spec: EncoderSpec) -> NDArray[np.float32]:
+    """Triangular filters, shape (fft_length // 2 + 1, num_mel_bins)."""
+    edges = np.linspace(_mel(spec.low_hz), _mel(spec.high_hz), spec.num_mel_bins + 2)
+    bins = _mel(np.arange(spec.fft_length // 2 + 1) * spec.sample_rate / spec.fft_length)[:, None]
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    bank = np.clip(np.minimum(rising, falling), 0.0, None)
+    bank[-1] = 0.0  # Kaldi leaves the Nyquist bin out
+    return np.ascontiguousarray(bank, np.float32)
+
+
+def _block(waveform: NDArray[np.float32], first: int, count: int, row: int, spec: EncoderSpec) -> NDArray[np.float32]:
+    """Features of `count` frames starting at sample `first`; the first one is row `row` of its block."""
+    start = np.lib.stride_tricks.sliding_window_view(waveform[first:], spec.frame_length)[:: spec.frame_shift][:count]
+    frames = start - start.mean(axis=1, dtype=np.float32, keepdims=True)
+    emphasised = np.empty_like(frames)
+    np.multiply(frames[:, :-1], -np.float32(spec.preemphasis), out=emphasised[:, 1:])
+    emphasised[:, 1:] += frames[:, 1:]
+    emphasised[:, 0] = frames[:, 0] * np.float32(1.0 - spec.preemphasis)
+    emphasised *= _window(spec)
+    spectrum = np.fft.rfft(emphasised, spec.fft_length, axis=1)
+    power = np.zeros((BLOCK, spectrum.shape[1]), np.float32)
+    np.square(spectrum.real, out=power[row : row + count])
+    power[row : row + count] += np.square(spectrum.imag)
+    energies = (power @ _mel_bank(spec))[row : row + count]
+    return np.asarray(np.log(np.maximum(energies, np.finfo(np.float32).eps)), np.float32)
+
+
+def _frames(waveform: NDArray[np.float32], position: int, count: int, spec: EncoderSpec) -> NDArray[np.float32]:
+    """Features of the first `count` frames of `waveform`, the first being frame `position` of its stream."""
+    out = np.empty((count, spec.num_mel_bins), np.float32)
+    done = 0
+    while done < count:
+        row = (position + done) % BLOCK
+        n = min(BLOCK - row, count - done)
+        out[done : done + n] = _block(waveform, done * spec.frame_shift, n, row, spec)
+        done += n
+    return out
+
+
+def _check(waveform: NDArray[np.float32]) -> None:
+    if not isinstance(waveform, np.ndarray) or waveform.dtype != np.float32:
+        got = waveform.dtype if isinstance(waveform, np.ndarray) else type(waveform).__name__
+        raise TypeError(f"expected a float32 array in [-1, 1], got {got}; convert it with emoinv_edge.audio.to_mono")
+    if waveform.ndim != 1:
+        raise ValueError(f"expected shape (samples,), got {waveform.shape}; mix the channels down first")
+
+
+def log_mel(waveform: NDArray[np.float32], spec: EncoderSpec) -> NDArray[np.float32]:
+    """Log-mel filter-bank energies of a waveform.
+
+    Parameters
+    ----------
+    waveform : ndarray, shape (samples,), float32 in [-1, 1]
+        At the spec's sample rate; it is not resampled here.
+    spec : EncoderSpec
+
+    Returns
+    -------
+    ndarray, shape (frames, num_mel_bins), float32
+        Natural logarithm; not normalised (see `mean_normalise`). A waveform shorter than one frame
+        gives zero frames.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the waveform is not a one-dimensional float32 array.
+
+    References
+    ----------
+    Povey et al., "The Kaldi Speech Recognition Toolkit", ASRU 2011 (``compute-fbank-feats``).
+    """
+    _check(waveform)
+    return _frames(waveform, 0, spec.num_frames(len(waveform)), spec)
+
+
+def mean_normalise(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Subtract the mean over frames from features of shape (frames, bins)."""
+    return np.asarray(features - features.mean(axis=0, dtype=np.float64).astype(np.float32), np.float32)
+
+
+class LogMelStream:
+    """`log_mel` for a waveform that arrives in chunks, equal to it bit for bit.
+
+    Keeps less than one frame of samples. Not safe to share between threads or streams.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        self._spec = spec
+        self._pending = np.empty(0, np.float32)
+        self._position = 0
+
+    def process(self, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take `chunk` (float32, any length, 0 included) and return the frames that it completed."""
+        _check(chunk)
+        spec = self._spec
+        samples = np.concatenate((self._pending, chunk))
+        count = spec.num_frames(len(samples))
+        out = _frames(samples, self._position, count, spec)
+        self._position += count
+        self._pending = samples[count * spec.frame_shift :].copy()
+        return out
+
+    def flush(self) -> NDArray[np.float32]:
+        """End the stream: an unfinished frame is dropped, as `log_mel` drops it; the stream starts anew."""
+        self._pending = np.empty(0, np.float32)
+        self._position = 0
+        return np.empty((0, self._spec.num_mel_bins), np.float32)

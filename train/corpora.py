@@ -1,0 +1,283 @@
+"""Public speech corpora in their published layouts -> one list of clips.
+
+A recipe walks an unpacked corpus and yields a `Clip` for each file: who speaks, in which emotion,
+under which licence. Speakers are named ``corpus-id``, so that two corpora never share one.
+Nothing is downloaded here.
+
+``use`` says what a clip may train: "open" the models that ship, "research" only the research
+variant and the ablation (and development figures), "development" nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+__all__ = ["CORPORA", "Clip", "Corpus", "clips_of", "read_clip_csv"]
+
+EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clip:
+    """One recording: where it is, who speaks and how.
+
+    ``speaker`` is empty where the corpus names none; ``emotion`` is "neutral" for ordinary speech
+    and empty where it is unknown; ``sentence`` is a key that equals only for the same words.
+    """
+
+    path: Path
+    corpus: str
+    speaker: str = ""
+    gender: str = ""
+    emotion: str = "neutral"
+    sentence: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Corpus:
+    """A corpus: its recipe, its licence and what it may be used for."""
+
+    name: str
+    clips: Callable[[Path], Iterator[Clip]]
+    licence: str
+    use: str
+    speech: bool = True  # False: bursts without words
+
+
+def _sorted(root: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in root.rglob(pattern) if path.is_file())
+
+
+def _matches(root: Path, pattern: str, name: str) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Files under `root` that fit the glob and whose name fits the whole regular expression."""
+    for path in _sorted(root, pattern):
+        match = re.fullmatch(name, path.name)
+        if match:
+            yield path, match
+
+
+def speechocean762(root: Path) -> Iterator[Clip]:
+    """``WAVE/SPEAKERnnnn/*.WAV`` with ``{train,test}/spk2gender``."""
+    genders: dict[str, str] = {}
+    for table in _sorted(root, "spk2gender"):
+        for line in table.read_text().splitlines():
+            speaker, gender = line.split()
+            genders[speaker] = {"m": "male", "f": "female"}[gender]
+    for path in _sorted(root, "*.WAV"):
+        speaker = path.parent.name.removeprefix("SPEAKER")
+        yield Clip(path, "speechocean762", f"speechocean762-{speaker}", genders.get(speaker, ""))
+
+
+def speech_commands(root: Path) -> Iterator[Clip]:
+    """``<word>/HASH_nohash_n.wav``; the hash is the speaker."""
+    for path, match in _matches(root, "*.wav", r"([0-9a-f]+)_nohash_\d+\.wav"):
+        yield Clip(path, "speech_commands", f"speech_commands-{match[1]}", sentence=path.parent.name)
+
+
+def arabic_commands(root: Path) -> Iterator[Clip]:
+    """``<word>/SSSSSSSS_NO_kk.wav``."""
+    for path, match in _matches(root, "*.wav", r"(\d{8})_NO_\d+\.wav"):
+        yield Clip(path, "arabic_commands", f"arabic_commands-{match[1]}", sentence=path.parent.name)
+
+
+def librispeech(root: Path) -> Iterator[Clip]:
+    """``train-*/**/speaker-chapter-utterance.flac`` at any depth; the dev and test parts are never trained on."""
+    for path, match in _matches(root, "*.flac", r"(\d+)-(\d+)-(\d+)\.flac"):
+        if any(re.search(r"train-(clean|other)", part) for part in path.relative_to(root).parts):
+            yield Clip(path, "librispeech", f"librispeech-{match[1]}")
+
+
+def malayalam(root: Path) -> Iterator[Clip]:
+    """``audio/*.webm`` with ``speech.tsv`` (sentence, user, fileName); ``users.tsv`` is never read."""
+    with open(root / "speech.tsv", newline="", encoding="utf-8") as table:
+        for row in csv.DictReader(table, delimiter="\t"):
+            path = root / row["fileName"]
+            if path.is_file():
+                yield Clip(path, "malayalam", f"malayalam-{row['user']}", sentence=row["sentence"])
+
+
+def emogator(root: Path) -> Iterator[Clip]:
+    """``NNNNNN-EE-I.mp3``: speaker, one of 30 emotions, take."""
+    for path, match in _matches(root, "*.mp3", r"(\d{6})-(\d{2})-(\d)\.mp3"):
+        yield Clip(path, "emogator", f"emogator-{match[1]}", emotion=f"burst{match[2]}")
+
+
+def picovoice(root: Path) -> Iterator[Clip]:
+    """Wake words and intents without speaker names."""
+    for path in sorted((*_sorted(root, "*.wav"), *_sorted(root, "*.flac"))):
+        if re.fullmatch(r"[0-9a-f-]{36}\.(wav|flac)", path.name):
+            yield Clip(path, "picovoice", sentence=path.parent.name if path.parent.name != "clean" else "")
+
+
+def emospeech(root: Path) -> Iterator[Clip]:
+    """``keyword-environment-emotion-time-HASH.wav``; one hash stands for unknown, backgrounds are noise."""
+    for path, match in _matches(root, "*.wav", r"(.+)-(\w+)-(\w+)-(.+)-([0-9a-f]+)\.wav"):
+        if match[1].startswith(("background", "unknown")) or match[5].startswith("d14a028c") or match[3] == "None":
+            continue
+        emotion = {"calm": "neutral"}.get(match[3], match[3])
+        yield Clip(path, "emospeech", f"emospeech-{match[5][:12]}", emotion=emotion, sentence=match[1])
+
+
+def ased(root: Path) -> Iterator[Clip]:
+    """``0N<Emotion>/xn-yy-aa-gg-bb.wav``: sentence yy, take aa, gender gg, speaker bb."""
+    names = {"n": "neutral", "f": "fearful", "h": "happy", "s": "sad", "a": "angry"}
+    for path, match in _matches(root, "*.wav", r"([nfhsa])\d-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.wav"):
+        if match[5] in {"09", "15", "21", "23", "25"}:  # names shared by more than one voice
+            continue
+        gender = {"01": "female", "02": "male"}.get(match[4], "")
+        emotion = names[match[1]]
+        yield Clip(path, "ased", f"ased-{match[5]}", gender, emotion, f"{emotion if match[2] > '05' else ''}{match[2]}")
+
+
+def nemo(root: Path) -> Iterator[Clip]:
+    """``samples/SSS_emotion_n.wav`` with ``data.tsv``."""
+    emotions = {"anger": "angry", "fear": "fearful", "happiness": "happy", "sadness": "sad"}
+    with open(root / "data.tsv", newline="", encoding="utf-8") as table:
+        for row in csv.DictReader(table, delimiter="\t"):
+            path = root / "samples" / row["file_id"]
+            if path.is_file():
+                speaker = row["speaker_id"].strip()
+                emotion = row["emotion"].strip()
+                yield Clip(
+                    path, "nemo", f"nemo-{speaker}", row["gender"].strip(), emotions.get(emotion, emotion),
+                    row["normalized_text"].strip(),
+                )  # fmt: skip
+
+
+def baved(root: Path) -> Iterator[Clip]:
+    """``{0..6}/speaker-gender-age-word-level-id.wav``; level 0 low, 1 neutral, 2 high."""
+    levels = {"0": "low", "1": "neutral", "2": "high"}
+    for path, match in _matches(root, "*.wav", r"(\d+)-([mf])-(\d+)-(\d)-([012])-(\d+)\.wav"):
+        speaker = {"53": "46"}.get(match[1], match[1])  # one voice under two names
+        gender = {"m": "male", "f": "female"}[match[2]]
+        yield Clip(path, "baved", f"baved-{speaker}", gender, levels[match[5]], match[4])
+
+
+def urdu(root: Path) -> Iterator[Clip]:
+    """``<Emotion>/SGx_Fn_Em.wav``."""
+    names = {"A": "angry", "H": "happy", "N": "neutral", "S": "sad"}
+    for path, match in _matches(root, "*.wav", r"(S([MF])\d+)_F\w+_([AHNS])\d+\.wav"):
+        yield Clip(path, "urdu", f"urdu-{match[1]}", {"M": "male", "F": "female"}[match[2]], names[match[3]])
+
+
+def tess(root: Path) -> Iterator[Clip]:
+    """``OAF|YAF_word_emotion.wav``."""
+    emotions = {"fear": "fearful", "ps": "surprised"}
+    for path, match in _matches(root, "*.wav", r"\d*\w*?([OY]AF)_(\w+?)_(\w+?)\d*\.wav"):
+        emotion = match[3].lower()
+        yield Clip(path, "tess", f"tess-{match[1]}", "female", emotions.get(emotion, emotion), match[2])
+
+
+def voxceleb(root: Path) -> Iterator[Clip]:
+    """``idNNNNN/video/utterance.{wav,m4a,flac}`` at any depth."""
+    for path in _sorted(root, "*"):
+        if path.suffix in {".wav", ".m4a", ".flac"} and re.fullmatch(r"id\d{5}", path.parent.parent.name):
+            yield Clip(path, "voxceleb", f"voxceleb-{path.parent.parent.name}", emotion="")
+
+
+def crema_d(root: Path) -> Iterator[Clip]:
+    """``AudioWAV/1001_IEO_ANG_HI.wav``."""
+    names = {"ANG": "angry", "DIS": "disgust", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
+    for path, match in _matches(root, "*.wav", r"(\d{4})_([A-Z]{3})_([A-Z]{3})_[A-Z]{2}\.wav"):
+        yield Clip(path, "crema_d", f"crema_d-{match[1]}", emotion=names[match[3]], sentence=match[2])
+
+
+def esd(root: Path) -> Iterator[Clip]:
+    """``0001/Angry/**/0001_000351.wav``."""
+    names = {"Neutral": "neutral", "Angry": "angry", "Happy": "happy", "Sad": "sad", "Surprise": "surprised"}
+    for path, match in _matches(root, "*.wav", r"(\d{4})_(\d{6})\.wav"):
+        emotion = next((names[part] for part in path.parts if part in names), "")
+        yield Clip(path, "esd", f"esd-{match[1]}", emotion=emotion, sentence=str((int(match[2]) - 1) % 350))
+
+
+def dusha(root: Path) -> Iterator[Clip]:
+    """``crowd_{train,test}/raw_crowd_*.tsv`` (audio_path, source_id, speaker_emo) beside ``wavs``."""
+    names = {"neutral": "neutral", "angry": "angry", "sad": "sad", "positive": "happy"}
+    for table in _sorted(root, "raw_crowd_*.tsv"):
+        with open(table, newline="", encoding="utf-8") as rows:
+            seen: set[str] = set()
+            for row in csv.DictReader(rows, delimiter="\t"):
+                path = table.parent / row["audio_path"]
+                if row["audio_path"] in seen or row["speaker_emo"] not in names or not path.is_file():
+                    continue
+                seen.add(row["audio_path"])
+                yield Clip(
+                    path, "dusha", f"dusha-{row['source_id']}", emotion=names[row["speaker_emo"]],
+                    sentence=row.get("speaker_text", ""),
+                )  # fmt: skip
+
+
+def msp_podcast(root: Path) -> Iterator[Clip]:
+    """``Audios/*.wav`` with ``Labels/labels_consensus.csv`` (FileName, EmoClass, SpkrID, Gender)."""
+    names = {"A": "angry", "S": "sad", "H": "happy", "U": "surprised", "F": "fearful", "D": "disgust", "N": "neutral"}
+    for table in _sorted(root, "labels_consensus.csv"):
+        with open(table, newline="", encoding="utf-8") as rows:
+            for row in csv.DictReader(rows):
+                path = root / "Audios" / row["FileName"]
+                if path.is_file() and row["EmoClass"] in names and row["SpkrID"] != "Unknown":
+                    yield Clip(
+                        path, "msp_podcast", f"msp_podcast-{row['SpkrID']}", row["Gender"].lower(),
+                        names[row["EmoClass"]],
+                    )  # fmt: skip
+
+
+def read_clip_csv(table: Path) -> Iterator[Clip]:
+    """A user's own list: columns path, speaker and optionally gender, emotion, sentence; paths relative to it."""
+    with open(table, newline="", encoding="utf-8") as rows:
+        reader = csv.DictReader(rows)
+        missing = {"path", "speaker"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{table}: expected the columns path and speaker, {sorted(missing)} missing; add a header")
+        for row in reader:
+            yield Clip(
+                table.parent / row["path"], table.stem, f"{table.stem}-{row['speaker']}", row.get("gender") or "",
+                row.get("emotion") or "neutral", row.get("sentence") or "",
+            )  # fmt: skip
+
+
+CORPORA: dict[str, Corpus] = {
+    corpus.name: corpus
+    for corpus in (
+        Corpus("speechocean762", speechocean762, "free, commercial use allowed", "open"),
+        Corpus("speech_commands", speech_commands, "CC BY 4.0", "open"),
+        Corpus("arabic_commands", arabic_commands, "CC BY 4.0", "open"),
+        Corpus("librispeech", librispeech, "CC BY 4.0", "open"),
+        Corpus("malayalam", malayalam, "CC BY-SA 4.0", "open"),
+        Corpus("emogator", emogator, "Apache-2.0", "open", speech=False),
+        Corpus("picovoice", picovoice, "Apache-2.0", "open"),
+        Corpus("emospeech", emospeech, "CC BY-NC-SA 4.0", "research"),
+        Corpus("ased", ased, "none stated", "research"),
+        Corpus("nemo", nemo, "CC BY-NC-SA 4.0", "research"),
+        Corpus("baved", baved, "none stated", "research"),
+        Corpus("urdu", urdu, "research only", "research"),
+        Corpus("tess", tess, "CC BY-NC-ND 4.0", "development"),
+        Corpus("voxceleb", voxceleb, "CC BY 4.0 (metadata); audio as its owners say", "research"),
+        Corpus("crema_d", crema_d, "ODbL", "research"),
+        Corpus("esd", esd, "research only", "research"),
+        Corpus("dusha", dusha, "public licence with attribution", "research"),
+        Corpus("msp_podcast", msp_podcast, "academic licence", "research"),
+    )
+}
+
+
+def clips_of(corpus: str, root: Path) -> list[Clip]:
+    """Every clip of a corpus unpacked at `root`.
+
+    Raises
+    ------
+    ValueError
+        If the corpus has no recipe, the folder is missing, or nothing in it fits the published layout.
+    """
+    if corpus not in CORPORA:
+        raise ValueError(f"no recipe for corpus {corpus!r}; known: {', '.join(CORPORA)} (or give a CSV of your own)")
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder; unpack {corpus} there first")
+    clips = list(CORPORA[corpus].clips(root))
+    if not clips:
+        doc = (CORPORA[corpus].clips.__doc__ or "").split("\n")[0]
+        raise ValueError(f"{root}: no file fits the layout of {corpus} ({doc}); is this its top folder?")
+    return clips

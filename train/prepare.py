@@ -1,0 +1,180 @@
+"""Clips -> one prepared set: 16 kHz int16 audio in one file, trimmed of outer silence, and its manifest.
+
+A prepared set is a folder with
+
+- ``audio.i16``: the samples of all clips, one after the other, little-endian int16;
+- ``manifest.csv``: corpus, speaker, gender, emotion, sentence, start and samples (positions in
+  ``audio.i16``), path (of the source, relative to its corpus);
+- ``skipped.csv``: path and reason of every clip that could not be used.
+
+Training maps ``audio.i16`` into memory, so that a set larger than memory streams from disk.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emoinv_edge.audio import read_audio, to_mono
+from emoinv_edge.errors import AudioError
+
+from .corpora import Clip
+
+__all__ = ["PreparedClip", "PreparedSet", "decode", "prepare", "trim_silence"]
+
+SAMPLE_RATE = 16000
+SHORTEST_S = 0.4
+LONGEST_S = 12.0
+COLUMNS = ("corpus", "speaker", "gender", "emotion", "sentence", "start", "samples", "path")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreparedClip:
+    """One row of a prepared set's manifest."""
+
+    corpus: str
+    speaker: str
+    gender: str
+    emotion: str
+    sentence: str
+    start: int
+    samples: int
+    path: str
+
+
+def decode(path: Path) -> NDArray[np.float32]:
+    """Read a clip as 16 kHz mono float32; WebM/Opus and M4A through PyAV, the rest through soundfile."""
+    if path.suffix.lower() not in {".webm", ".m4a", ".mp4"}:
+        return read_audio(path, SAMPLE_RATE)[0]
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+            frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
+            frames += resampler.resample(None)
+    except (av.FFmpegError, IndexError) as error:
+        raise AudioError(f"{path}: cannot be decoded ({error})") from None
+    samples = [frame.to_ndarray()[0] for frame in frames]
+    return to_mono(np.concatenate(samples) if samples else np.empty(0, np.float32), SAMPLE_RATE, SAMPLE_RATE)
+
+
+def trim_silence(waveform: NDArray[np.float32], below_peak_db: float = 35.0, margin_s: float = 0.1) -> slice:
+    """The part of a waveform from its first to its last 10 ms within `below_peak_db` of the loudest, and a margin."""
+    frame = SAMPLE_RATE // 100
+    count = len(waveform) // frame
+    if count == 0:
+        return slice(0, len(waveform))
+    energy = np.square(waveform[: count * frame].reshape(count, frame)).mean(axis=1)
+    loud = np.flatnonzero(energy >= energy.max() * 10 ** (-below_peak_db / 10))
+    margin = round(margin_s * SAMPLE_RATE)
+    return slice(max(0, loud[0] * frame - margin), min(len(waveform), (loud[-1] + 1) * frame + margin))
+
+
+def _decode_for_set(clip: Clip) -> tuple[Clip, NDArray[np.int16] | None, str]:
+    try:
+        waveform = decode(clip.path)
+    except (AudioError, OSError) as error:
+        return clip, None, str(error)
+    waveform = waveform[trim_silence(waveform)][: round(LONGEST_S * SAMPLE_RATE)]
+    if len(waveform) < SHORTEST_S * SAMPLE_RATE:
+        return clip, None, f"{len(waveform) / SAMPLE_RATE:.2f} s of sound, expected at least {SHORTEST_S} s"
+    return clip, np.clip(np.rint(waveform * 32767.0), -32768, 32767).astype(np.int16), ""
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, clips: Iterable[Clip]
+) -> Iterator[tuple[Clip, NDArray[np.int16] | None, str]]:
+    """Decode in parallel, yield in order, hold few clips at a time."""
+    remaining = iter(clips)
+    while batch := list(islice(remaining, 512)):
+        yield from pool.map(_decode_for_set, batch, chunksize=16)
+
+
+def prepare(
+    clips: Iterable[Clip], out: Path, num_workers: int = 2, progress: Callable[[int], None] = lambda done: None
+) -> tuple[int, int]:
+    """Decode, trim and store clips as a prepared set.
+
+    Parameters
+    ----------
+    clips : iterable of Clip
+    out : Path
+        Folder to make; it appears whole or not at all.
+    num_workers : int
+        Processes that decode. The result does not depend on it.
+    progress : callable
+        Called with the number of clips done.
+
+    Returns
+    -------
+    (kept, skipped) : counts
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    kept = skipped = start = 0
+    with (
+        open(out / "audio.i16.part", "wb") as audio,
+        open(out / "manifest.csv.part", "w", newline="", encoding="utf-8") as manifest,
+        open(out / "skipped.csv", "w", newline="", encoding="utf-8") as refused,
+        ProcessPoolExecutor(num_workers) as pool,
+    ):
+        rows, refusals = csv.writer(manifest), csv.writer(refused)
+        rows.writerow(COLUMNS)
+        refusals.writerow(("path", "reason"))
+        for clip, samples, reason in _in_order(pool, clips):
+            if samples is None:
+                refusals.writerow((clip.path, reason))
+                skipped += 1
+            else:
+                audio.write(samples.astype("<i2").tobytes())
+                rows.writerow(
+                    (clip.corpus, clip.speaker, clip.gender, clip.emotion, clip.sentence, start, len(samples),
+                     "/".join(clip.path.parts[-3:]))
+                )  # fmt: skip
+                start += len(samples)
+                kept += 1
+            progress(kept + skipped)
+    os.replace(out / "audio.i16.part", out / "audio.i16")
+    os.replace(out / "manifest.csv.part", out / "manifest.csv")
+    return kept, skipped
+
+
+class PreparedSet:
+    """A prepared set on disk: its clips, and their samples mapped into memory.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no prepared set, or its audio is shorter than the manifest says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        table = folder / "manifest.csv"
+        if not table.is_file():
+            raise ValueError(f"{folder}: no manifest.csv; make it with `python -m train prepare`")
+        with open(table, newline="", encoding="utf-8") as rows:
+            self.clips = [
+                PreparedClip(
+                    row["corpus"], row["speaker"], row["gender"], row["emotion"], row["sentence"],
+                    int(row["start"]), int(row["samples"]), row["path"],
+                )  # fmt: skip
+                for row in csv.DictReader(rows)
+            ]
+        self._audio = np.memmap(folder / "audio.i16", "<i2", "r")
+        needed = max((clip.start + clip.samples for clip in self.clips), default=0)
+        if len(self._audio) < needed:
+            raise ValueError(f"{folder}: audio.i16 holds {len(self._audio)} samples, expected {needed}; prepare again")
+        self.folder = folder
+
+    def waveform(self, index: int) -> NDArray[np.float32]:
+        """Samples of clip `index`, float32 in [-1, 1]."""
+        clip = self.clips[index]
+        return self._audio[clip.start : clip.start + clip.samples].astype(np.float32) / np.float32(32768.0)
