@@ -1,0 +1,124 @@
+"""On-device speaker verification that recognises its owner in any mood.
+
+::
+
+    from emoinv_edge import Encoder, Enroller, ProfileStore, Verifier
+
+    encoder = Encoder.default()                       # the shipped int8 model
+    enroller = Enroller(encoder)
+    feedback = enroller.add(waveform, sample_rate)    # accepted?, why not, seconds so far, what to say next
+    store = ProfileStore()
+    store.put(enroller.profile("ana"))
+    decision = Verifier(encoder, store.get("ana")).verify(waveform, sample_rate)
+    decision.verdict, decision.score                  # ACCEPT | REJECT | NO_DECISION, with a reason
+
+A name is imported when it is first used, so that ``import emoinv_edge`` loads neither numpy nor
+ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .errors import (
+    AudioError,
+    CalibrationError,
+    EmoinvError,
+    EnrolmentError,
+    MicrophoneError,
+    ModelFormatError,
+    ModelMismatchError,
+    ProfileExpiredError,
+    SchemaError,
+    SealError,
+    StoreError,
+    UnknownSpeakerError,
+)
+
+if TYPE_CHECKING:
+    from .audio import read_audio
+    from .encoder import Encoder
+    from .enrolment import Enroller, EnrolmentFeedback
+    from .features import LogMelStream, log_mel
+    from .microphone import Microphone
+    from .profiles import Exemplar, Profile, ProfileStore
+    from .quality import SpeechQuality
+    from .scoring import Calibration
+    from .spec import EncoderSpec
+    from .stream import VerificationStream
+    from .vad import SpeechSegment, SpeechSegmenter
+    from .verifier import Decision, Verdict, Verifier
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioError",
+    "Calibration",
+    "CalibrationError",
+    "Decision",
+    "EmoinvError",
+    "Encoder",
+    "EncoderSpec",
+    "Enroller",
+    "EnrolmentError",
+    "EnrolmentFeedback",
+    "Exemplar",
+    "LogMelStream",
+    "Microphone",
+    "MicrophoneError",
+    "ModelFormatError",
+    "ModelMismatchError",
+    "Profile",
+    "ProfileExpiredError",
+    "ProfileStore",
+    "SchemaError",
+    "SealError",
+    "SpeechQuality",
+    "SpeechSegment",
+    "SpeechSegmenter",
+    "StoreError",
+    "UnknownSpeakerError",
+    "Verdict",
+    "VerificationStream",
+    "Verifier",
+    "__version__",
+    "log_mel",
+    "read_audio",
+]
+
+# Public name -> the module that defines it; loaded on first use (PEP 562).
+_HOME = {
+    "Calibration": "scoring",
+    "Decision": "verifier",
+    "Encoder": "encoder",
+    "EncoderSpec": "spec",
+    "Enroller": "enrolment",
+    "EnrolmentFeedback": "enrolment",
+    "Exemplar": "profiles",
+    "LogMelStream": "features",
+    "Microphone": "microphone",
+    "Profile": "profiles",
+    "ProfileStore": "profiles",
+    "SpeechQuality": "quality",
+    "SpeechSegment": "vad",
+    "SpeechSegmenter": "vad",
+    "VerificationStream": "stream",
+    "Verdict": "verifier",
+    "Verifier": "verifier",
+    "log_mel": "features",
+    "read_audio": "audio",
+}
+
+
+def __getattr__(name: str) -> object:
+    module = _HOME.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

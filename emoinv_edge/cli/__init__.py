@@ -1,0 +1,79 @@
+"""The ``emoinv`` command: one module a subcommand, each with ``add_parser(subparsers)`` and ``run(args)``.
+
+`main` returns the exit status:
+
+====  ==============================================================================
+0     done; for ``verify``, ``identify`` and ``listen``: accepted
+1     rejected
+2     no decision (too little speech, clipping, ...)
+3     an error: wrong usage, a missing file, an unknown speaker, a damaged model
+130   stopped with ctrl-C
+====  ==============================================================================
+
+Subcommands import what they need inside ``run``, so that ``emoinv --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from .. import __version__
+from ..errors import EmoinvError
+from . import terminal
+from .terminal import EXIT_ERROR, EXIT_INTERRUPTED
+
+__all__ = ["build_parser", "main"]
+
+COMMANDS: tuple[ModuleType, ...] = ()
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose usage errors exit with 3, since 2 means "no decision"."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with 3."""
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}; see `{self.prog} --help`\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``emoinv`` with every subcommand."""
+    parser = Parser(
+        prog="emoinv",
+        description="Speaker verification on this device, robust to emotion. No audio leaves it.",
+        epilog="exit status: 0 accept or done, 1 reject, 2 no decision, 3 error, 130 ctrl-C",
+    )
+    parser.add_argument("--version", action="version", version=f"emoinv-edge {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``emoinv`` and return its exit status (the table in this module's docstring)."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as exit_:  # --help, --version, or wrong usage
+        return exit_.code if isinstance(exit_.code, int) else EXIT_ERROR
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        terminal.print_error("stopped with ctrl-C")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `emoinv ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except (EmoinvError, OSError) as error:
+        return terminal.report_failure(error, as_json=getattr(args, "json", False))
+    except Exception as error:  # 1 would read as "rejected", so a defect exits with 3 too
+        traceback.print_exc()
+        return terminal.report_failure(error, as_json=getattr(args, "json", False))
