@@ -26,7 +26,7 @@ BLOCK = 32
 
 
 def _mel(hz: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    return 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
+    return np.asarray(1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0))
 
 
 @functools.lru_cache(maxsize=8)

@@ -62,7 +62,7 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value: Any = getattr(self, field.name)
             expected = {"str": str, "int": int, "bool": bool, "float": float}[str(field.type)]
             if expected is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))

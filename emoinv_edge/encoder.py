@@ -1,0 +1,337 @@
+"""Encoder: one ONNX file -> session, spec, fingerprint -> unit-norm speaker embeddings.
+
+The file is the model: its weights, its `EncoderSpec`, its calibration and its provenance travel
+in it, and the spec is checked against the graph before anything runs.
+
+Two flavours of graph are read:
+
+- input ``features`` (batch, frames, num_mel_bins): this library computes the log-mels, with the
+  mean over frames removed where the spec says so;
+- input ``waveform`` (batch, samples): the graph holds its own front end.
+
+Both give ``embedding`` (batch, embedding_dim), not yet of unit norm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import to_mono
+from .errors import AudioError, EmoinvError, ModelFormatError
+from .features import log_mel, mean_normalise
+from .spec import EncoderSpec
+
+if TYPE_CHECKING:
+    from .scoring import Calibration
+
+__all__ = ["MIN_FRAMES", "MODEL_NAMES", "Encoder"]
+
+MODEL_NAMES = ("base", "small")
+
+# Less than this holds no dynamics at all (one frame minus its own mean is zero), and an embedding
+# of nothing would still look like one. How much speech a decision needs is the verifier's matter.
+MIN_FRAMES = 10
+
+# Every key that this version understands. A key of ours that is not here was written by another
+# version and might change what the embedding means, so it is refused; foreign keys are ignored.
+_PREFIX = "emoinv."
+_SPEC = "emoinv.spec"
+_CALIBRATION = "emoinv.calibration"
+_KEYS = frozenset({_SPEC, _CALIBRATION, "emoinv.provenance", "emoinv.golden"})
+
+
+class Encoder:
+    """A speaker encoder: speech in, one embedding of unit norm out.
+
+    Immutable, keeps nothing between calls, and may be shared between threads.
+
+    Parameters
+    ----------
+    path : str or path-like
+        An ``.onnx`` file made by ``python -m export``.
+    num_threads : int
+        Threads of one inference. One is the right number on small devices, and where several
+        threads share the encoder.
+
+    Raises
+    ------
+    ModelFormatError
+        If the file is missing, truncated or foreign, was written for another version, or its
+        graph disagrees with its spec.
+
+    Examples
+    --------
+    >>> encoder = Encoder.default()                      # doctest: +SKIP
+    >>> encoder.embed(waveform, sample_rate).shape       # doctest: +SKIP
+    (256,)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], num_threads: int = 1) -> None:
+        if isinstance(num_threads, bool) or not isinstance(num_threads, int):
+            raise TypeError(f"expected num_threads as an int, got {num_threads!r}; pass 1 or more")
+        if num_threads < 1:
+            raise ValueError(f"expected num_threads of 1 or more, got {num_threads}; pass 1 for one core")
+        self._path = Path(path)
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            raise ModelFormatError(f"{self._path}: no such model file; check the path") from None
+        except OSError as error:
+            raise ModelFormatError(f"{self._path}: the model file cannot be read ({error})") from error
+        # The fingerprint and the session see the same bytes, whatever happens to the file meanwhile.
+        self._fingerprint = hashlib.sha256(content).hexdigest()
+        self._session = _open_session(content, num_threads, self._path)
+        self._metadata = _read_metadata(self._session.get_modelmeta().custom_metadata_map, self._path)
+        self._calibration: Calibration | None = None
+        try:
+            self._spec = EncoderSpec.from_json(json.dumps(self._metadata[_SPEC]))
+            if _CALIBRATION in self._metadata:
+                from .scoring import Calibration
+
+                self._calibration = Calibration.from_json(json.dumps(self._metadata[_CALIBRATION]))
+        except ModelFormatError as error:
+            raise ModelFormatError(f"{self._path}: {error}") from error
+        self._input = _check_graph(self._session, self._spec, self._path)
+
+    @classmethod
+    def default(cls, num_threads: int = 1) -> Encoder:
+        """The encoder shipped with the library (``base``)."""
+        return cls.load("base", num_threads)
+
+    @classmethod
+    def load(cls, name: str, num_threads: int = 1) -> Encoder:
+        """One of the encoders shipped with the library.
+
+        Parameters
+        ----------
+        name : {"base", "small"}
+            ``base`` is the most accurate, ``small`` the fastest.
+        num_threads : int
+            As for `Encoder`.
+
+        Raises
+        ------
+        ValueError
+            If there is no model of that name.
+        ModelFormatError
+            If this installation holds no file for it.
+        """
+        if name not in MODEL_NAMES:
+            raise ValueError(f"expected one of {MODEL_NAMES}, got {name!r}; for a file of your own use Encoder(path)")
+        resource = importlib.resources.files("emoinv_edge") / "models" / f"{name}.onnx"
+        if not resource.is_file():
+            raise ModelFormatError(
+                f"this installation holds no model {name!r} (expected {resource}); "
+                "install emoinv-edge again from its wheel, or load a file of your own with Encoder(path)"
+            )
+        with importlib.resources.as_file(resource) as path:
+            return cls(path, num_threads)
+
+    @property
+    def path(self) -> Path:
+        """The file that the encoder was read from."""
+        return self._path
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Front end and embedding size, from the model file."""
+        return self._spec
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file in hexadecimal; profiles are bound to it."""
+        return self._fingerprint
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How scores of this model become log-likelihood ratios, or None if the file says nothing."""
+        return self._calibration
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The model file's ``emoinv.*`` values, parsed from JSON and read-only."""
+        return self._metadata
+
+    def __repr__(self) -> str:
+        return f"Encoder({str(self._path)!r}, name={self._spec.name!r}, fingerprint={self._fingerprint[:12]!r})"
+
+    def embed(self, waveform: NDArray[Any], sample_rate: int) -> NDArray[np.float32]:
+        """The embedding of one stretch of speech.
+
+        Parameters
+        ----------
+        waveform : ndarray, shape (samples,) or (samples, channels), int16, int32, float32 or float64
+            Speech of one person, as `emoinv_edge.audio.to_mono` takes it. Silence in it is not
+            removed (see `emoinv_edge.vad.speech_only`).
+        sample_rate : int
+            8000 to 192000 Hz; resampled to the model's rate where it differs.
+
+        Returns
+        -------
+        ndarray, shape (embedding_dim,), float32
+            Of unit Euclidean norm, so that the dot product of two is their cosine.
+
+        Raises
+        ------
+        TypeError, AudioError
+            If the waveform cannot be used, or is shorter than `MIN_FRAMES` analysis frames (115 ms).
+        EmoinvError
+            If the model gives no usable embedding (not finite, or zero).
+        """
+        mono = to_mono(waveform, sample_rate, self._spec.sample_rate)
+        minimum = self._spec.frame_length + (MIN_FRAMES - 1) * self._spec.frame_shift
+        if len(mono) < minimum:
+            rate = self._spec.sample_rate
+            raise AudioError(
+                f"expected at least {minimum} samples at {rate} Hz ({1000 * minimum / rate:g} ms), "
+                f"got {len(mono)} ({1000 * len(mono) / rate:g} ms); record longer speech, ideally 3 s or more"
+            )
+        if self._input == "waveform":
+            return self._run(mono[np.newaxis])
+        return self.embed_features(log_mel(mono, self._spec))
+
+    def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The embedding of log-mel features that were computed before, e.g. by a `LogMelStream`.
+
+        Parameters
+        ----------
+        features : ndarray, shape (frames, num_mel_bins), float32
+            From `log_mel` with this encoder's spec; at least `MIN_FRAMES` frames. The mean over frames is
+            removed here where the spec says so.
+
+        Returns
+        -------
+        ndarray, shape (embedding_dim,), float32
+            As `embed` returns it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `features` has another dtype or shape, or the model takes waveforms only.
+        AudioError
+            If a feature is not finite.
+        EmoinvError
+            If the model gives no usable embedding.
+        """
+        if self._input == "waveform":
+            raise ValueError(f"{self._path}: this model computes its own features; call embed with the waveform")
+        if not isinstance(features, np.ndarray) or features.dtype != np.float32:
+            got = features.dtype if isinstance(features, np.ndarray) else type(features).__name__
+            raise TypeError(f"expected a float32 array, got {got}; compute it with emoinv_edge.log_mel")
+        bins = self._spec.num_mel_bins
+        if features.ndim != 2 or features.shape[1] != bins or features.shape[0] < MIN_FRAMES:
+            raise ValueError(
+                f"expected shape (frames, {bins}) with at least {MIN_FRAMES} frames, got {features.shape}; "
+                "compute the features with emoinv_edge.log_mel and this encoder's spec"
+            )
+        if not np.isfinite(features).all():
+            raise AudioError("expected finite features, got NaN or infinite ones; check the waveform behind them")
+        if self._spec.mean_normalisation:
+            features = mean_normalise(features)
+        return self._run(features[np.newaxis])
+
+    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the session on one item; InferenceSession.run is safe from many threads at once."""
+        try:
+            (output,) = self._session.run(["embedding"], {self._input: batch})
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            raise EmoinvError(
+                f"{self._path}: the model failed on an input of shape {batch.shape} ({error}); "
+                "try longer speech, or export the model again"
+            ) from error
+        embedding = np.asarray(output, np.float32)
+        if embedding.shape != (1, self._spec.embedding_dim):
+            raise ModelFormatError(
+                f"{self._path}: expected an embedding of shape (1, {self._spec.embedding_dim}), "
+                f"got {embedding.shape}; export the model again"
+            )
+        norm = float(np.linalg.norm(embedding.astype(np.float64)))
+        if not np.isfinite(norm) or norm < 1e-6:
+            raise EmoinvError(
+                f"{self._path}: the model gave an embedding of norm {norm:g}, which means nothing; "
+                "try other speech, and check the model file with `emoinv doctor`"
+            )
+        unit: NDArray[np.float32] = (embedding[0] / norm).astype(np.float32)
+        return unit
+
+
+def _open_session(content: bytes, num_threads: int, path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread drains a battery
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        raise ModelFormatError(
+            f"{path}: expected an ONNX model, got {len(content)} bytes that onnxruntime refuses ({error}); "
+            "the file is truncated or foreign: copy it again, or install emoinv-edge again"
+        ) from error
+
+
+def _read_metadata(raw: Mapping[str, str], path: Path) -> Mapping[str, Any]:
+    ours = {key: text for key, text in raw.items() if key.startswith(_PREFIX)}
+    for key in sorted(ours.keys() - _KEYS):
+        raise ModelFormatError(
+            f"{path}: metadata key {key!r} is unknown; install the emoinv-edge version that wrote this model"
+        )
+    if _SPEC not in ours:
+        raise ModelFormatError(
+            f"{path}: metadata key {_SPEC!r} is missing, so the features that the model needs are unknown; "
+            "this is no emoinv-edge model, or one exported without its spec: export it with `python -m export`"
+        )
+    values = {}
+    for key, text in ours.items():
+        try:
+            values[key] = json.loads(text)
+        except ValueError as error:
+            raise ModelFormatError(
+                f"{path}: metadata key {key!r} is not JSON ({error}); the file is damaged, export it again"
+            ) from None
+    return MappingProxyType(values)
+
+
+def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> str:
+    """Check the graph against the spec and return the name of its input."""
+
+    def refuse(what: str, expected: str, got: object) -> ModelFormatError:
+        return ModelFormatError(f"{path}: expected {what} {expected}, got {got}; export the model again")
+
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    names = [node.name for node in inputs]
+    if names == ["features"]:
+        trailing: list[int | None] = [None, spec.num_mel_bins]
+    elif names == ["waveform"]:
+        trailing = [None]
+    else:
+        raise refuse("one input,", "'features' or 'waveform'", names)
+    if [node.name for node in outputs] != ["embedding"]:
+        raise refuse("one output,", "'embedding'", [node.name for node in outputs])
+    for node, tail in ((inputs[0], trailing), (outputs[0], [spec.embedding_dim])):
+        if node.type != "tensor(float)":
+            raise refuse(f"{node.name!r} of type", "tensor(float)", node.type)
+        shape = ["batch", *("any" if size is None else size for size in tail)]
+        if len(node.shape) != len(shape):
+            raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
+        if isinstance(node.shape[0], int) and node.shape[0] != 1:
+            raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
+        for got, size in zip(node.shape[1:], tail, strict=True):
+            # A size left open is checked at run time; the varying one must be left open.
+            if isinstance(got, int) and got != size:
+                raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
+    name: str = names[0]
+    return name
