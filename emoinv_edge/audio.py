@@ -246,9 +246,7 @@ def _looks_like_text(path: Path) -> bool:
     return sum(character.isprintable() or character.isspace() for character in text) > 0.95 * len(text)
 
 
-def read_audio(
-    path: str | os.PathLike[str], target_rate: int = 16000
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+def read_audio(path: str | os.PathLike[str], target_rate: int = 16000) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Read an audio file as mono float32 at `target_rate`.
 
     Parameters

@@ -62,7 +62,7 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value: Any = getattr(self, field.name)
+            value = getattr(self, field.name)
             expected = {"str": str, "int": int, "bool": bool, "float": float}[str(field.type)]
             if expected is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
@@ -71,7 +71,7 @@ class EncoderSpec:
                     f"spec: {field.name} should be {expected.__name__}, got {value!r}; "
                     "the model file is damaged or foreign, export it again"
                 )
-            elif expected is float and not math.isfinite(value):
+            elif isinstance(value, float) and not math.isfinite(value):
                 raise ModelFormatError(f"spec: {field.name} should be finite, got {value!r}")
         self._require("name", 0 < len(self.name) <= 64, "1 to 64 characters")
         self._require("sample_rate", 8000 <= self.sample_rate <= 48000, "8000 to 48000")

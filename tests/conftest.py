@@ -66,52 +66,54 @@ def build_encoder(
     metadata: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write a tiny random ONNX encoder to `path`.
+    """Write a tiny ONNX encoder to `path`.
+
+    The "features" flavour tells voices of `synthesise` apart by how their harmonics move through
+    the lower mel bins: on 3 s the cosine of one `f0_hz` with itself is about 0.9, and 0.5 at most
+    with one a fifth away. Encoders of different seeds give embeddings that do not compare.
 
     Parameters
     ----------
     spec, seed, flavour
-        Weights are drawn from `seed`; `flavour` is "features" or "waveform".
+        The output's rotation is drawn from `seed`; `flavour` is "features" or "waveform".
     metadata : dict, optional
         Values to write as JSON besides ``emoinv.spec``; a value of None leaves the key out.
     changes
         ``input_name``, ``output_name``, ``input_shape``, ``output_shape``: what the graph claims.
     """
     rng = np.random.default_rng(seed)
-    hidden = 64
-
-    def weight(name: str, *shape: int) -> onnx.TensorProto:
-        scale = 1.0 / np.sqrt(np.prod(shape[:-1]))
-        return onnx.numpy_helper.from_array((rng.standard_normal(shape) * scale).astype(np.float32), name)
-
     node = onnx.helper.make_node
     input_name = changes.get("input_name", flavour)
     output_name = changes.get("output_name", "embedding")
     if flavour == "features":
+        hidden = max(spec.num_mel_bins // 2, spec.embedding_dim)
         input_shape = changes.get("input_shape", ["batch", "frames", spec.num_mel_bins])
+        bins = np.eye(spec.num_mel_bins)
+        analysis = (2.0 * bins - np.roll(bins, 1, axis=0) - np.roll(bins, -1, axis=0))[:, :hidden]
         nodes = [node("MatMul", [input_name, "analysis"], ["projected"])]
-        weights = [weight("analysis", spec.num_mel_bins, hidden)]
     else:
+        hidden = 64
         input_shape = changes.get("input_shape", ["batch", "samples"])
+        analysis = rng.standard_normal((hidden, 1, spec.frame_length))
         nodes = [
             node("Unsqueeze", [input_name, "one"], ["channel"]),
             node("Conv", ["channel", "analysis"], ["filtered"], strides=[spec.frame_shift]),
             node("Transpose", ["filtered"], ["projected"], perm=[0, 2, 1]),
         ]
-        kernel = rng.standard_normal((hidden, 1, spec.frame_length)).astype(np.float32)
-        weights = [
-            onnx.numpy_helper.from_array(kernel, "analysis"),
-            onnx.numpy_helper.from_array(np.array([1]), "one"),
-        ]
-    # The mean magnitude in each random direction, against the mean of all: dynamics, not loudness.
     nodes += [
         node("Abs", ["projected"], ["magnitude"]),
         node("ReduceMean", ["magnitude"], ["pooled"], axes=[1], keepdims=0),
         node("ReduceMean", ["pooled"], ["level"], axes=[1], keepdims=1),
         node("Sub", ["pooled", "level"], ["centred"]),
-        node("MatMul", ["centred", "synthesis"], [output_name]),
+        node("MatMul", ["centred", "rotation"], [output_name]),
     ]
-    weights.append(weight("synthesis", hidden, spec.embedding_dim))
+    rotation = np.linalg.qr(rng.standard_normal((hidden, max(hidden, spec.embedding_dim))))[0]
+    arrays = {
+        "analysis": analysis.astype(np.float32),
+        "rotation": np.ascontiguousarray(rotation[:, : spec.embedding_dim], np.float32),
+        **({"one": np.array([1])} if flavour == "waveform" else {}),
+    }
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         nodes,
