@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     from .enrolment import Enroller, EnrolmentFeedback
     from .features import LogMelStream, log_mel
     from .microphone import Microphone
-    from .profiles import Exemplar, Profile, ProfileStore
+    from .profiles import Exemplar, Profile
     from .quality import SpeechQuality
     from .scoring import Calibration
     from .spec import EncoderSpec
+    from .store import ProfileStore
     from .stream import VerificationStream
     from .vad import SpeechSegment, SpeechSegmenter
     from .verifier import Decision, Verdict, Verifier
@@ -99,7 +100,7 @@ _HOME = {
     "LogMelStream": "features",
     "Microphone": "microphone",
     "Profile": "profiles",
-    "ProfileStore": "profiles",
+    "ProfileStore": "store",
     "SpeechQuality": "quality",
     "SpeechSegment": "vad",
     "SpeechSegmenter": "vad",
