@@ -22,7 +22,7 @@ HOP_S = 0.020
 LOW_F0_HZ = 60.0
 HIGH_F0_HZ = 620.0
 PITCH_BAND_HZ = 2000.0  # harmonics above carry more noise than pitch
-COMPRESSION = 0.33  # power spectrum to this power before the autocorrelation: flattens formants (Tolonen & Karjalainen 2000)
+COMPRESSION = 0.33  # power of the power spectrum before the autocorrelation: flattens formants
 VOICED_CORRELATION = 0.40
 QUIET_DB = 30.0  # frames this far below the loud ones are neither voiced nor pitch-bearing
 OCTAVE_COST = 0.06  # per octave towards long lags: of two equal peaks the shorter period wins
@@ -48,11 +48,13 @@ class SpeechQuality:
         Samples at full scale, 0 to 1.
     level_dbfs : float
         Level of the speech, dB below full scale (0 is a full-scale square wave), at least -120.
-    log_f0_mean, log_f0_std : float or None
-        Mean and standard deviation of ln(F0 / Hz) over the voiced frames; None when nothing is voiced.
-    tilt_db : float or None
+    log_f0_mean : float or None
+        Mean of ln(F0 / Hz) over the voiced frames; None when nothing is voiced.
+    log_f0_std : float
+        Standard deviation of the same; 0 when nothing is voiced.
+    tilt_db : float
         Energy of 1-5 kHz over that below 1 kHz in the voiced frames, dB; rises with vocal effort.
-        None when nothing is voiced.
+        0 when nothing is voiced.
     voiced_fraction : float
         Voiced part of the loud frames, 0 to 1.
     """
@@ -62,18 +64,17 @@ class SpeechQuality:
     clipped_fraction: float
     level_dbfs: float
     log_f0_mean: float | None
-    log_f0_std: float | None
-    tilt_db: float | None
+    log_f0_std: float
+    tilt_db: float
     voiced_fraction: float
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            optional = field.name in ("log_f0_mean", "log_f0_std", "tilt_db")
-            if value is None and optional:
+            if value is None and field.name == "log_f0_mean":
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"{field.name} should be a finite number{' or None' if optional else ''}, got {value!r}")
+                raise ValueError(f"{field.name} should be a finite number, got {value!r}")
             object.__setattr__(self, field.name, float(value))
         for name in ("clipped_fraction", "voiced_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -101,7 +102,7 @@ def _lag_length(band: int) -> int:
 def _lag_gain(window: NDArray[np.float32], fft: int, band: int) -> NDArray[np.float32]:
     padded = np.abs(np.fft.rfft(window.astype(np.float64), fft)) ** 2
     gain = np.fft.irfft(padded[: band + 1], _lag_length(band))
-    return (gain / gain[0]).astype(np.float32)
+    return np.asarray(gain / gain[0], np.float32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,7 +137,8 @@ def _analyse(waveform: NDArray[np.float32], sample_rate: int) -> _Frames:
         low = round(LOW_F0_HZ * fft / sample_rate)
         tilt[loud, 0] = energy[:, low:split].sum(axis=1)
         tilt[loud, 1] = energy[:, split:high].sum(axis=1)
-        lags = np.fft.irfft(energy[:, : band + 1] ** np.float32(COMPRESSION), _lag_length(band), axis=1)
+        flat = energy[:, : band + 1] ** np.float32(COMPRESSION)
+        lags = np.asarray(np.fft.irfft(flat, _lag_length(band), axis=1), np.float32)
         voiced[loud], log_f0[loud] = _pitch(lags, lag_gain, sample_rate * _lag_length(band) / fft)
     return _Frames(power_db, loud, voiced, log_f0, tilt)
 
@@ -236,8 +238,8 @@ def measure_quality(
         clipped_fraction=float(np.mean(np.abs(waveform) >= CLIP_LEVEL)) if len(waveform) else 0.0,
         level_dbfs=max(SILENT_DBFS, 10.0 * math.log10(max(power, 1e-12))),
         log_f0_mean=float(log_f0.mean()) if len(log_f0) else None,
-        log_f0_std=float(log_f0.std()) if len(log_f0) else None,
-        tilt_db=10.0 * math.log10(max(high, 1e-12) / max(low, 1e-12)) if len(log_f0) else None,
+        log_f0_std=float(log_f0.std()) if len(log_f0) else 0.0,
+        tilt_db=10.0 * math.log10(max(high, 1e-12) / max(low, 1e-12)) if len(log_f0) else 0.0,
         voiced_fraction=float(frames.voiced.sum() / max(1, frames.loud.sum())),
     )
 

@@ -1,0 +1,293 @@
+"""Enroller: utterances in, feedback at once, a profile at the end.
+
+A profile of one calm manner is what defeats verifiers when the owner is angry, so the prompts ask
+for variety: calm, excited, louder, softer, further away. They are offers, not demands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import to_mono
+from .errors import AudioError, EmoinvError, EnrolmentError
+from .profiles import Exemplar, Profile
+from .quality import SpeechQuality, measure_quality
+from .scoring import Calibration, ProfileBank, bayes_threshold
+from .vad import speech_only
+from .verifier import require_calibration, require_model, unusable
+
+if TYPE_CHECKING:
+    from .encoder import Encoder
+
+__all__ = ["PROMPTS", "Enroller", "EnrolmentFeedback"]
+
+MIN_UTTERANCE_S = 1.0
+MIN_PROFILE_S = 2.0  # below, no profile is made
+TARGET_S = 10.0  # progress reaches 100 % here, and with TARGET_UTTERANCES
+TARGET_UTTERANCES = 3
+MAX_UTTERANCES = 40
+MIN_ENROL_SNR_DB = 5.0
+# An utterance nearer than this to an earlier one is the same recording again: even the same
+# sentence in the same mood, spoken twice, stays below.
+REPLAY_COSINE = 0.985
+# How sure the enrolment is beforehand that it hears one person: at first mention and within one clip.
+SAME_SPEAKER_PRIOR = 0.97
+SAME_CLIP_PRIOR = 0.99
+WINDOW_S = 1.6  # of the search for a second voice inside one utterance
+
+PROMPTS = (
+    "Say a few sentences as you normally speak.",
+    "Now say something with excitement, as if you had won a prize.",
+    "Now louder, as if to somebody across the room.",
+    "Now softly, as if somebody were asleep nearby.",
+    "Now annoyed, as if you had to repeat yourself.",
+    "Now from further away, or in another room.",
+)
+ENOUGH = "That is enough; more moods and places make it better still."
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EnrolmentFeedback:
+    """What became of one utterance.
+
+    Parameters
+    ----------
+    accepted : bool
+    reason : str
+        ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``too_short``, ``clipped``,
+        ``too_quiet``, ``too_noisy``, ``replay``, ``second_voice``, ``other_speaker``, ``full``,
+        ``no_embedding``.
+    message : str
+        The same in a sentence, with the cure.
+    seconds : float
+        Net speech accepted so far.
+    progress : float
+        0 to 1; a profile can be made before 1 (see `Enroller.ready`).
+    prompt : str
+        What to say next.
+    quality : SpeechQuality or None
+        Of this utterance, as far as it could be measured.
+    """
+
+    accepted: bool
+    reason: str
+    message: str
+    seconds: float
+    progress: float
+    prompt: str
+    quality: SpeechQuality | None = None
+
+
+class Enroller:
+    """Collects utterances of one speaker until a profile can be made.
+
+    Keeps the accepted exemplars; not for use from several threads at once.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    calibration : Calibration, optional
+        Instead of the model's own.
+    profile : Profile, optional
+        An existing profile to add utterances to; made by the same model.
+    keep_audio : bool
+        Keep the speech itself (16-bit mono at the model's rate) in each exemplar, so that another
+        model can enrol the speaker again without asking. Off by default: audio is personal.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no calibration: without it nobody can tell a second voice.
+    ModelMismatchError
+        If `profile` was made by another model.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        calibration: Calibration | None = None,
+        profile: Profile | None = None,
+        keep_audio: bool = False,
+    ) -> None:
+        self._encoder = encoder
+        self._calibration = require_calibration(encoder, calibration)
+        self._keep_audio = keep_audio
+        self._base = profile
+        self._exemplars: list[Exemplar] = []
+        self._digests: set[bytes] = set()
+        if profile is not None:
+            require_model(encoder, profile)
+            self._exemplars.extend(profile.exemplars)
+
+    @property
+    def seconds(self) -> float:
+        """Net speech accepted so far."""
+        return sum(exemplar.quality.net_speech_s for exemplar in self._exemplars)
+
+    @property
+    def progress(self) -> float:
+        """0 to 1: both the seconds and the number of utterances count."""
+        return min(1.0, self.seconds / TARGET_S, len(self._exemplars) / TARGET_UTTERANCES)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `profile` can be called."""
+        return bool(self._exemplars) and self.seconds >= MIN_PROFILE_S
+
+    @property
+    def prompt(self) -> str:
+        """What to say next."""
+        if self.progress >= 1.0 and len(self._exemplars) >= len(PROMPTS):
+            return ENOUGH
+        return PROMPTS[len(self._exemplars) % len(PROMPTS)]
+
+    def add(self, waveform: NDArray[Any], sample_rate: int) -> EnrolmentFeedback:
+        """Take one utterance, or say why not.
+
+        Parameters
+        ----------
+        waveform : ndarray, shape (samples,) or (samples, channels), int16, int32, float32 or float64
+            One person speaking for 1 s or more, as `emoinv_edge.audio.to_mono` takes it.
+        sample_rate : int
+            8000 to 192000 Hz.
+
+        Raises
+        ------
+        TypeError, AudioError
+            If the array's type, dtype, shape or rate is wrong: a fault of the program, not of the speech.
+        """
+        if isinstance(waveform, np.ndarray) and waveform.ndim in (1, 2):
+            if waveform.size == 0:
+                return self._refuse("empty", "The recording is empty; record again.")
+            if waveform.dtype.kind == "f" and not np.isfinite(waveform).all():
+                return self._refuse("not_finite", "The recording holds a NaN or an infinity; record again.")
+            if not waveform.any():
+                return self._refuse("silent", "Every sample is zero; is the microphone muted?")
+        rate = self._encoder.spec.sample_rate
+        mono = to_mono(waveform, sample_rate, rate)
+        speech = speech_only(mono, rate)
+        quality = measure_quality(mono, rate, speech)
+        refusal = unusable(quality, MIN_UTTERANCE_S)
+        if refusal is None and quality.snr_db < MIN_ENROL_SNR_DB:
+            refusal = (
+                "too_noisy",
+                f"too noisy: {quality.snr_db:.0f} dB of speech over noise, {MIN_ENROL_SNR_DB:.0f} are needed to enrol; "
+                "come closer or go where it is quieter",
+            )
+        if refusal is not None:
+            return self._refuse(refusal[0], _sentence(refusal[1]), quality)
+        if len(self._exemplars) >= MAX_UTTERANCES:
+            return self._refuse("full", f"A profile holds at most {MAX_UTTERANCES} utterances.", quality)
+        try:
+            embedding = self._encoder.embed(speech, rate)
+        except AudioError:
+            raise
+        except EmoinvError as error:
+            return self._refuse("no_embedding", f"The model could not use this utterance ({error}).", quality)
+        audio = np.clip(np.rint(speech * 32768.0), -32768, 32767).astype("<i2").tobytes()
+        digest = hashlib.sha256(audio).digest()
+        refusal = self._doubt(embedding, quality, speech, digest)
+        if refusal is not None:
+            return self._refuse(*refusal, quality)
+        self._digests.add(digest)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        self._exemplars.append(Exemplar(embedding, quality, now, audio if self._keep_audio else None))
+        return EnrolmentFeedback(
+            accepted=True,
+            reason="accepted",
+            message=f"Good: {quality.net_speech_s:.1f} s of speech.",
+            seconds=self.seconds,
+            progress=self.progress,
+            prompt=self.prompt,
+            quality=quality,
+        )
+
+    def profile(self, name: str, consent: str = "") -> Profile:
+        """The profile of the utterances accepted so far.
+
+        Raises
+        ------
+        EnrolmentError
+            If less than 2 s of speech were accepted.
+        """
+        if not self.ready:
+            raise EnrolmentError(
+                f"expected at least {MIN_PROFILE_S:g} s of accepted speech, got {self.seconds:.1f} s in "
+                f"{len(self._exemplars)} utterances; add more (each answer of add() says what to say next)"
+            )
+        if self._base is not None:
+            return dataclasses.replace(self._base, name=name, exemplars=tuple(self._exemplars))
+        return Profile(
+            name,
+            self._encoder.fingerprint,
+            tuple(self._exemplars),
+            datetime.datetime.now(datetime.timezone.utc),
+            consent=consent,
+        )
+
+    def _doubt(
+        self, embedding: NDArray[np.float32], quality: SpeechQuality, speech: NDArray[np.float32], digest: bytes
+    ) -> tuple[str, str] | None:
+        """Reason and message if this is a replay, a mixture of voices or another speaker."""
+        replayed = digest in self._digests or any(
+            float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in self._exemplars
+        )
+        if replayed:
+            return "replay", "This recording was given before; say something new."
+        if self._mixed(speech):
+            return "second_voice", "There seems to be a second voice in this recording; record it alone."
+        if self._exemplars:
+            llr = self._llr(self._exemplars, embedding, quality)
+            if llr < bayes_threshold(SAME_SPEAKER_PRIOR):
+                return (
+                    "other_speaker",
+                    "This does not sound like the speaker of the earlier utterances; "
+                    "if it is, say it closer to your normal voice first.",
+                )
+        return None
+
+    def _mixed(self, speech: NDArray[np.float32]) -> bool:
+        """Whether some stretch of the utterance speaks against the rest of it."""
+        rate = self._encoder.spec.sample_rate
+        count = int(len(speech) / (WINDOW_S * rate))
+        if count < 2:
+            return False
+        windows = np.array_split(speech, count)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        pieces = [Exemplar(self._encoder.embed(piece, rate), measure_quality(piece, rate), now) for piece in windows]
+        limit = bayes_threshold(SAME_CLIP_PRIOR)
+        return any(
+            self._llr(pieces[:index] + pieces[index + 1 :], piece.embedding, piece.quality) < limit
+            for index, piece in enumerate(pieces)
+        )
+
+    def _llr(self, exemplars: list[Exemplar], embedding: NDArray[np.float32], quality: SpeechQuality) -> float:
+        bank = ProfileBank.from_arrays(
+            ["speaker"],
+            np.stack([exemplar.embedding for exemplar in exemplars]),
+            [exemplar.quality for exemplar in exemplars],
+            [len(exemplars)],
+        )
+        return float(self._calibration.llr(bank.evidence(embedding, quality, self._calibration.pooling))[0])
+
+    def _refuse(self, reason: str, message: str, quality: SpeechQuality | None = None) -> EnrolmentFeedback:
+        return EnrolmentFeedback(
+            accepted=False,
+            reason=reason,
+            message=message,
+            seconds=self.seconds,
+            progress=self.progress,
+            prompt=self.prompt,
+            quality=quality,
+        )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
