@@ -36,8 +36,8 @@ class SpeechDetector(Protocol):
     def frame_length(self) -> int:
         """Samples in one frame."""
 
-    def is_speech(self, frame: NDArray[np.int16]) -> bool:
-        """Judge the next frame of the stream, shape (frame_length,)."""
+    def is_speech(self, frame: NDArray[np.float32]) -> bool:
+        """Judge the next frame of the stream, shape (frame_length,), float32 in [-1, 1], finite."""
 
     def reset(self) -> None:
         """Forget the stream so far."""
@@ -71,9 +71,10 @@ class WebRtcDetector:
         """Samples in one frame."""
         return self._frame_length
 
-    def is_speech(self, frame: NDArray[np.int16]) -> bool:
-        """Judge the next frame of the stream, shape (frame_length,)."""
-        return bool(self._vad.is_speech(frame.tobytes(), self._rate))
+    def is_speech(self, frame: NDArray[np.float32]) -> bool:
+        """Judge the next frame of the stream, shape (frame_length,), float32 in [-1, 1], finite."""
+        pcm = np.clip(np.rint(frame * np.float32(32768)), -32768, 32767).astype(np.int16)
+        return bool(self._vad.is_speech(pcm.tobytes(), self._rate))
 
     def reset(self) -> None:
         """Forget the stream so far; the native object has no reset, so a new one is made."""
@@ -227,10 +228,9 @@ class SpeechSegmenter:
         else:
             frames = np.where(finite, frames, np.float32(0))
             damaged = (length - np.count_nonzero(finite, axis=1)).tolist()
-        pcm = np.clip(np.rint(frames * np.float32(32768)), -32768, 32767).astype(np.int16)
         out: list[SpeechSegment] = []
         for i in range(count):
-            self._step(frames[i], damaged[i], self._detector.is_speech(pcm[i]), out)
+            self._step(frames[i], damaged[i], self._detector.is_speech(frames[i]), out)
         return out
 
     def flush(self) -> list[SpeechSegment]:
