@@ -1,14 +1,17 @@
-"""What the subcommands print: exit statuses, JSON, errors, tables and progress."""
+"""What the subcommands print: exit statuses, JSON, errors, decisions and progress."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..verifier import Decision
 
 __all__ = [
     "EXIT_ACCEPT",
@@ -17,10 +20,14 @@ __all__ = [
     "EXIT_NO_DECISION",
     "EXIT_REJECT",
     "console",
+    "decision_fields",
+    "exit_status",
+    "one_in",
     "print_error",
     "print_json",
     "report_failure",
     "track",
+    "verdict_text",
 ]
 
 EXIT_ACCEPT = 0
@@ -28,6 +35,8 @@ EXIT_REJECT = 1
 EXIT_NO_DECISION = 2
 EXIT_ERROR = 3
 EXIT_INTERRUPTED = 130
+
+STYLES = {"ACCEPT": "green", "REJECT": "red", "NO_DECISION": "yellow"}
 
 Item = TypeVar("Item")
 
@@ -58,14 +67,37 @@ def report_failure(error: Exception, as_json: bool) -> int:
     return EXIT_ERROR
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None, show: bool = True) -> Iterator[Item]:
-    """Yield `items` under a progress bar on standard error with the time left; no bar where `show` is false.
+def exit_status(decision: Decision) -> int:
+    """0 for ACCEPT, 1 for REJECT, 2 for NO_DECISION."""
+    return {"ACCEPT": EXIT_ACCEPT, "REJECT": EXIT_REJECT, "NO_DECISION": EXIT_NO_DECISION}[decision.verdict.name]
 
-    Nothing is drawn where standard error is not a terminal.
+
+def verdict_text(decision: Decision) -> str:
+    """The verdict for a rich console, in its colour."""
+    name = decision.verdict.name
+    return f"[{STYLES[name]}]{name.replace('_', ' ')}[/]"
+
+
+def decision_fields(decision: Decision) -> dict[str, Any]:
+    """A decision as a JSON object: its fields, with the verdict as "accept", "reject" or "no_decision"."""
+    fields = dataclasses.asdict(decision)
+    fields["verdict"] = decision.verdict.name.lower()
+    return fields
+
+
+def one_in(rate: float) -> str:
+    """A rate as people say it: ``1 in 100``."""
+    return f"1 in {1.0 / rate:,.0f}" if rate <= 0.2 else f"{rate:.0%}"
+
+
+def track(items: Sequence[Item], description: str, show: bool = True) -> Iterator[Item]:
+    """Yield `items` under a progress bar on standard error with the time left.
+
+    Nothing is drawn where `show` is false or standard error is not a terminal.
     """
     if not show or not sys.stderr.isatty():
         yield from items
         return
     from rich.progress import track as rich_track
 
-    yield from rich_track(items, description, total=total, console=console(stderr=True), transient=True)
+    yield from rich_track(items, description, console=console(stderr=True), transient=True)
