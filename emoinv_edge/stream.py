@@ -1,0 +1,352 @@
+"""VerificationStream: who is speaking, while they speak, at a cost that does not grow.
+
+Speech is cut out by a `SpeechSegmenter`. About every half second of new speech one embedding is
+made of the last second and a half of it (features are computed once per frame and kept), and the
+embeddings of the last few seconds of one utterance are averaged. The average costs a third of what
+one embedding of the whole window would, as every second goes through the network three times
+instead of a dozen, and is what the profiles are compared with.
+
+An utterance ends with a pause, or with lost or damaged audio. Nothing is carried from one
+utterance to the next, as another person may speak it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import MAX_PEAK, ResampleStream, mono_chunk
+from .errors import EmoinvError
+from .features import LogMelStream
+from .quality import CLIP_LEVEL, SpeechQuality, measure_quality
+from .vad import SpeechDetector, SpeechSegment, SpeechSegmenter
+from .verifier import MIN_SPEECH_S, Decision, Verdict, Verifier, unusable
+
+if TYPE_CHECKING:
+    from .encoder import Encoder
+
+__all__ = ["VerificationStream"]
+
+PIECE_MS = 120  # speech is taken over from the segmenter in pieces of this length
+SLICE = 4096  # samples handled at once, so that memory does not depend on the length of a chunk
+BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the speech, pauses included
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Step:
+    """The evidence of one stretch of new speech."""
+
+    embedding: NDArray[np.float32]
+    weight: float  # seconds of speech that the embedding saw
+    quality: SpeechQuality  # of the new speech alone
+    start: int  # of the new speech, in samples
+
+
+class VerificationStream:
+    """Decisions on audio that arrives in chunks, the same ones however it is chunked.
+
+    Work per second and memory are bounded whatever the length of the stream. The encoder and the
+    profiles are shared with other streams, everything else is this stream's own; use one stream
+    from one thread at a time. Get one from `Verifier.stream`.
+
+    Parameters
+    ----------
+    verifier : Verifier
+    sample_rate : int
+        Of the chunks, 8000 to 192000 Hz; resampled to the encoder's rate where it differs.
+    hop_s : float
+        New speech from one provisional decision to the next, 0.25 to 0.5 s is sensible.
+    context_s : float
+        Speech that one embedding sees.
+    window_s : float
+        Speech of one utterance that a decision rests on, at most.
+    detector : SpeechDetector, optional
+        For this stream alone; WebRTC's unless given.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        sample_rate: int = 16000,
+        *,
+        hop_s: float = 0.48,
+        context_s: float = 1.5,
+        window_s: float = 6.0,
+        detector: SpeechDetector | None = None,
+    ) -> None:
+        if not 0.0 < hop_s <= context_s <= window_s:
+            raise ValueError(
+                f"expected 0 < hop_s <= context_s <= window_s, got {hop_s!r}, {context_s!r} and {window_s!r}"
+            )
+        if context_s < MIN_SPEECH_S:
+            raise ValueError(f"expected context_s of at least {MIN_SPEECH_S} s, got {context_s!r}")
+        self._verifier = verifier
+        self._encoder: Encoder = verifier.encoder
+        spec = self._encoder.spec
+        self._rate = spec.sample_rate
+        self._in_rate = sample_rate
+        self._resampler = ResampleStream(sample_rate, self._rate)
+        self._segmenter = SpeechSegmenter(self._rate, detector=detector, longest_ms=PIECE_MS)
+        self._log_mel = LogMelStream(spec)
+        self._hop = round(hop_s * self._rate)
+        self._context_frames = spec.num_frames(round(context_s * self._rate))
+        self._context_s = context_s
+        self._window = round(window_s * self._rate)
+        self._background = round(BACKGROUND_S * self._rate)
+        self._ring = np.zeros(self._background + 2 * self._rate, np.float32)
+        self.reset()
+
+    @property
+    def verifier(self) -> Verifier:
+        """The verifier whose profiles and threshold are used."""
+        return self._verifier
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the chunks, in Hz."""
+        return self._in_rate
+
+    @property
+    def position(self) -> int:
+        """Samples judged or waiting, at the encoder's rate, since the start of the stream."""
+        return self._segmenter.position
+
+    @property
+    def in_speech(self) -> bool:
+        """Whether somebody is speaking now."""
+        return self._segmenter.in_speech
+
+    def process(self, chunk: NDArray[Any]) -> list[Decision]:
+        """Take the next samples and return the decisions that they brought.
+
+        Parameters
+        ----------
+        chunk : ndarray, shape (samples,) or (samples, channels), int16, int32, float32 or float64
+            Of any length, 0 included; left as it is. Samples that are not finite, or far beyond full
+            scale, count as lost (see `gap`).
+
+        Returns
+        -------
+        list of Decision
+            Provisional ones (``final=False``) about every `hop_s` of new speech, and one final one
+            at the end of each utterance; `start` and `end` in samples at the encoder's rate from
+            the start of the stream.
+
+        Raises
+        ------
+        TypeError, AudioError
+            If the chunk's type, dtype or shape is wrong: a fault of the program, not of the audio.
+        """
+        out: list[Decision] = []
+        if isinstance(chunk, np.ndarray) and chunk.dtype.kind == "f" and chunk.ndim in (1, 2):
+            with np.errstate(invalid="ignore"):
+                sound = np.abs(chunk) <= MAX_PEAK  # False for NaN too
+            if not sound.all():
+                self._damaged(chunk, sound if sound.ndim == 1 else sound.all(axis=1), out)
+                return out
+        mono = mono_chunk(chunk)
+        if len(mono):
+            self._end_damage(out)
+            self._sound(mono, out)
+        return out
+
+    def gap(self, num_samples: int) -> list[Decision]:
+        """Note that `num_samples` samples (at `sample_rate`) were lost here.
+
+        An utterance that is under way ends with NO_DECISION, as what was said over the gap is not
+        known; the clock moves on.
+        """
+        if num_samples < 0:
+            raise ValueError(f"expected a gap of 0 samples or more, got {num_samples}")
+        out: list[Decision] = []
+        self._end_damage(out)
+        self._lose(num_samples, "audio was lost: the microphone or the program did not keep up; speak again", out)
+        return out
+
+    def flush(self) -> list[Decision]:
+        """End the stream: the final decision of the open utterance, if any; then it starts anew."""
+        out: list[Decision] = []
+        self._end_damage(out)
+        self._feed(self._resampler.flush(), out)
+        for segment in self._segmenter.flush():
+            self._take(segment, out)
+        self.reset()
+        return out
+
+    def reset(self) -> None:
+        """Forget everything but the profiles; the next sample is sample 0 of a new stream."""
+        self._resampler.flush()
+        self._segmenter.reset()
+        self._taken = 0  # samples at the input's rate
+        self._damage = 0  # samples of the run of damaged ones that is under way
+        self._ring_start = 0  # first position since the last gap
+        self._ring_end = 0
+        self._forget_utterance()
+
+    def _forget_utterance(self) -> None:
+        self._log_mel.flush()
+        self._features = np.empty((0, self._encoder.spec.num_mel_bins), np.float32)
+        self._steps: deque[_Step] = deque()
+        self._new: list[NDArray[np.float32]] = []  # speech since the last step
+        self._new_length = 0
+        self._new_start = 0
+        self._speech = 0  # samples of the utterance
+        self._utterance_start: int | None = None
+        self._doubt: str | None = None  # reason of the last provisional NO_DECISION
+
+    def _sound(self, mono: NDArray[np.float32], out: list[Decision]) -> None:
+        for begin in range(0, len(mono), SLICE):
+            part = mono[begin : begin + SLICE]
+            self._taken += len(part)
+            self._feed(self._resampler.process(part), out)
+
+    def _feed(self, samples: NDArray[np.float32], out: list[Decision]) -> None:
+        """Hand samples at the encoder's rate to the segmenter and keep them as background."""
+        for begin in range(0, len(samples), SLICE):
+            part = samples[begin : begin + SLICE]
+            at = (self._ring_end + np.arange(len(part))) % len(self._ring)
+            self._ring[at] = part
+            self._ring_end += len(part)
+            for segment in self._segmenter.process(part):
+                self._take(segment, out)
+
+    def _damaged(self, chunk: NDArray[Any], sound: NDArray[np.bool_], out: list[Decision]) -> None:
+        """Take a chunk of which only the samples marked in `sound` can be used."""
+        edges = np.flatnonzero(np.diff(sound)) + 1
+        for part, good in zip(np.split(chunk, edges), sound[np.concatenate(([0], edges))], strict=True):
+            if good:
+                self._end_damage(out)
+                self._sound(mono_chunk(part), out)
+            else:
+                self._damage += len(part)
+
+    def _end_damage(self, out: list[Decision]) -> None:
+        if self._damage:
+            length, self._damage = self._damage, 0
+            self._lose(
+                length,
+                f"not finite: {length} samples were NaN, infinite or far beyond full scale; "
+                "find the fault in the recording chain",
+                out,
+            )
+
+    def _lose(self, num_samples: int, reason: str, out: list[Decision]) -> None:
+        self._feed(self._resampler.flush(), out)
+        before = self._segmenter.position
+        self._taken += num_samples
+        after = max(before, round(self._taken * self._rate / self._in_rate))
+        self._segmenter.gap(after - before)  # its segment is dropped: the utterance is not known to the end
+        start = before if self._utterance_start is None else self._utterance_start
+        self._ring_start = self._ring_end = after
+        self._forget_utterance()
+        out.append(self._verifier.no_decision(reason, start=start, end=after))
+
+    def _take(self, segment: SpeechSegment, out: list[Decision]) -> None:
+        if self._utterance_start is None:
+            self._utterance_start = segment.start
+        if not self._new:
+            self._new_start = segment.start
+        self._new.append(segment.waveform)
+        self._new_length += len(segment.waveform)
+        self._speech += len(segment.waveform)
+        enough = self._speech >= MIN_SPEECH_S * self._rate
+        due = self._new_length >= self._hop if self._steps or self._doubt else enough
+        if enough and (due or segment.final):
+            self._judge(segment.end, segment.final, out)
+        elif segment.final:
+            quality = self._measure(segment.end)
+            refusal = unusable(quality)
+            reason = refusal[1] if refusal else "too little speech; speak a little longer"
+            out.append(self._no_decision(reason, quality, segment.end, final=True))
+        if segment.final:
+            self._forget_utterance()
+
+    def _no_decision(self, reason: str, quality: SpeechQuality, end: int, final: bool) -> Decision:
+        start = end if self._utterance_start is None else self._utterance_start
+        return self._verifier.no_decision(reason, quality, start=start, end=end, final=final)
+
+    def _measure(self, end: int) -> SpeechQuality:
+        """Quality of the new speech, its noise judged from all the audio of the last seconds."""
+        speech = np.concatenate(self._new)
+        first = max(self._ring_start, end - self._background, 0)
+        background = self._ring[np.arange(first, end) % len(self._ring)]
+        quality = measure_quality(background, self._rate, speech)
+        clipped = float(np.mean(np.abs(speech) >= CLIP_LEVEL))
+        return dataclasses.replace(quality, clipped_fraction=clipped)
+
+    def _judge(self, end: int, final: bool, out: list[Decision]) -> None:
+        """Make a step of the new speech, and a decision of the steps in the window."""
+        quality = self._measure(end)
+        features = self._log_mel.process(np.concatenate(self._new))
+        self._features = np.concatenate((self._features, features))[-self._context_frames :]
+        problem = self._step(quality, final)
+        self._new, self._new_length = [], 0
+        while self._steps and sum(step.quality.net_speech_s for step in self._steps) > self._window / self._rate:
+            if len(self._steps) == 1:
+                break
+            self._steps.popleft()
+        if problem is not None:
+            decision = self._no_decision(problem, quality, end, final)
+        else:
+            total = np.sum([step.embedding * np.float32(step.weight) for step in self._steps], axis=0)
+            embedding = np.asarray(total / np.linalg.norm(total), np.float32)
+            merged = merge_qualities([step.quality for step in self._steps])
+            decision = self._verifier.decide(embedding, merged, start=self._steps[0].start, end=end, final=final)
+        doubt = decision.reason if decision.verdict is Verdict.NO_DECISION else None
+        if final or doubt is None or self._doubt is None:
+            out.append(decision)  # a provisional doubt is reported once, not twice a second
+        self._doubt = doubt
+
+    def _step(self, quality: SpeechQuality, final: bool) -> str | None:
+        """Add a step of the new speech; the reason why not, if it cannot be used."""
+        # Only the whole window must be long enough, every part of it must be clean enough.
+        refusal = unusable(quality, 0.0)
+        if refusal is not None:
+            self._steps.clear()
+            return refusal[1]
+        if final and self._steps and quality.net_speech_s < 0.25:
+            return None  # a tail too short to change the answer
+        try:
+            embedding = self._encoder.embed_features(np.ascontiguousarray(self._features))
+        except EmoinvError as error:  # the model failed on this input: no score, no accept
+            self._steps.clear()
+            return f"the model gave no usable embedding ({error})"
+        weight = len(self._features) * self._encoder.spec.frame_shift / self._rate
+        self._steps.append(_Step(embedding, weight, quality, self._new_start))
+        return None
+
+
+def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
+    """The quality of an utterance from those of its consecutive parts.
+
+    Pitch and effort are averaged over the voiced speech, the spread of the pitch within and
+    between the parts; the noise and the clipping are those of the worst part.
+    """
+    seconds = np.array([quality.net_speech_s for quality in qualities])
+    fractions = np.array([quality.voiced_fraction for quality in qualities])
+    voiced = fractions * seconds * [quality.log_f0_mean is not None for quality in qualities]
+    total, sounded = float(seconds.sum()), float(voiced.sum())
+    log_f0_mean, log_f0_std, tilt_db = None, 0.0, 0.0
+    if sounded > 0.0:
+        share = voiced / sounded
+        means = np.array([quality.log_f0_mean or 0.0 for quality in qualities])
+        log_f0_mean = float(share @ means)
+        within = np.array([quality.log_f0_std for quality in qualities]) ** 2
+        log_f0_std = math.sqrt(float(share @ (within + (means - log_f0_mean) ** 2)))
+        tilt_db = float(share @ np.array([quality.tilt_db for quality in qualities]))
+    power = 10.0 ** (np.array([quality.level_dbfs for quality in qualities]) / 10.0)
+    return SpeechQuality(
+        net_speech_s=total,
+        snr_db=min(quality.snr_db for quality in qualities),
+        clipped_fraction=max(quality.clipped_fraction for quality in qualities),
+        level_dbfs=10.0 * math.log10(max(1e-12, float(power @ seconds) / max(total, 1e-9))),
+        log_f0_mean=log_f0_mean,
+        log_f0_std=log_f0_std,
+        tilt_db=tilt_db,
+        voiced_fraction=min(1.0, float(fractions @ seconds) / max(total, 1e-9)),
+    )
