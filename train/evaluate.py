@@ -20,12 +20,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import DetCurve, bootstrap_interval, det_curve
+from .metrics import DetCurve, bootstrap_far_frr, bootstrap_interval, cllr, det_curve, far_frr_at, min_cllr
+
+if TYPE_CHECKING:
+    from emoinv_edge.quality import SpeechQuality
+    from emoinv_edge.scoring import Calibration
 
 __all__ = [
     "PROTOCOLS",
@@ -235,7 +239,7 @@ def evaluate_trials(
     out: dict[str, Any] = {"eer": curve.eer(), "targets": len(targets), "nontargets": len(nontargets)}
     out["frr_at_far"] = {f"{far:g}": curve.frr_at_far(far) for far in FARS}
     out["min_dcf"] = {f"{prior:g}": curve.min_dcf(prior) for prior in PRIORS}
-    speaker_names, speaker = _codes(clip.speaker for clip in clips)
+    _, speaker = _codes(clip.speaker for clip in clips)
     if resamples:
         # Only the speakers of this protocol are drawn.
         _, dense = np.unique(np.concatenate((speaker[owner], speaker[trials.test])), return_inverse=True)
@@ -402,7 +406,7 @@ class EmbeddingCache:
             for start in range(0, whole, self._record):
                 key = data[start : start + 16]
                 self._known[key] = np.frombuffer(data, "<f4", embedding_dim, start + 16).astype(np.float32)
-        self._file = open(self.path, "ab")
+        self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
 
     @staticmethod
     def key(waveform: NDArray[np.float32]) -> bytes:
@@ -526,6 +530,281 @@ def embed_set(
     return unit(out)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Speech:
+    """A clip as the runtime's verifier sees it: what its speech measures, and the embedding of the speech alone.
+
+    `embedding` is None where the verifier would give no decision.
+    """
+
+    quality: SpeechQuality
+    embedding: NDArray[np.float32] | None
+
+
+def acquire_set(
+    model: Model,
+    evaluation: EvaluationSet,
+    cache: EmbeddingCache | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Speech]:
+    """Every clip by the runtime's own path: pauses cut out, quality measured, refused or embedded."""
+    from emoinv_edge.quality import measure_quality
+    from emoinv_edge.vad import speech_only
+    from emoinv_edge.verifier import unusable
+
+    out = []
+    for index in range(len(evaluation.clips)):
+        waveform = evaluation.waveform(index)
+        speech = speech_only(waveform)
+        quality = measure_quality(waveform, 16000, speech)
+        embedding = None
+        if unusable(quality) is None:
+            key = EmbeddingCache.key(speech)
+            embedding = cache.get(key) if cache is not None else None
+            if embedding is None:
+                embedding = model.embed(speech)
+                if cache is not None:
+                    cache.put(key, embedding)
+        out.append(Speech(quality, embedding))
+        progress(index + 1, len(evaluation.clips))
+    return out
+
+
+def evaluate_llr(
+    speech: Sequence[Speech], clips: Sequence[Any], calibration: Calibration, resamples: int = 0, seed: int = 0
+) -> dict[str, Any] | None:
+    """The calibrated decisions as the runtime makes them: enrol on neutral clips, test on every emotion.
+
+    A profile holds the speaker's first four neutral clips that can be enrolled. Neutral tests are the neutral
+    clips after those; a speaker who has none is tested with each enrolled clip against the other three.
+
+    Returns
+    -------
+    dict or None
+        ``failure_to_acquire`` (share of clips without a decision), ``failure_to_enrol`` (share of speakers
+        without a profile), ``eer``, ``cllr``, ``min_cllr``, ``frr_at_far``, ``thresholds`` (false-accept rate
+        asked for -> LLR, actual far and frr, impostor speakers), the same ``by_emotion``, and ``scores`` for
+        figures. None where there are no trials of both kinds, or nobody to enrol.
+    """
+    from emoinv_edge.enrolment import MIN_UTTERANCE_S
+    from emoinv_edge.scoring import ProfileBank
+    from emoinv_edge.verifier import unusable
+
+    speakers: dict[str, list[int]] = {}
+    for i, clip in enumerate(clips):
+        if clip.speaker and clip.emotion == "neutral":
+            speakers.setdefault(clip.speaker, []).append(i)
+    enrolled: dict[str, list[int]] = {}
+    for name, indices in speakers.items():
+        fit = [i for i in indices if speech[i].embedding is not None]
+        fit = [i for i in fit if unusable(speech[i].quality, MIN_UTTERANCE_S) is None][:ENROL_CLIPS]
+        if len(indices) >= ENROL_CLIPS and fit:
+            enrolled[name] = fit
+    candidates = sum(len(indices) >= ENROL_CLIPS for indices in speakers.values())
+    if not enrolled:
+        return None
+
+    def bank(profiles: Sequence[tuple[str, Sequence[int]]]) -> ProfileBank:
+        members = [i for _, indices in profiles for i in indices]
+        return ProfileBank.from_arrays(
+            [name for name, _ in profiles],
+            np.stack([speech[i].embedding for i in members]),  # type: ignore[misc]
+            [speech[i].quality for i in members],
+            [len(indices) for _, indices in profiles],
+        )
+
+    everyone = bank(list(enrolled.items()))
+    names = list(enrolled)
+    gender_of = {clip.speaker: clip.gender for clip in clips}
+    genders = np.array([gender_of[name] for name in names])
+    used = {i for indices in enrolled.values() for i in indices}
+    spare = {name for name in enrolled if any(i not in used for i in speakers[name])}
+    rows: list[tuple[float, bool, str, int, int]] = []  # llr, target, emotion, profile, test speaker
+    people = {name: k for k, name in enumerate(dict.fromkeys(clip.speaker for clip in clips))}
+    for i, clip in enumerate(clips):
+        embedding = speech[i].embedding
+        if not clip.speaker or embedding is None or not clip.emotion:
+            continue
+        own_clip_enrolled = i in used
+        if own_clip_enrolled and (clip.speaker in spare or len(enrolled[clip.speaker]) < 2):
+            continue
+        llrs = calibration.llr(everyone.evidence(embedding, speech[i].quality, calibration.pooling))
+        for k, name in enumerate(names):
+            if genders[k] != clip.gender and genders[k] and clip.gender:
+                continue
+            llr = float(llrs[k])
+            if own_clip_enrolled and name == clip.speaker:
+                rest = bank([(name, [j for j in enrolled[name] if j != i])])
+                llr = float(calibration.llr(rest.evidence(embedding, speech[i].quality, calibration.pooling))[0])
+            rows.append((llr, name == clip.speaker, clip.emotion, people[name], people[clip.speaker]))
+    if not rows:
+        return None
+    llrs = np.array([row[0] for row in rows])
+    target = np.array([row[1] for row in rows])
+    emotion = np.array([row[2] for row in rows])
+    profile, tested = np.array([row[3] for row in rows]), np.array([row[4] for row in rows])
+    if not target.any() or target.all():
+        return None
+
+    thresholds = {}
+    for far in calibration.far_tables[0].rates:
+        if far >= calibration.supported_far:
+            thresholds[f"{far:g}"] = calibration.threshold(far).llr
+
+    def figures(chosen: NDArray[np.bool_], intervals: bool) -> dict[str, Any] | None:
+        targets, nontargets = llrs[chosen & target], llrs[chosen & ~target]
+        if not len(targets) or not len(nontargets):
+            return None
+        curve = det_curve(targets, nontargets)
+        result: dict[str, Any] = {
+            "eer": curve.eer(),
+            "targets": len(targets),
+            "nontargets": len(nontargets),
+            "cllr": cllr(targets, nontargets),
+            "min_cllr": min_cllr(targets, nontargets),
+            "frr_at_far": {f"{far:g}": curve.frr_at_far(far) for far in FARS},
+            "min_dcf": {f"{prior:g}": curve.min_dcf(prior) for prior in PRIORS},
+            "thresholds": {},
+        }
+        for name, threshold in thresholds.items():
+            far, frr = far_frr_at(targets, nontargets, threshold)
+            result["thresholds"][name] = {"llr": threshold, "far": far, "frr": frr}
+        if intervals and resamples:
+            _, dense = np.unique(np.concatenate((profile[chosen], tested[chosen])), return_inverse=True)
+            kinds = target[chosen]
+            first, second = dense[: len(kinds)], dense[len(kinds) :]
+            others = np.stack((first[~kinds], second[~kinds]), axis=1)
+
+            def interval(statistic: Callable[[DetCurve], float]) -> list[float]:
+                rng = np.random.default_rng(seed)
+                low, high, _ = bootstrap_interval(targets, nontargets, second[kinds], others, rng, statistic, resamples)
+                return [low, high]
+
+            result["eer_interval"] = interval(DetCurve.eer)
+            result["frr_at_far_interval"] = {f"{FARS[0]:g}": interval(lambda curve: curve.frr_at_far(FARS[0]))}
+            for name, threshold in thresholds.items():
+                at = result["thresholds"][name]
+                rng = np.random.default_rng(seed)
+                at_far, at_frr = bootstrap_far_frr(
+                    targets, nontargets, threshold, second[kinds], others, rng, resamples
+                )
+                at["far_interval"], at["frr_interval"] = list(at_far[:2]), list(at_frr[:2])
+        return result
+
+    mood = figures(emotion != "neutral", True)
+    out: dict[str, Any] = {
+        "failure_to_acquire": float(np.mean([s.embedding is None for s in speech])),
+        "failure_to_enrol": 1.0 - len(enrolled) / candidates,
+        "num_impostor_speakers": calibration.num_impostor_speakers,
+        "supported_far": calibration.supported_far,
+        "enrol": mood,
+        "by_emotion": {},
+    }
+    for name in sorted(set(emotion.tolist())):
+        result = figures(emotion == name, name == "neutral")
+        if result is not None:
+            out["by_emotion"][name] = result
+    chosen = emotion != "neutral" if mood is not None else np.ones(len(llrs), bool)
+    out["reliability"] = reliability(llrs[chosen & target], llrs[chosen & ~target])
+    return out
+
+
+def reliability(targets: NDArray[np.floating], nontargets: NDArray[np.floating], bins: int = 15) -> list[list[float]]:
+    """Said against found: mean LLR of each bin, the LLR that its counts show, targets and non-targets in it.
+
+    Bins hold equal numbers of targets and non-targets together, weighted so that both kinds count alike.
+    """
+    llrs = np.concatenate((targets, nontargets))
+    shares = (0.5 / len(targets), 0.5 / len(nontargets))
+    weight = np.repeat(shares, (len(targets), len(nontargets)))
+    kind = np.concatenate((np.ones(len(targets), bool), np.zeros(len(nontargets), bool)))
+    order = np.argsort(llrs, kind="stable")
+    place = np.minimum((np.cumsum(weight[order]) * bins).astype(int), bins - 1)
+    out = []
+    for k in range(bins):
+        chosen = order[place == k]
+        num_targets, num_nontargets = int(kind[chosen].sum()), int((~kind[chosen]).sum())
+        if num_targets and num_nontargets:
+            found = math.log(num_targets / len(targets)) - math.log(num_nontargets / len(nontargets))
+            said = float(np.average(llrs[chosen], weights=weight[chosen]))
+            out.append([said, found, num_targets, num_nontargets])
+    return out
+
+
+def det_points(scores: NDArray[np.floating], target: NDArray[np.bool_], points: int = 120) -> list[list[float]]:
+    """A DET curve thinned for drawing: [far, frr] at thresholds that are even on the curve's own scale."""
+    curve = det_curve(scores[target], scores[~target])
+    inside = np.flatnonzero((curve.far > 0) & (curve.frr > 0) & (curve.far < 1) & (curve.frr < 1))
+    if not len(inside):
+        return []
+    length = np.log(curve.frr[inside]) - np.log(curve.far[inside])
+    wanted = np.linspace(length[0], length[-1], points)
+    chosen = np.unique(inside[np.clip(np.searchsorted(length, wanted), 0, len(inside) - 1)])
+    return [[float(curve.far[k]), float(curve.frr[k])] for k in chosen]
+
+
+def evaluate_model(
+    model_path: Path,
+    folders: Sequence[Path],
+    resamples: int = 1000,
+    seed: int = 0,
+    num_threads: int = 1,
+    max_clips: int | None = None,
+    cache_folder: Path | None = None,
+    use_cache: bool = True,
+    llr: bool = True,
+    progress: Callable[[str], Callable[[int, int], None]] = lambda name: lambda done, total: None,
+) -> dict[str, Any] | None:
+    """Everything that `python -m train evaluate` prints: the model, and the figures of each set.
+
+    Under ``torchrun`` each rank embeds its share of the clips into the cache; rank 0 goes on, the others return None.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not use_cache:
+        raise ValueError("several processes share their embeddings through the cache; leave --no-cache out")
+    sets = [open_set(folder) for folder in folders]
+    names = [evaluation.name for evaluation in sets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the sets' folder names tell them apart, got {names}; rename one or give it once")
+    model = open_model(model_path, num_threads)
+    folder = cache_folder if cache_folder is not None else default_cache()
+    results: dict[str, Any] = {"model": model.name, "fingerprint": model.fingerprint, "sets": {}}
+    if world > 1:
+        with EmbeddingCache(folder, model.fingerprint, model.embedding_dim, rank) as cache:
+            for evaluation in sets:
+                share = range(rank, len(evaluation.clips), world)
+                embed_set(model, evaluation, cache, progress(f"{evaluation.name}, rank {rank}"), share)
+        from .distributed import barrier
+
+        barrier()
+        if rank != 0:
+            return None
+    cache = EmbeddingCache(folder, model.fingerprint, model.embedding_dim, rank) if use_cache else None
+    try:
+        for evaluation in sets:
+            embeddings = embed_set(model, evaluation, cache, progress(evaluation.name))
+            result = evaluate_embeddings(
+                embeddings, evaluation, resamples=resamples, seed=seed, max_clips=max_clips or MAX_CLIPS
+            )
+            result["det"] = {}
+            kept = thin(evaluation.clips, max_clips or MAX_CLIPS)
+            for protocol in PROTOCOLS:
+                if protocol in result:
+                    trials = make_trials([evaluation.clips[i] for i in kept], protocol)
+                    result["det"][protocol] = det_points(trials.scores(embeddings[kept]), trials.target)
+            calibration = model.encoder.calibration if model.encoder is not None else None
+            if llr and calibration is not None:
+                speech = acquire_set(model, evaluation, cache, progress(f"{evaluation.name}, speech alone"))
+                judged = evaluate_llr(speech, evaluation.clips, calibration, resamples, seed)
+                if judged is not None:
+                    result["llr"] = judged
+            results["sets"][evaluation.name] = result
+    finally:
+        if cache is not None:
+            cache.close()
+    return results
+
+
 def _percent(value: float | None, interval: Sequence[float] | None = None) -> str:
     if value is None or math.isnan(value):
         return "-"
@@ -550,10 +829,46 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                         str(figures["targets"]), str(figures["nontargets"]),
                     )
                 )  # fmt: skip
+        for part in ("enrol", "neutral"):
+            llr = result.get("llr")
+            figures = llr and (llr["enrol"] if part == "enrol" else llr["by_emotion"].get("neutral"))
+            if figures:
+                rows.append(
+                    (
+                        name, f"{part} LLR", _percent(figures["eer"], figures.get("eer_interval")),
+                        _percent(figures["frr_at_far"]["0.01"], figures.get("frr_at_far_interval", {}).get("0.01")),
+                        f"{figures['min_dcf']['0.01']:.3f}", f"{figures['min_dcf']['0.05']:.3f}",
+                        str(figures["targets"]), str(figures["nontargets"]),
+                    )
+                )  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+        cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
+    for name, result in results.items():
+        if "llr" in result:
+            lines += ["", *_llr_lines(name, result["llr"])]
     return "\n".join(lines)
+
+
+def _llr_lines(name: str, llr: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{name}: log-likelihood ratios as the runtime makes them; no decision on "
+        f"{_percent(llr['failure_to_acquire'])} % of the clips, no profile for {_percent(llr['failure_to_enrol'])} % "
+        f"of the speakers; rates below {_percent(llr['supported_far'])} % are not supported"
+    ]
+    parts = ([("moods together", llr["enrol"])] if llr["enrol"] else []) + list(llr["by_emotion"].items())
+    for part, figures in parts:
+        at = ", ".join(
+            f"at {100 * float(rate):g} %: FAR {_percent(point['far'], point.get('far_interval'))} "
+            f"FRR {_percent(point['frr'], point.get('frr_interval'))}"
+            for rate, point in figures["thresholds"].items()
+        )
+        lines.append(
+            f"  {part:<15} EER {_percent(figures['eer'])}  Cllr {figures['cllr']:.3f} (least {figures['min_cllr']:.3f})"
+            f"  {at}"
+        )
+    return lines

@@ -12,7 +12,7 @@ such ties were broken by coin.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "DetCurve",
     "Interval",
     "act_dcf",
+    "bootstrap_far_frr",
     "bootstrap_interval",
     "cllr",
     "det_curve",
@@ -288,19 +289,53 @@ def bootstrap_interval(
             f"expected a speaker for each of {len(target_scores)} targets and two for each of {len(nontarget_scores)} "
             f"non-targets, got shapes {target_speakers.shape} and {nontarget_speakers.shape}"
         )
-    num_speakers = int(max(target_speakers.max(), nontarget_speakers.max())) + 1
     values, group = np.unique(target_scores, return_inverse=True)
     cell = np.searchsorted(values, nontarget_scores, "left") + np.searchsorted(values, nontarget_scores, "right")
     first, second = np.ascontiguousarray(nontarget_speakers.T)
     figures = []
-    for _ in range(resamples):
-        times = np.bincount(rng.integers(0, num_speakers, num_speakers), minlength=num_speakers).astype(np.float64)
+    for times in _drawn(target_speakers, nontarget_speakers, rng, resamples):
         target_mass = np.bincount(group, times[target_speakers], minlength=len(values))
         cells = np.bincount(cell, times[first] * times[second], minlength=2 * len(values) + 1)
         if target_mass.any() and cells.any():
             figures.append(statistic(_curve(values, target_mass, cells)))
+    return _percentiles(figures, confidence)
+
+
+def bootstrap_far_frr(
+    targets: ArrayLike,
+    nontargets: ArrayLike,
+    threshold: float,
+    target_speakers: NDArray[np.integer],
+    nontarget_speakers: NDArray[np.integer],
+    rng: np.random.Generator,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[Interval, Interval]:
+    """Intervals of `far_frr_at` at one threshold; parameters as for `bootstrap_interval`."""
+    rejected = _scores(targets, "targets") < threshold
+    accepted = _scores(nontargets, "non-targets") >= threshold
+    first, second = np.ascontiguousarray(nontarget_speakers.T)
+    far, frr = [], []
+    for times in _drawn(target_speakers, nontarget_speakers, rng, resamples):
+        target_weight, nontarget_weight = times[target_speakers], times[first] * times[second]
+        if target_weight.any() and nontarget_weight.any():
+            far.append(float(np.average(accepted, weights=nontarget_weight)))
+            frr.append(float(np.average(rejected, weights=target_weight)))
+    return _percentiles(far, confidence), _percentiles(frr, confidence)
+
+
+def _drawn(
+    target_speakers: NDArray[np.integer], nontarget_speakers: NDArray[np.integer], rng: np.random.Generator, times: int
+) -> Iterator[Floats]:
+    """How often each speaker is drawn, once for each resample."""
+    count = int(max(target_speakers.max(), nontarget_speakers.max())) + 1
+    for _ in range(times):
+        yield np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
+
+
+def _percentiles(figures: list[float], confidence: float) -> Interval:
     if not figures:
-        raise ValueError(f"{num_speakers} speakers are too few to draw from: no resample had both kinds of trial")
+        raise ValueError("the speakers are too few to draw from: no resample had both kinds of trial")
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(figures, (tail, 100.0 - tail))
     return Interval(float(low), float(high), len(figures))

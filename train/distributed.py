@@ -1,0 +1,54 @@
+"""Several processes, one result: what `torchrun` starts, and how work and gradients are shared.
+
+Without ``torchrun`` every function does what one process needs: nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["barrier", "process_group", "rank", "share", "world_size"]
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share(count: int) -> range:
+    """The indices, of `count`, that this process works on."""
+    return range(rank(), count, world_size())
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """The group of all processes while the block runs: NCCL with CUDA, gloo without."""
+    if world_size() == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+    elif world_size() > 1:
+        with process_group():
+            dist.barrier()
