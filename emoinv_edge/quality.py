@@ -21,12 +21,11 @@ FRAME_S = 0.040  # 2.4 periods of the lowest pitch
 HOP_S = 0.020
 LOW_F0_HZ = 60.0
 HIGH_F0_HZ = 620.0
-PITCH_BAND_HZ = 2000.0  # harmonics above carry more noise than pitch
-COMPRESSION = 0.33  # power of the power spectrum before the autocorrelation: flattens formants
-VOICED_CORRELATION = 0.40
-QUIET_DB = 30.0  # frames this far below the loud ones are neither voiced nor pitch-bearing
-OCTAVE_COST = 0.06  # per octave towards long lags: of two equal peaks the shorter period wins
-TRACK_COST = 0.20  # per octave away from the utterance's own median
+PITCH_BAND_HZ = 1000.0  # harmonics above carry more noise than pitch
+VOICED_CORRELATION = 0.45
+QUIET_DB = 25.0  # frames this far below the loud ones are neither voiced nor pitch-bearing
+OCTAVE_COST = 0.15  # per octave towards long lags: of two equal peaks the shorter period wins
+TRACK_COST = 0.50  # per octave away from the utterance's own median
 TILT_SPLIT_HZ = 1000.0
 TILT_TOP_HZ = 5000.0
 CLIP_LEVEL = 0.999
@@ -137,7 +136,7 @@ def _analyse(waveform: NDArray[np.float32], sample_rate: int) -> _Frames:
         low = round(LOW_F0_HZ * fft / sample_rate)
         tilt[loud, 0] = energy[:, low:split].sum(axis=1)
         tilt[loud, 1] = energy[:, split:high].sum(axis=1)
-        flat = energy[:, : band + 1] ** np.float32(COMPRESSION)
+        flat = np.sqrt(energy[:, : band + 1])  # magnitude rather than power: formants weigh less
         lags = np.asarray(np.fft.irfft(flat, _lag_length(band), axis=1), np.float32)
         voiced[loud], log_f0[loud] = _pitch(lags, lag_gain, sample_rate * _lag_length(band) / fft)
     return _Frames(power_db, loud, voiced, log_f0, tilt)
