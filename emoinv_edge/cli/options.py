@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,9 +65,10 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def parse_far(text: str) -> float:
     """A rate between 0 and 1 written as a decimal or a fraction."""
+    numerator, _, denominator = text.replace(",", "").partition("/")
     try:
-        rate = float(Fraction(text.replace(",", "").strip()))
-    except (ValueError, ZeroDivisionError, OverflowError):
+        rate = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"expected a rate such as 0.01 or 1/100, got {text!r}") from None
     if not 0.0 < rate < 1.0:
         raise argparse.ArgumentTypeError(f"expected a rate between 0 and 1, both excluded, got {text!r}")
