@@ -39,6 +39,7 @@ MAX_NAME = 128
 MAX_CONSENT = 4096
 MAX_EXEMPLARS = 1024
 MAX_CLIP_BYTES = 64 << 20
+CLIP_RATE = 16000
 NORM_TOLERANCE = 1e-3
 
 
@@ -81,8 +82,8 @@ class Exemplar:
     created : datetime
         When, with a zone; kept in UTC.
     audio : bytes, optional
-        The utterance itself (see `clips`), only where the user asked to keep it, so that the
-        speaker can be enrolled again on another model.
+        The utterance itself, only where the user asked to keep it, so that the speaker can be enrolled
+        again on another model: its speech as 16-bit little-endian samples, one channel, 16000 Hz.
 
     Raises
     ------

@@ -31,6 +31,7 @@ import secrets
 import stat
 import struct
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from .errors import SealError, StoreError
 
@@ -88,6 +89,9 @@ class Passphrase:
 
     def __repr__(self) -> str:
         return "Passphrase(<hidden>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a passphrase is not pickled; ask for it again in the other process")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -220,8 +224,11 @@ def secret_candidates(source: KeySource) -> Iterator[bytes]:
         yield source.secret()
     elif isinstance(source, KeyFile):
         yield source.read()
-        if pathlib.Path(f"{source.path}.new").exists():
-            yield source.read(".new")
+        try:
+            successor = source.read(".new")
+        except StoreError:  # there is none, as a rule
+            return
+        yield successor
     else:
         key = source.read() if isinstance(source, KeyVariable) else source if isinstance(source, bytes) else source()
         if not isinstance(key, bytes) or len(key) != KEY_BYTES:
@@ -230,11 +237,13 @@ def secret_candidates(source: KeySource) -> Iterator[bytes]:
         yield key
 
 
-def scrypt_key(passphrase: bytes, salt: bytes) -> bytes:
-    """32 bytes from a passphrase: scrypt (RFC 7914) with the costs of this module."""
+def scrypt_key(
+    passphrase: bytes, salt: bytes, log_n: int = SCRYPT_LOG_N, r: int = SCRYPT_R, p: int = SCRYPT_P
+) -> bytes:
+    """32 bytes from a passphrase: scrypt (RFC 7914), by default with the costs of this module."""
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-    return Scrypt(salt=salt, length=KEY_BYTES, n=1 << SCRYPT_LOG_N, r=SCRYPT_R, p=SCRYPT_P).derive(passphrase)
+    return Scrypt(salt=salt, length=KEY_BYTES, n=1 << log_n, r=r, p=p).derive(passphrase)
 
 
 def derive_key(kind: str, secret: bytes, salt: bytes, purpose: str) -> bytes:
@@ -270,11 +279,12 @@ class Seal:
 
             self._aead = AESGCM(key)
 
-    def close(self, plain: bytes, aad: bytes) -> bytes:
-        """Seal `plain` so that it opens only with the same `aad`."""
+    def close(self, plain: bytes, aad: bytes, nonce: bytes | None = None) -> bytes:
+        """Seal `plain` so that it opens only with the same `aad`; a `nonce` given must be fresh and random."""
         if self._aead is None:
             return hashlib.sha256(associated(aad, plain)).digest() + plain
-        nonce = secrets.token_bytes(NONCE_BYTES)
+        if nonce is None:
+            nonce = secrets.token_bytes(NONCE_BYTES)
         return nonce + self._aead.encrypt(nonce, plain, aad)
 
     def open(self, sealed: object, aad: bytes) -> bytes:

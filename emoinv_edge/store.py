@@ -1,58 +1,71 @@
-"""ProfileStore: profiles in one SQLite file, every secret in it sealed.
+"""ProfileStore: the enrolled speakers of a device, in one sealed SQLite file.
 
-Schema 1: a row of keys (twice, so that one damaged copy does not cost the others) and one sealed
-row a profile, bound to the store, the row, the model's fingerprint and the schema.
+::
+
+    store = ProfileStore()                            # the user's own file; its key beside it, mode 0600
+    store = ProfileStore("door.db", key=Passphrase(text))
+    store.put(enroller.profile("ana"))
+    profile = store.get("ana", model_fingerprint=encoder.fingerprint)
+
+A voice embedding is biometric data. What the store does for it:
+
+- every name, note, time, embedding, clip and audit entry is sealed (`ledger` says how, `sealing` with which
+  keys). In the clear stay: that this is a profile store, how many profiles and exemplars it has, their
+  sizes, the fingerprints of the models, and how often a profile was written;
+- embeddings lie under a secret orthogonal transform of the store's own (`transform` says what this
+  gives and what not);
+- a profile is refused by another model (its cure: enrol again, or `upgrade` where the speech was kept), and
+  after its expiry;
+- what was done with a profile stands in its audit trail: when it was enrolled, adapted, exported, and how
+  many verifications a day had which outcome; never audio or embeddings;
+- removal overwrites the rows, rebuilds the file and empties its log. Blocks that the file system or a
+  flash medium has put aside are out of reach of any program; what they hold is sealed;
+- every change is one transaction: after a crash, a full disk or a lost race it happened or it did not.
+
+The key decides who can read. The default key file lies beside the store, so that backups or thieves that take
+the whole folder take both: a passphrase, or a key from elsewhere, is safer. Without the key nobody reads
+the profiles, their owner included.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
+import hashlib
 import os
 import pathlib
-import secrets
-import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NoReturn
 
-from .errors import ModelMismatchError, ProfileExpiredError, SchemaError, SealError, StoreError, UnknownSpeakerError
-from .profiles import Exemplar, Profile, checked_name, decode_profile, encode_profile
-from .sealing import (
-    KEY_BYTES,
-    KEY_VARIABLE,
-    PLAINTEXT,
-    SALT_BYTES,
-    KeyFile,
-    KeySource,
-    KeyVariable,
-    Passphrase,
-    Seal,
-    associated,
-    derive_key,
-    key_kind,
-    secret_candidates,
-)
+import numpy as np
 
-__all__ = ["PLAINTEXT", "KeyFile", "KeyVariable", "Passphrase", "ProfileInfo", "ProfileStore", "default_store_path"]
+from .errors import EnrolmentError, ModelMismatchError, ProfileExpiredError, StoreError, UnknownSpeakerError
+from .ledger import Record, Transaction
+from .portable import read_profile_file, seal_profile, write_profile_file
+from .profiles import CLIP_RATE, Exemplar, Profile, checked_name
+from .sealing import KEY_VARIABLE, PLAINTEXT, KeyFile, KeySource, KeyVariable, Passphrase
+from .vault import Vault
 
-SCHEMA = 1
-APPLICATION_ID = 0x656D6F69  # "emoi"
+if TYPE_CHECKING:
+    from .encoder import Encoder
 
-TABLES = """
-CREATE TABLE store (
-    copy INTEGER PRIMARY KEY CHECK (copy IN (1, 2)),
-    store_id BLOB NOT NULL,
-    key_kind TEXT NOT NULL,
-    salt BLOB NOT NULL,
-    keys BLOB NOT NULL
-) STRICT;
-CREATE TABLE profile (
-    id INTEGER PRIMARY KEY,
-    model_fingerprint TEXT NOT NULL,
-    sealed BLOB NOT NULL
-) STRICT;
-"""
+__all__ = [
+    "PLAINTEXT",
+    "AuditTrail",
+    "KeyFile",
+    "KeyVariable",
+    "Passphrase",
+    "ProfileInfo",
+    "ProfileStore",
+    "default_store_path",
+    "reenrolled",
+]
+
+MAX_EXEMPLARS = 40  # of a profile that adapts
+MAX_ROLLBACKS = 16
+MAX_AUDIT_DAYS = 400
+OUTCOMES = ("accept", "reject", "no_decision")
 
 
 def default_store_path() -> pathlib.Path:
@@ -67,219 +80,499 @@ def default_store_path() -> pathlib.Path:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Opened:
-    store_id: bytes
-    seal: Seal
+class ProfileInfo:
+    """What may be told of a stored profile without giving any of its speech away.
+
+    Parameters
+    ----------
+    name : str
+    problem : str
+        Why the profile cannot be used (damaged or expired), or empty.
+    model_fingerprint, num_exemplars, num_clips, created, expires, consent, last_used
+        As stored; empty, 0 or None where the profile does not open.
+    expired : bool
+    adaptations : int
+        How many times `ProfileStore.rollback` can be called.
+    """
+
+    name: str
+    problem: str = ""
+    model_fingerprint: str = ""
+    num_exemplars: int = 0
+    num_clips: int = 0
+    created: datetime.datetime | None = None
+    expires: datetime.datetime | None = None
+    expired: bool = False
+    consent: str = ""
+    last_used: datetime.datetime | None = None
+    adaptations: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ProfileInfo:
-    """What may be told of a stored profile without giving any of its speech away."""
+class AuditTrail:
+    """What was done with a profile.
 
-    name: str
-    model_fingerprint: str
-    num_exemplars: int
-    num_clips: int
-    created: datetime.datetime
-    expires: datetime.datetime | None
-    consent: str
-    expired: bool
+    Parameters
+    ----------
+    events : tuple of (datetime, str)
+        Enrolled, adapted, exported and so on, the oldest first; the last 1000.
+    last_used : datetime or None
+        The last verification against it.
+    verified : mapping of date to mapping of outcome to count
+        Verifications by day in UTC, of the last 400 days on which there were any.
+    """
+
+    events: tuple[tuple[datetime.datetime, str], ...]
+    last_used: datetime.datetime | None
+    verified: Mapping[str, Mapping[str, int]]
 
 
 # Inside the class `list` is the method.
 _Names = list[str]
 _Infos = list[ProfileInfo]
-_Profiles = list[Profile]
-_Rows = list[tuple[int, Profile]]
+_Log = list[tuple[datetime.datetime, str]]
 
 
 class ProfileStore:
-    """Profiles by name in one SQLite file; safe between threads and processes.
+    """Profiles by name in one sealed SQLite file; safe between threads and between processes.
 
     Parameters
     ----------
     path : path, optional
-        The file, made at the first write; by default `default_store_path`.
+        The file, made at the first `put` or import; by default `default_store_path`.
     key : bytes, function, KeyFile, KeyVariable, Passphrase or PLAINTEXT, optional
         What seals it (see `sealing`). By default the environment variable ``EMOINV_STORE_KEY`` if it
         is set, else the key file ``<path>.key``, made with mode 0600 together with the store. Only
         ``key=PLAINTEXT`` writes in the clear.
     timeout_s : float
-        Longest wait for another process that is writing.
+        The longest wait for another process that is writing.
+
+    Raises
+    ------
+    StoreError
+        By every method, if the file is damaged, foreign, locked for longer than the timeout, on media that are
+        full or (for changes) read-only. Nothing was changed then.
+    SealError
+        If the key is wrong, or the file or the profile in question was altered or put back to an older state.
+    SchemaError
+        If a newer version of the library wrote the file. An older one is brought up to date when opened.
     """
 
     def __init__(
-        self, path: str | pathlib.Path | None = None, key: KeySource | None = None, *, timeout_s: float = 10.0
+        self, path: str | pathlib.Path | None = None, key: KeySource | None = None, *, timeout_s: float = 30.0
     ) -> None:
-        self.path = pathlib.Path(path) if path is not None else default_store_path()
+        path = pathlib.Path(path) if path is not None else default_store_path()
         if key is None:
-            key = KeyVariable() if KEY_VARIABLE in os.environ else KeyFile(f"{self.path}.key")
-        key_kind(key)
-        self._key = key
-        self._timeout_s = timeout_s
+            key = KeyVariable() if KEY_VARIABLE in os.environ else KeyFile(f"{path}.key")
+        self._vault = Vault(path, key, timeout_s)
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The file."""
+        return self._vault.path
 
     def __repr__(self) -> str:
         return f"ProfileStore({str(self.path)!r})"
 
-    def put(self, profile: Profile) -> None:
-        """Keep the profile; one of the same name is replaced."""
-        self._create()
-        with self._transaction(write=True) as (db, opened):
-            for row, stored in self._rows(db, opened):
-                if stored.name == profile.name:
-                    db.execute("DELETE FROM profile WHERE id = ?", (row,))
-            row = secrets.randbits(63)
-            aad = self._aad(opened, row, profile.model_fingerprint)
-            sealed = opened.seal.close(encode_profile(profile), aad)
-            db.execute("INSERT INTO profile VALUES (?, ?, ?)", (row, profile.model_fingerprint, sealed))
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ProfileStore is not pickled, since it holds a key; open it anew in the other process")
 
-    def get(self, name: str, *, model_fingerprint: str | None = None) -> Profile:
-        """The profile of that name.
+    # -- profiles ------------------------------------------------------------------------------------------
+
+    def put(self, profile: Profile, *, replace: bool = True) -> None:
+        """Keep the profile.
+
+        Parameters
+        ----------
+        profile : Profile
+        replace : bool
+            Whether a profile of the same name gives way, with all that it could be rolled back to; its audit
+            trail goes on.
 
         Raises
         ------
-        UnknownSpeakerError, ProfileExpiredError, ModelMismatchError, SealError, StoreError
+        StoreError
+            If there is one and `replace` is false.
+        """
+        self._put(profile, "enrolled", replace=replace)
+
+    def _put(self, profile: Profile, event: str, *, replace: bool) -> None:
+        self._vault.create()
+        with self._vault.transaction(write=True) as opened:
+            if profile.name not in opened.entries:
+                opened.add(profile, event)
+            elif replace:
+                opened.replace(profile, f"{event} anew")
+            else:
+                raise StoreError(f"there is a profile named {profile.name!r} already; remove it first, or replace it")
+
+    def get(self, name: str, *, model_fingerprint: str | None = None, audio: bool = True) -> Profile:
+        """The profile of that name.
+
+        Parameters
+        ----------
+        name : str
+        model_fingerprint : str, optional
+            `Encoder.fingerprint` of the model that is going to use it.
+        audio : bool
+            Whether to read the clips too, where they were kept. A profile read without them and put back has
+            lost them.
+
+        Raises
+        ------
+        UnknownSpeakerError
+            If there is none.
+        ProfileExpiredError
+            If its expiry has passed.
+        ModelMismatchError
+            If another model made it.
         """
         name = checked_name(name)
-        for profile in self._profiles():
-            if profile.name == name:
-                if profile.expired():
-                    raise ProfileExpiredError(f"profile {name!r} expired on {profile.expires:%Y-%m-%d}; enrol again")
-                if model_fingerprint is not None and profile.model_fingerprint != model_fingerprint:
-                    raise ModelMismatchError(
-                        f"profile {name!r} was made by model {profile.model_fingerprint[:12]}, "
-                        f"not by {model_fingerprint[:12]}; enrol again with this model"
-                    )
-                return profile
-        raise UnknownSpeakerError(f"no profile named {name!r}; enrol it first")
-
-    def remove(self, name: str) -> None:
-        """Remove the profile of that name."""
-        name = checked_name(name)
         if not self.path.exists():
-            raise UnknownSpeakerError(f"no profile named {name!r}")
-        with self._transaction(write=True) as (db, opened):
-            rows = [row for row, profile in self._rows(db, opened) if profile.name == name]
-            if not rows:
-                raise UnknownSpeakerError(f"no profile named {name!r}")
-            db.execute("DELETE FROM profile WHERE id = ?", rows)
-
-    def adapt(self, name: str, exemplar: Exemplar) -> Profile:
-        """Add an exemplar to the profile of that name, in one transaction."""
-        name = checked_name(name)
-        with self._transaction(write=True) as (db, opened):
-            for row, profile in self._rows(db, opened):
-                if profile.name == name:
-                    profile = dataclasses.replace(profile, exemplars=(*profile.exemplars, exemplar))
-                    aad = self._aad(opened, row, profile.model_fingerprint)
-                    sealed = opened.seal.close(encode_profile(profile), aad)
-                    db.execute("UPDATE profile SET sealed = ? WHERE id = ?", (sealed, row))
-                    return profile
-        raise UnknownSpeakerError(f"no profile named {name!r}")
+            raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist; enrol the speaker first")
+        with self._vault.transaction(write=False) as opened:
+            profile = opened.profile(name, audio=audio)
+        _refuse_expired(profile)
+        if model_fingerprint is not None:
+            _refuse_other_model(profile, model_fingerprint, "emoinv profiles upgrade")
+        return profile
 
     def names(self) -> _Names:
-        """The names, sorted, those of expired profiles too."""
-        return [info.name for info in self.list()]
-
-    def list(self) -> _Infos:
-        """What there is to tell about every profile, sorted by name, the expired ones too."""
-        return [
-            ProfileInfo(
-                name=profile.name,
-                model_fingerprint=profile.model_fingerprint,
-                num_exemplars=len(profile.exemplars),
-                num_clips=sum(exemplar.audio is not None for exemplar in profile.exemplars),
-                created=profile.created,
-                expires=profile.expires,
-                consent=profile.consent,
-                expired=profile.expired(),
-            )
-            for profile in self._profiles()
-        ]
-
-    def _profiles(self) -> _Profiles:
+        """The names, sorted; those of expired and of damaged profiles too."""
         if not self.path.exists():
             return []
-        with self._transaction(write=False) as (db, opened):
-            return sorted((profile for _, profile in self._rows(db, opened)), key=lambda profile: profile.name)
+        with self._vault.transaction(write=False) as opened:
+            return sorted(opened.entries)
 
-    def _aad(self, opened: _Opened, row: int, fingerprint: str) -> bytes:
-        return associated("emoinv store", SCHEMA, opened.store_id, "profile", row, fingerprint)
-
-    def _rows(self, db: sqlite3.Connection, opened: _Opened) -> _Rows:
-        rows = db.execute("SELECT id, model_fingerprint, sealed FROM profile").fetchall()
-        return [
-            (row, decode_profile(opened.seal.open(sealed, self._aad(opened, row, fingerprint))))
-            for row, fingerprint, sealed in rows
-        ]
-
-    def _create(self) -> None:
-        """Make the file whole under another name, then link it into place: a crash leaves no half store."""
-        if self.path.exists():
-            return
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if isinstance(self._key, KeyFile):
-            self._key.create()
-        draft = pathlib.Path(f"{self.path}.{secrets.token_hex(4)}.tmp")
-        store_id, salt = secrets.token_bytes(16), secrets.token_bytes(SALT_BYTES)
-        kind = key_kind(self._key)
-        keys = secrets.token_bytes(KEY_BYTES)
-        try:
-            os.close(os.open(draft, os.O_CREAT | os.O_EXCL, 0o600))
-            with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(
-                    f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA}; {TABLES} COMMIT;"
-                )
-                wrap = self._wrap(kind, next(secret_candidates(self._key), b""), salt)
-                db.executemany(
-                    "INSERT INTO store VALUES (?, ?, ?, ?, ?)",
-                    [(c, store_id, kind, salt, wrap.close(keys, _keys_aad(c, store_id, kind))) for c in (1, 2)],
-                )
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, self.path)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"store {self.path}: cannot be made ({error})") from None
-        finally:
-            draft.unlink(missing_ok=True)
-
-    @staticmethod
-    def _wrap(kind: str, secret: bytes, salt: bytes) -> Seal:
-        return Seal(None if kind == "plaintext" else derive_key(kind, secret, salt, "wrap"))
-
-    def _open(self, db: sqlite3.Connection) -> _Opened:
-        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise StoreError(f"store {self.path}: not a profile store; give another --store")
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
-        if schema != SCHEMA:
-            raise SchemaError(f"store {self.path}: expected schema {SCHEMA}, got {schema}; install a newer version")
-        rows = db.execute("SELECT copy, store_id, key_kind, salt, keys FROM store ORDER BY copy").fetchall()
-        for copy, store_id, kind, salt, sealed in rows:
-            if kind != key_kind(self._key):
-                continue
-            for secret in [b""] if kind == "plaintext" else secret_candidates(self._key):
-                with contextlib.suppress(SealError):
-                    key = self._wrap(kind, secret, salt).open(sealed, _keys_aad(copy, store_id, kind))
-                    return _Opened(store_id, Seal(None if kind == "plaintext" else key))
-        raise SealError(f"store {self.path}: does not open with this key; give the key that it was made with")
-
-    @contextlib.contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[tuple[sqlite3.Connection, _Opened]]:
+    def list(self) -> _Infos:
+        """What there is to tell about every profile, sorted by name. Each one is opened and checked."""
         if not self.path.exists():
-            raise StoreError(f"store {self.path}: does not exist; enrol a speaker first")
-        try:
-            with contextlib.closing(sqlite3.connect(self.path, timeout=self._timeout_s, isolation_level=None)) as db:
-                db.execute("PRAGMA secure_delete = ON")
-                db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                try:
-                    yield db, self._open(db)
-                except BaseException:
-                    db.execute("ROLLBACK")
-                    raise
-                db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise StoreError(f"store {self.path}: {error}") from None
+            return []
+        with self._vault.transaction(write=False) as opened:
+            return [_info(opened, name) for name in sorted(opened.entries)]
+
+    def remove(self, name: str) -> None:
+        """Remove the profile of that name and overwrite what it left in the file.
+
+        The store's log keeps when, and a pseudonym that only says which removals were of one profile.
+
+        Raises
+        ------
+        UnknownSpeakerError
+            If there is none.
+        StoreError
+            Also if it is removed, but another process kept the file from being rebuilt.
+        """
+        name = checked_name(name)
+        if not self.path.exists():
+            raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist")
+        with self._vault.transaction(write=True) as opened:
+            _remove(opened, name, "removed")
+        self._vault.scrub()
+
+    def remove_all(self) -> _Names:
+        """Remove every profile, damaged ones too, and overwrite what they left; the names that went."""
+        if not self.path.exists():
+            return []
+        with self._vault.transaction(write=True) as opened:
+            names = sorted(opened.entries)
+            for name in names:
+                _remove(opened, name, "removed")
+            opened.db.execute("DELETE FROM exemplar")
+            opened.db.execute("DELETE FROM profile")
+        self._vault.scrub()
+        return names
+
+    def purge(self, now: datetime.datetime | None = None) -> _Names:
+        """Remove the profiles whose expiry has passed, and overwrite what they and earlier ones left; their names."""
+        if not self.path.exists():
+            return []
+        with self._vault.transaction(write=True) as opened:
+            names = [name for name in sorted(opened.entries) if _has_expired(opened, name, now)]
+            for name in names:
+                _remove(opened, name, "expired and removed")
+        self._vault.scrub()
+        return names
+
+    # -- adaptation ----------------------------------------------------------------------------------------
+
+    def adapt(
+        self, name: str, exemplar: Exemplar, *, model_fingerprint: str | None = None, limit: int = MAX_EXEMPLARS
+    ) -> Profile:
+        """Add an exemplar to the profile, in one transaction on its state of that moment.
+
+        Whether the exemplar deserves it is the caller's to judge. The exemplars of the enrolment are never
+        dropped; beyond `limit` the oldest adapted one is. `rollback` undoes it.
+
+        Raises
+        ------
+        UnknownSpeakerError, ProfileExpiredError, ModelMismatchError
+            As in `get`; the last one also for an embedding of another length.
+        StoreError
+            If the enrolment alone has reached the limit.
+        """
+        name = checked_name(name)
+        self._must_exist(name)
+        with self._vault.transaction(write=True) as opened:
+            profile = opened.profile(name)
+            _refuse_expired(profile)
+            if model_fingerprint is not None:
+                _refuse_other_model(profile, model_fingerprint, "emoinv profiles upgrade")
+            if exemplar.embedding.size != profile.embedding_dim:
+                raise ModelMismatchError(
+                    f"profile {name!r} has {profile.embedding_dim} values an embedding, not {exemplar.embedding.size}; "
+                    "use the model that made it, or enrol again"
+                )
+            record = opened.record(name)
+            if record.num_enrolled >= limit:
+                raise StoreError(f"profile {name!r} has {record.num_enrolled} enrolled exemplars, the limit is {limit}")
+            kept = record.exemplars
+            if len(kept) >= limit:
+                kept = kept[: record.num_enrolled] + kept[len(kept) - limit + 1 + record.num_enrolled :]
+            added = opened.add_exemplar(record, exemplar)
+            history = (*record.history, record.exemplars)[-MAX_ROLLBACKS:]
+            opened.write(dataclasses.replace(record, exemplars=(*kept, added), history=history))
+            opened.note_event(name, "adapted")
+            return opened.profile(name)
+
+    def rollback(self, name: str) -> Profile:
+        """Undo the last `adapt`; up to 16 can be undone, one call each.
+
+        Raises
+        ------
+        UnknownSpeakerError
+            If there is no such profile.
+        StoreError
+            If there is nothing to undo.
+        """
+        name = checked_name(name)
+        self._must_exist(name)
+        with self._vault.transaction(write=True) as opened:
+            record = opened.record(name)
+            if not record.history:
+                raise StoreError(f"profile {name!r} has no adaptation to undo; enrol the speaker again to start anew")
+            opened.write(dataclasses.replace(record, exemplars=record.history[-1], history=record.history[:-1]))
+            opened.note_event(name, "rolled back")
+            return opened.profile(name)
+
+    # -- audit ---------------------------------------------------------------------------------------------
+
+    def note_verified(self, name: str, outcome: str) -> None:
+        """Count a verification against the profile: ``"accept"``, ``"reject"`` or ``"no_decision"``."""
+        if outcome not in OUTCOMES:
+            raise ValueError(f"expected the outcome as one of {OUTCOMES}, got {outcome!r}")
+        name = checked_name(name)
+        self._must_exist(name)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        with self._vault.transaction(write=True) as opened:
+            trail = opened.trail(name)
+            days = trail["verified"]
+            day = days.setdefault(now.date().isoformat(), {})
+            day[outcome] = day.get(outcome, 0) + 1
+            for old in sorted(days)[:-MAX_AUDIT_DAYS]:
+                del days[old]
+            trail["last_used"] = now.isoformat(timespec="seconds")
+            opened.write_trail(name, trail)
+
+    def audit(self, name: str) -> AuditTrail:
+        """What was done with the profile of that name."""
+        name = checked_name(name)
+        self._must_exist(name)
+        with self._vault.transaction(write=False) as opened:
+            trail = opened.trail(name)
+        return AuditTrail(
+            events=tuple((datetime.datetime.fromisoformat(at), event) for at, event in trail["events"]),
+            last_used=None if trail["last_used"] is None else datetime.datetime.fromisoformat(trail["last_used"]),
+            verified=trail["verified"],
+        )
+
+    def log(self) -> _Log:
+        """What was done with the store as a whole: removals, by pseudonym, and rotations; the last 1000."""
+        if not self.path.exists():
+            return []
+        with self._vault.transaction(write=False) as opened:
+            return [(datetime.datetime.fromisoformat(at), event) for at, event in opened.log]
+
+    # -- carrying and renewing -------------------------------------------------------------------------------
+
+    def export_profile(
+        self, name: str, path: str | pathlib.Path, passphrase: Passphrase, *, audio: bool = True
+    ) -> None:
+        """Write the profile to a portable file (see `portable`), sealed with the passphrase.
+
+        The audit trail notes it before the file is written. Clips go along unless `audio` is false.
+        """
+        name = checked_name(name)
+        self._must_exist(name)
+        with self._vault.transaction(write=True) as opened:
+            profile = opened.profile(name, audio=audio)
+            _refuse_expired(profile)
+            opened.note_event(name, "exported")
+        write_profile_file(path, seal_profile(profile, passphrase))
+
+    def import_profile(
+        self,
+        path: str | pathlib.Path,
+        passphrase: Passphrase,
+        *,
+        model_fingerprint: str,
+        name: str | None = None,
+        replace: bool = False,
+    ) -> Profile:
+        """Keep the profile of a portable file.
+
+        Parameters
+        ----------
+        path : path
+        passphrase : Passphrase
+        model_fingerprint : str
+            `Encoder.fingerprint` of the model of this device.
+        name : str, optional
+            Keep it under this name rather than its own.
+        replace : bool
+            Whether a profile of the same name gives way.
+
+        Raises
+        ------
+        StoreError, SealError, SchemaError
+            If the file is foreign, does not open or is too new, or the name is taken.
+        ModelMismatchError
+            If another model made the profile.
+        ProfileExpiredError
+            If its expiry has passed.
+        """
+        profile = read_profile_file(path, passphrase)
+        _refuse_expired(profile)
+        _refuse_other_model(profile, model_fingerprint, "emoinv profiles import --upgrade")
+        if name is not None:
+            profile = dataclasses.replace(profile, name=name)
+        self._put(profile, "imported", replace=replace)
+        return profile
+
+    def upgrade(self, name: str, encoder: Encoder) -> Profile:
+        """Enrol the speaker again on another model, from the clips that were kept.
+
+        Exemplars without a clip are left behind, and so is what could be rolled back to.
+
+        Raises
+        ------
+        EnrolmentError
+            If no clip was kept; the profile stays as it is.
+        """
+        name = checked_name(name)
+        self._must_exist(name)
+        with self._vault.transaction(write=False) as opened:
+            old = opened.profile(name)
+            version = opened.entry(name).version
+        _refuse_expired(old)
+        new = reenrolled(old, encoder)
+        with self._vault.transaction(write=True) as opened:
+            if opened.entry(name).version != version:
+                raise StoreError(f"profile {name!r} was changed by another process meanwhile; run the upgrade again")
+            opened.replace(new, f"upgraded to model {encoder.fingerprint[:12]}")
+        self._vault.scrub()
+        return new
+
+    def rotate(self, key: KeySource | None = None) -> None:
+        """Seal everything anew under fresh secrets, in one transaction, and overwrite what was there.
+
+        The store's data key and its orthogonal transform are always drawn anew: vectors that leaked before
+        match nothing any more. `key`, if given, takes the place of the user's key, and this object goes on
+        with it. A `KeyFile` at the place of the present one gets a new content: not where several
+        stores share it, since the others would not open any more.
+
+        Raises
+        ------
+        SealError
+            If a profile does not open; nothing is changed then.
+        """
+        self._must_exist(None)
+        self._vault.renew(self._vault.key if key is None else key, fresh=key is not None)
+        self._vault.scrub()
+
+    def _must_exist(self, name: str | None) -> None:
+        if not self.path.exists():
+            if name is None:
+                raise StoreError(f"store {self.path}: does not exist; enrol a speaker first, or give another path")
+            raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist; enrol the speaker first")
 
 
-def _keys_aad(copy: int, store_id: bytes, kind: str) -> bytes:
-    return associated("emoinv store", SCHEMA, store_id, "keys", copy, kind)
+def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
+    """The profile with embeddings by `encoder`, from the clips that its exemplars keep.
+
+    Raises
+    ------
+    EnrolmentError
+        If no exemplar has one.
+    """
+    exemplars = []
+    for exemplar in profile.exemplars:
+        if exemplar.audio is not None:
+            waveform = np.frombuffer(exemplar.audio, "<i2").astype(np.float32) / np.float32(32768.0)
+            exemplars.append(dataclasses.replace(exemplar, embedding=encoder.embed(waveform, CLIP_RATE)))
+    if not exemplars:
+        raise EnrolmentError(
+            f"profile {profile.name!r} has no speech to enrol again from (it was enrolled without --keep-audio); "
+            "record the speaker again"
+        )
+    return dataclasses.replace(profile, model_fingerprint=encoder.fingerprint, exemplars=tuple(exemplars))
+
+
+def _refuse_expired(profile: Profile) -> None:
+    if profile.expires is not None and profile.expired():
+        raise ProfileExpiredError(
+            f"profile {profile.name!r} expired on {profile.expires:%Y-%m-%d %H:%M} UTC; enrol the speaker again, "
+            "and remove what is left with `emoinv profiles purge`"
+        )
+
+
+def _refuse_other_model(profile: Profile, fingerprint: str, command: str) -> None:
+    if profile.model_fingerprint == fingerprint:
+        return
+    if any(exemplar.audio is not None for exemplar in profile.exemplars):
+        cure = f"its speech was kept, so `{command}` enrols it again on this model"
+    else:
+        cure = "enrol the speaker again (with --keep-audio, a later change of model needs no new recordings)"
+    raise ModelMismatchError(
+        f"profile {profile.name!r} was made by model {profile.model_fingerprint[:12]}, this one is {fingerprint[:12]}, "
+        f"and their embeddings cannot be compared; {cure}, or use the other model"
+    )
+
+
+def _remove(opened: Transaction, name: str, event: str) -> None:
+    row = opened.entry(name).row
+    pseudonym = hashlib.sha256(b"emoinv removed" + opened.keys.store_id + str(row).encode()).hexdigest()[:8]
+    opened.delete(name)
+    opened.note(f"{event}: {pseudonym}")
+
+
+def _has_expired(opened: Transaction, name: str, now: datetime.datetime | None) -> bool:
+    try:
+        expires = opened.record(name).expires
+    except StoreError:  # damaged: not ours to drop
+        return False
+    return expires is not None and (now or datetime.datetime.now(datetime.timezone.utc)) >= expires
+
+
+def _info(opened: Transaction, name: str) -> ProfileInfo:
+    try:
+        record: Record = opened.record(name)
+        exemplars = opened.exemplars(name, record, record.exemplars)
+        last_used = opened.trail(name)["last_used"]
+    except StoreError as error:
+        return ProfileInfo(name, problem=f"damaged: {error}")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    expired = record.expires is not None and now >= record.expires
+    return ProfileInfo(
+        name=name,
+        problem="expired" if expired else "",
+        model_fingerprint=record.model_fingerprint,
+        num_exemplars=len(exemplars),
+        num_clips=sum(exemplar.audio is not None for exemplar in exemplars),
+        created=record.created,
+        expires=record.expires,
+        expired=expired,
+        consent=record.consent,
+        last_used=None if last_used is None else datetime.datetime.fromisoformat(last_used),
+        adaptations=len(record.history),
+    )
