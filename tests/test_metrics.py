@@ -85,7 +85,7 @@ def test_every_vertex_of_the_curve_is_what_its_threshold_gives(targets, nontarge
 @given(scores, scores)
 def test_eer_ignores_the_order_of_trials_and_any_rising_map_of_scores(targets, nontargets):
     def rising(values):
-        return [3.0 * v + 1.0 for v in values]
+        return [4.0 * v for v in values]  # exact in floating point: a map that rounds could make new ties
 
     expected = eer(targets, nontargets)
     assert eer(targets[::-1], nontargets[::-1]) == expected
@@ -258,12 +258,12 @@ def test_bootstrap_interval_narrows_with_more_speakers():
 
 
 def test_bootstrap_interval_covers_the_truth_about_95_times_of_100():
-    truth = np.mean([eer(v[s], v[~s]) for v, s, *_ in (speakers_and_trials(300, 4, seed) for seed in range(5))])
+    truth = np.mean([eer(v[s], v[~s]) for v, s, *_ in (speakers_and_trials(300, 3, seed) for seed in range(4))])
     covered = 0
-    for seed in range(100):
-        low, high, _ = interval_of(*speakers_and_trials(30, 4, seed=1000 + seed), resamples=150)
+    for seed in range(60):
+        low, high, _ = interval_of(*speakers_and_trials(25, 3, seed=1000 + seed), resamples=100)
         covered += low <= truth <= high
-    assert covered >= 85
+    assert covered >= 51  # 57 expected; fewer than 51 has a chance of 0.6 %
 
 
 def test_bootstrap_of_rates_covers_the_actual_rates():

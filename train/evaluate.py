@@ -710,7 +710,7 @@ def evaluate_llr(
 
 
 def reliability(targets: NDArray[np.floating], nontargets: NDArray[np.floating], bins: int = 15) -> list[list[float]]:
-    """Said against found: mean LLR of each bin, the LLR that its counts show, targets and non-targets in it.
+    """Said against found: the LLR that each bin claims, the LLR that its counts show, targets and non-targets in it.
 
     Bins hold equal numbers of targets and non-targets together, weighted so that both kinds count alike.
     """
@@ -726,7 +726,9 @@ def reliability(targets: NDArray[np.floating], nontargets: NDArray[np.floating],
         num_targets, num_nontargets = int(kind[chosen].sum()), int((~kind[chosen]).sum())
         if num_targets and num_nontargets:
             found = math.log(num_targets / len(targets)) - math.log(num_nontargets / len(nontargets))
-            said = float(np.average(llrs[chosen], weights=weight[chosen]))
+            # What the bin's LLRs together say of its mixture; their mean would look too sure in the outer bins.
+            share = float(np.average(1.0 / (1.0 + np.exp(-np.clip(llrs[chosen], -500, 500))), weights=weight[chosen]))
+            said = math.log(share) - math.log1p(-share)
             out.append([said, found, num_targets, num_nontargets])
     return out
 
