@@ -1,0 +1,238 @@
+"""The training loop: fine-tuning on parallel pairs and distillation, one readable function each way.
+
+Runs alone or under ``torchrun`` (DistributedDataParallel): each rank takes the batches whose number
+leaves its rank as remainder, so the gradient of one step is the mean over the ranks' batches.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from emoinv_edge.spec import EncoderSpec
+
+from .data import PairBatches, Recipe
+from .embed import autocast
+from .losses import AngularMarginSoftmax, pair_loss, target_loss
+from .model import ResidualEncoder, save_checkpoint
+
+__all__ = ["Schedule", "fit"]
+
+WEIGHT_DECAY = 1e-4
+CLIP_NORM = 1.0
+EMA_DECAY = 0.998
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Schedule:
+    """Steps and learning rates.
+
+    ``rate`` is the peak for the last stage and the linear layer; each stage below learns at
+    ``lower_rate`` times the one above; the first ``frozen_stages`` do not learn.
+    """
+
+    steps: int
+    rate: float = 1.5e-4
+    lower_rate: float = 0.6
+    frozen_stages: int = 1
+    warmup_steps: int = 100
+    checkpoint_every_s: float = 240.0
+    judge_every: int = 0
+
+    def factor(self, step: int) -> float:
+        """Share of the peak rate at `step`: linear warm-up, then a half cosine to 2 %."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+class Trained(nn.Module):
+    """Encoder and classifier as one module, so that one DDP wrapper averages all gradients."""
+
+    def __init__(self, encoder: ResidualEncoder, softmax: AngularMarginSoftmax, recipe: Recipe, frozen: int) -> None:
+        super().__init__()
+        self.encoder, self.softmax, self.recipe, self.frozen = encoder, softmax, recipe, frozen
+
+    def embed(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.encoder.frames(features, self.frozen) if self.frozen else None
+        if x is None:
+            return self.encoder(features)
+        for stage in list(self.encoder.stages)[self.frozen :]:
+            x = stage(x)
+        return self.encoder.pool(x)
+
+    def forward(self, batch: dict[str, Tensor], margin: float) -> dict[str, Tensor]:
+        embeddings = self.embed(batch["features"])
+        recipe = self.recipe
+        first, second = embeddings.chunk(2)
+        parts = {
+            "target": target_loss(embeddings, batch["targets"], batch["weights"]),
+            "pair": pair_loss(first, second),
+            "softmax": self.softmax(embeddings, batch["labels"], margin),
+        }
+        pull = recipe.speaker_target > 0 or recipe.own_target > 0
+        parts["loss"] = (
+            (parts["target"] if pull else 0.0)
+            + recipe.pair_weight * parts["pair"]
+            + recipe.softmax_weight * parts["softmax"]
+        )
+        return parts
+
+
+def _groups(trained: Trained, schedule: Schedule) -> list[dict[str, Any]]:
+    """Parameter groups with their rates; frozen layers are left out."""
+    encoder = trained.encoder
+    stages = list(encoder.stages)
+    for layer in (encoder.stem, *stages[: schedule.frozen_stages]) if schedule.frozen_stages else ():
+        layer.requires_grad_(False)
+    groups = [
+        {"params": list(encoder.linear.parameters()), "lr": schedule.rate},
+        {"params": list(trained.softmax.parameters()), "lr": schedule.rate * 5},
+    ]
+    for below, stage in enumerate(reversed(stages[schedule.frozen_stages :])):
+        groups.append({"params": list(stage.parameters()), "lr": schedule.rate * schedule.lower_rate**below})
+    if not schedule.frozen_stages:
+        lowest = schedule.rate * schedule.lower_rate ** len(stages)
+        groups.append({"params": list(encoder.stem.parameters()), "lr": lowest})
+    return groups
+
+
+def _share_of(batches: Dataset[dict[str, Tensor]], start: int, steps: int) -> tuple[Dataset[dict[str, Tensor]], int]:
+    """This rank's batches from `start` on, and the number of ranks."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    return Subset(batches, range(start * ranks + rank, steps * ranks, ranks)), ranks
+
+
+def fit(
+    encoder: ResidualEncoder,
+    spec: EncoderSpec,
+    batches: PairBatches,
+    recipe: Recipe,
+    schedule: Schedule,
+    out: Path,
+    device: str = "cpu",
+    num_workers: int = 1,
+    judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
+    progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    provenance: dict[str, Any] | None = None,
+) -> ResidualEncoder:
+    """Fine-tune an encoder on parallel pairs.
+
+    Parameters
+    ----------
+    encoder : ResidualEncoder
+        Where to start; changed in place.
+    batches : PairBatches
+        As many as ``schedule.steps`` times the number of ranks.
+    out : Path
+        Folder for ``last.pt`` (resumable), ``best.pt`` (averaged weights), ``log.csv``. If ``last.pt``
+        is there, the run goes on from it and its losses are those of a run that never stopped.
+    judge : callable
+        Called with the averaged encoder every ``schedule.judge_every`` steps; its figures enter the log.
+
+    Returns
+    -------
+    ResidualEncoder
+        The exponential moving average of the weights.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    encoder.to(device=device, memory_format=torch.channels_last)
+    trained = Trained(
+        encoder, AngularMarginSoftmax(torch.from_numpy(batches.centres)), recipe, schedule.frozen_stages
+    ).to(device)
+    optimizer = torch.optim.AdamW(_groups(trained, schedule), weight_decay=WEIGHT_DECAY)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    average = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
+    start = 0
+    last = out / "last.pt"
+    if last.is_file():
+        saved = torch.load(last, map_location=device, weights_only=True)
+        trained.load_state_dict(saved["trained"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average, start = saved["average"], saved["step"]
+
+    share, ranks = _share_of(batches, start, schedule.steps)
+    loader = DataLoader(share, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
+    parallel = DistributedDataParallel(trained) if ranks > 1 else trained
+    leads = int(os.environ.get("RANK", "0")) == 0
+    saved_at = time.monotonic()
+    trained.train()
+    for step, batch in enumerate(loader, start):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * schedule.factor(step)
+        margin = recipe.margin * min(1.0, step / max(1, schedule.steps // 4))
+        with autocast(device):
+            parts = parallel({name: value.to(device) for name, value in batch.items()}, margin)
+        optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(trained.parameters(), CLIP_NORM)
+        if torch.isfinite(norm):
+            optimizer.step()
+        with torch.no_grad():
+            decay = min(EMA_DECAY, (1 + step) / (10 + step))
+            for name, value in encoder.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+        if not leads:
+            continue
+        losses = {name: float(value.detach()) for name, value in parts.items()}
+        progress(step + 1, losses)
+        finished = step + 1 == schedule.steps
+        if judge and schedule.judge_every and ((step + 1) % schedule.judge_every == 0 or finished):
+            _log(out / "log.csv", step + 1, losses | judge(_averaged(encoder, average)))
+        elif (step + 1) % 20 == 0 or finished:
+            _log(out / "log.csv", step + 1, losses)
+        if finished or time.monotonic() - saved_at > schedule.checkpoint_every_s:
+            _save_last(last, trained, optimizer, average, step + 1)
+            save_checkpoint(
+                out / "best.pt", _averaged(encoder, average), spec, step=step + 1, provenance=provenance or {},
+                recipe=dataclasses.asdict(recipe), schedule=dataclasses.asdict(schedule),
+            )  # fmt: skip
+            saved_at = time.monotonic()
+    return _averaged(encoder, average)
+
+
+def _averaged(encoder: ResidualEncoder, average: dict[str, Tensor]) -> ResidualEncoder:
+    model = ResidualEncoder(encoder.shape)
+    model.load_state_dict(average)
+    return model.eval()
+
+
+def _save_last(
+    path: Path, trained: Trained, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], step: int
+) -> None:
+    part = path.with_suffix(".part")
+    state = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def _log(path: Path, step: int, figures: dict[str, float]) -> None:
+    """Append one row a figure: step, name, value; rows are never rewritten."""
+    new = not path.is_file()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        if new:
+            rows.writerow(("step", "figure", "value"))
+        rows.writerows((step, name, f"{value:.6g}") for name, value in figures.items())
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cos to the teacher, plus the mean square difference of the batch's similarity matrices."""
+    student, teacher = functional.normalize(student.float(), dim=1), functional.normalize(teacher.float(), dim=1)
+    direct = (1 - (student * teacher).sum(dim=1)).mean()
+    return direct + (student @ student.T - teacher @ teacher.T).square().mean()

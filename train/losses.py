@@ -1,0 +1,54 @@
+"""The losses: additive angular margin softmax, pairs of one voice, and targets in the initial encoder's space."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["AngularMarginSoftmax", "pair_loss", "target_loss"]
+
+
+class AngularMarginSoftmax(nn.Module):
+    """AAM-softmax over training speakers (Deng et al., arXiv:1801.07698, eq. 3).
+
+    Parameters
+    ----------
+    centres : Tensor, shape (speakers, embedding_dim)
+        Initial class weights. The mean embedding of each speaker by the initial encoder needs no
+        warm-up; random directions do.
+    scale : float
+        Of the logits.
+    """
+
+    def __init__(self, centres: Tensor, scale: float = 32.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(functional.normalize(centres.float(), dim=1))
+        self.scale = scale
+
+    def forward(self, embeddings: Tensor, labels: Tensor, margin: float) -> Tensor:
+        """Mean cross-entropy of embeddings (batch, dim) whose labels (batch,) are class numbers; -1 is left out."""
+        known = labels >= 0
+        if not known.any():
+            return embeddings.sum() * 0.0
+        embeddings, labels = embeddings[known], labels[known]
+        cosine = functional.normalize(embeddings.float(), dim=1) @ functional.normalize(self.weight, dim=1).T
+        target = cosine.gather(1, labels[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
+        # Beyond pi - margin the angle would wrap round: go on linearly, as ArcFace does.
+        angled = target * math.cos(margin) - torch.sqrt(1 - target.square()) * math.sin(margin)
+        moved = torch.where(target > math.cos(math.pi - margin), angled, target - margin * math.sin(math.pi - margin))
+        logits = cosine.scatter(1, labels[:, None], moved)
+        return functional.cross_entropy(self.scale * logits, labels)
+
+
+def pair_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Mean of 1 - cos(e1, e2) over the parallel pairs of a batch (Tian et al., arXiv:2505.18498)."""
+    return (1 - functional.cosine_similarity(first.float(), second.float(), dim=1)).mean()
+
+
+def target_loss(embeddings: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of 1 - cos(e, target): an embedding pulled to a point of the initial encoder's space."""
+    distance = 1 - functional.cosine_similarity(embeddings.float(), targets.float(), dim=1)
+    return (distance * weights).sum() / weights.sum().clamp_min(1e-6)
