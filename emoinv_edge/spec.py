@@ -91,13 +91,13 @@ class EncoderSpec:
 
     @property
     def frame_length(self) -> int:
-        """Samples in one analysis frame."""
-        return round(self.sample_rate * self.frame_length_ms / 1000.0)
+        """Samples in one analysis frame, a fraction dropped as Kaldi drops it."""
+        return int(self.sample_rate * self.frame_length_ms / 1000.0)
 
     @property
     def frame_shift(self) -> int:
         """Samples from one frame's start to the next."""
-        return round(self.sample_rate * self.frame_shift_ms / 1000.0)
+        return int(self.sample_rate * self.frame_shift_ms / 1000.0)
 
     @property
     def fft_length(self) -> int:

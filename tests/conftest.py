@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,13 @@ def synthesise(seconds: float, seed: int, f0_hz: float = 120.0, sample_rate: int
     Returns
     -------
     ndarray, shape (seconds * sample_rate,), float32, peak 0.5
+        The caller's own, to change at will.
     """
+    return _synthesise(float(seconds), seed, float(f0_hz), sample_rate).copy()
+
+
+@functools.lru_cache(maxsize=128)
+def _synthesise(seconds: float, seed: int, f0_hz: float, sample_rate: int) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     knots = np.arange(0.0, seconds + 0.4, 0.2)  # five vowels a second
@@ -64,6 +71,7 @@ def build_encoder(
     seed: int = 0,
     flavour: str = "features",
     metadata: dict[str, Any] | None = None,
+    gain: float = 1.0,
     **changes: Any,
 ) -> Path:
     """Write a tiny ONNX encoder to `path`.
@@ -78,6 +86,8 @@ def build_encoder(
         The output's rotation is drawn from `seed`; `flavour` is "features" or "waveform".
     metadata : dict, optional
         Values to write as JSON besides ``emoinv.spec``; a value of None leaves the key out.
+    gain : float
+        Factor of the output: 0 or NaN give a model that is broken at run time.
     changes
         ``input_name``, ``output_name``, ``input_shape``, ``output_shape``: what the graph claims.
     """
@@ -110,7 +120,7 @@ def build_encoder(
     rotation = np.linalg.qr(rng.standard_normal((hidden, max(hidden, spec.embedding_dim))))[0]
     arrays = {
         "analysis": analysis.astype(np.float32),
-        "rotation": np.ascontiguousarray(rotation[:, : spec.embedding_dim], np.float32),
+        "rotation": np.ascontiguousarray(gain * rotation[:, : spec.embedding_dim], np.float32),
         **({"one": np.array([1])} if flavour == "waveform" else {}),
     }
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
