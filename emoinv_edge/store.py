@@ -251,6 +251,14 @@ class ProfileStore:
         with self._vault.transaction(write=False) as opened:
             return [_info(opened, name) for name in sorted(opened.entries)]
 
+    def info(self, name: str) -> ProfileInfo:
+        """What there is to tell about the profile of that name; UnknownSpeakerError if there is none."""
+        name = checked_name(name)
+        self._must_exist(name)
+        with self._vault.transaction(write=False) as opened:
+            opened.entry(name)
+            return _info(opened, name)
+
     def remove(self, name: str) -> None:
         """Remove the profile of that name and overwrite what it left in the file.
 
@@ -418,6 +426,7 @@ class ProfileStore:
         model_fingerprint: str,
         name: str | None = None,
         replace: bool = False,
+        encoder: Encoder | None = None,
     ) -> Profile:
         """Keep the profile of a portable file.
 
@@ -431,6 +440,9 @@ class ProfileStore:
             Keep it under this name rather than its own.
         replace : bool
             Whether a profile of the same name gives way.
+        encoder : Encoder, optional
+            The model itself: then the speaker of a profile by another model is enrolled again, if the file
+            has the clips.
 
         Raises
         ------
@@ -443,10 +455,13 @@ class ProfileStore:
         """
         profile = read_profile_file(path, passphrase)
         _refuse_expired(profile)
+        event = "imported"
+        if encoder is not None and profile.model_fingerprint != encoder.fingerprint:
+            profile, event = reenrolled(profile, encoder), f"imported for model {encoder.fingerprint[:12]}"
         _refuse_other_model(profile, model_fingerprint, "emoinv profiles import --upgrade")
         if name is not None:
             profile = dataclasses.replace(profile, name=name)
-        self._put(profile, "imported", replace=replace)
+        self._put(profile, event, replace=replace)
         return profile
 
     def upgrade(self, name: str, encoder: Encoder) -> Profile:
@@ -489,6 +504,11 @@ class ProfileStore:
         self._must_exist(None)
         self._vault.renew(self._vault.key if key is None else key, fresh=key is not None)
         self._vault.scrub()
+
+    def own_key_file(self) -> KeyFile | None:
+        """The key file that lies beside the store and serves it alone, if that is its key."""
+        key = self._vault.key
+        return key if isinstance(key, KeyFile) and str(key.path) == f"{self.path}.key" else None
 
     def _must_exist(self, name: str | None) -> None:
         if not self.path.exists():

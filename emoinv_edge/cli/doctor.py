@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..errors import MicrophoneError
 from .options import add_command, add_json, add_store, open_store
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
 
@@ -193,27 +194,30 @@ def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[Finding]:
 
 def check_microphones() -> list[Finding]:
     """PortAudio and the devices that record."""
+    from ..microphone import input_devices
+
+    without = "files can be verified without it"
     try:
         import sounddevice
+
+        version = sounddevice.get_portaudio_version()[1].split(",")[0]
+        devices = input_devices()
+        default = sounddevice.default.device[0]
     except ImportError as error:
-        cure = "python -m pip install sounddevice; files can be verified without it"
+        cure = f"python -m pip install sounddevice; {without}"
         return [Finding("PortAudio", NOTE, f"sounddevice cannot be imported ({error})", cure)]
     except OSError as error:  # what sounddevice raises where the library itself is missing
-        cure = PORTAUDIO_CURE.get(sys.platform, "install PortAudio") + "; files can be verified without it"
+        cure = f"{PORTAUDIO_CURE.get(sys.platform, 'install PortAudio')}; {without}"
         return [Finding("PortAudio", NOTE, str(error), cure)]
-    version = sounddevice.get_portaudio_version()[1].split(",")[0]
+    except MicrophoneError as error:
+        return [Finding("PortAudio", NOTE, str(error), without)]
     findings = [Finding("PortAudio", OK, f"{version}, sounddevice {installed_version('sounddevice')}")]
-    inputs = [device for device in sounddevice.query_devices() if device["max_input_channels"] > 0]
-    if not inputs:
-        cure = "plug one in, or let this user at the sound devices (group audio); files can be verified without it"
+    if not devices:
+        cure = f"plug one in, or let this user at the sound devices (group audio); {without}"
         return [*findings, Finding("microphones", NOTE, "none", cure)]
-    default = sounddevice.default.device[0]
-    for device in inputs:
-        chosen = ", default" if device["index"] == default else ""
-        value = (
-            f"{device['name']} ({device['max_input_channels']} channels, {device['default_samplerate']:.0f} Hz{chosen})"
-        )
-        findings.append(Finding(f"microphone {device['index']}", OK, value))
+    for index, name, rate in devices:
+        chosen = ", default" if index == default else ""
+        findings.append(Finding(f"microphone {index}", OK, f"{name} ({rate:.0f} Hz{chosen})"))
     return findings
 
 
@@ -280,9 +284,8 @@ def check_store(args: argparse.Namespace) -> list[Finding]:
     for profile in profiles:
         makers.setdefault(profile.model_fingerprint[:12], []).append(profile.name)
     findings += [Finding(f"  by model {maker}", OK, ", ".join(names)) for maker, names in makers.items()]
-    expired = [profile.name for profile in profiles if profile.expired]
-    if expired:
-        findings.append(Finding("  expired", NOTE, ", ".join(expired), "enrol them again, or remove them"))
+    cure = "enrol the speaker again, or remove the profile: emoinv profiles remove NAME"
+    findings += [Finding(f"  {profile.name}", NOTE, profile.problem, cure) for profile in profiles if profile.problem]
     return findings
 
 

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import getpass
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import StoreError
+from .terminal import print_error
+
 if TYPE_CHECKING:
     from ..encoder import Encoder
+    from ..sealing import Passphrase
     from ..store import ProfileStore
+    from ..verifier import Decision
 
-__all__ = ["DEFAULT_FAR", "add_command", "add_far", "add_json", "add_model", "add_store", "open_encoder", "open_store"]
+__all__ = [
+    "DEFAULT_FAR",
+    "STORE_PASSPHRASE",
+    "add_command",
+    "add_far",
+    "add_json",
+    "add_model",
+    "add_store",
+    "ask_passphrase",
+    "note_verified",
+    "open_encoder",
+    "open_store",
+]
 
 DEFAULT_FAR = 0.01
+STORE_PASSPHRASE = "EMOINV_STORE_PASSPHRASE"
 
 
 def add_command(
@@ -36,10 +57,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """Add ``--store``."""
+    """Add ``--store`` and the choice of its key."""
     parser.add_argument(
         "--store", type=Path, metavar="FILE", help="the file of profiles (default: in the user's data folder)"
     )
+    key = parser.add_mutually_exclusive_group()
+    key.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="the file of the store's key (default: the store's name + .key)"
+    )
+    key.add_argument(
+        "--passphrase", action="store_true", help=f"seal the store with a passphrase: asked for, or ${STORE_PASSPHRASE}"
+    )
+    key.add_argument("--plaintext", action="store_true", help="do not seal the store: anyone who has it can read it")
 
 
 def add_far(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +112,46 @@ def open_encoder(args: argparse.Namespace) -> Encoder:
 
 
 def open_store(args: argparse.Namespace) -> ProfileStore:
-    """The store that ``--store`` names."""
+    """The store that ``--store`` names, with the key that the options name."""
+    from ..sealing import PLAINTEXT, KeyFile, KeySource
     from ..store import ProfileStore
 
-    return ProfileStore(args.store)
+    key: KeySource | None = None
+    if args.plaintext:
+        key = PLAINTEXT
+    elif args.passphrase:
+        key = ask_passphrase(STORE_PASSPHRASE, "Passphrase of the store: ")
+    elif args.key_file is not None:
+        key = KeyFile(args.key_file)
+    return ProfileStore(args.store, key)
+
+
+def ask_passphrase(variable: str, prompt: str, twice: bool = False) -> Passphrase:
+    """A passphrase from an environment variable, or asked for at the terminal; never from the command line.
+
+    Raises
+    ------
+    StoreError
+        If it is too short, the two answers differ, or there is nobody to ask.
+    """
+    from ..sealing import Passphrase
+
+    text = os.environ.get(variable)
+    if text is None:
+        if not sys.stdin.isatty():
+            raise StoreError(f"a passphrase is needed, and there is no terminal to ask at; set {variable}")
+        text = getpass.getpass(prompt)
+        if twice and getpass.getpass("The same again: ") != text:
+            raise StoreError("the two passphrases differ; nothing was done, try again")
+    try:
+        return Passphrase(text)
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+
+
+def note_verified(store: ProfileStore, name: str, decision: Decision) -> None:
+    """Count a decision in the audit trail of a profile; a store that refuses gets a warning, no more."""
+    try:
+        store.note_verified(name, decision.verdict.name.lower())
+    except StoreError as error:
+        print_error(f"the audit trail was not written: {error}")

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from .options import add_command, add_far, add_json, add_model, add_store, open_encoder, open_store
+from .options import add_command, add_far, add_json, add_model, add_store, note_verified, open_encoder, open_store
 from .terminal import console, decision_fields, exit_status, one_in, print_error, print_json, verdict_text
 
 __all__ = ["add_parser", "run"]
@@ -35,12 +35,15 @@ def run(args: argparse.Namespace) -> int:
     from ..verifier import Verifier
 
     encoder = open_encoder(args)
-    profile = open_store(args).get(args.name, model_fingerprint=encoder.fingerprint)
+    store = open_store(args)
+    profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
     verifier = Verifier(encoder, profile, args.far, extrapolate=args.extrapolate)
     waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
     start = time.perf_counter()
     decision = verifier.verify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
+    note_verified(store, profile.name, decision)
+    note_verified(store, profile.name, decision)
     if args.json:
         fields = decision_fields(decision)
         print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
