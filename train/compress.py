@@ -36,12 +36,12 @@ def cut(large: ResidualEncoder, shape: EncoderShape) -> ResidualEncoder:
     if shape.widths != large.shape.widths or any(
         few > many for few, many in zip(shape.blocks, large.shape.blocks, strict=True)
     ):
-        raise ValueError(f"expected the widths {large.shape.widths} and at most {large.shape.blocks} blocks, got {shape}")
+        raise ValueError(f"expected widths {large.shape.widths} and at most {large.shape.blocks} blocks, got {shape}")
     small = ResidualEncoder(shape)
     small.stem.load_state_dict(large.stem.state_dict())
     for small_stage, large_stage in zip(small.stages, large.stages, strict=True):
         blocks = list(large_stage)
-        # The first block changes width and stride; of the others the last ones are nearest to what the next stage reads.
+        # The first block changes width and stride; of the others the last ones are nearest to the next stage.
         kept = [blocks[0], *blocks[len(blocks) - len(small_stage) + 1 :]]
         for block, source in zip(small_stage, kept, strict=True):
             state = source.state_dict()

@@ -183,7 +183,8 @@ class PairBatches(Dataset[dict[str, Tensor]]):
             waveform = augment.crop(waveform, samples, rng)
         if rng.random() < recipe.channel:
             waveform = self._channel(waveform, rng)
-        return self._features(waveform, rng, mask=rng.random() < recipe.mask), self.centres[label], recipe.speaker_target
+        features = self._features(waveform, rng, mask=rng.random() < recipe.mask)
+        return features, self.centres[label], recipe.speaker_target
 
     def _manner(
         self, number: int, label: int, indices: list[int], index: int, rng: np.random.Generator

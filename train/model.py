@@ -51,9 +51,11 @@ class EncoderShape:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EncoderShape:
         """Undo `dataclasses.asdict`, lists read back as tuples."""
-        plain = {k: tuple(tuple(x) if isinstance(x, list | tuple) else x for x in v) if isinstance(v, list | tuple) else v
-                 for k, v in values.items()}  # fmt: skip
-        return cls(**plain)
+
+        def frozen(value: Any) -> Any:
+            return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+        return cls(**{name: frozen(value) for name, value in values.items()})
 
     def macs(self, num_frames: int) -> int:
         """Multiply-accumulates of the convolutions and the linear layer for `num_frames` frames."""
@@ -167,13 +169,15 @@ def load_public_weights(path: Path) -> ResidualEncoder:
             convolutions[position : position + 2] = [convolutions[position + 1], here]
             here = convolutions[position]
         if here[0].shape != tuple(layer.weight.shape):
-            raise ValueError(f"{path}: layer {position} has shape {here[0].shape}, expected {tuple(layer.weight.shape)}")
+            expected = tuple(layer.weight.shape)
+            raise ValueError(f"{path}: layer {position} has shape {here[0].shape}, expected {expected}")
         _copy(layer.weight, here[0])
         _copy(layer.bias, here[1])
     gemm = next(node for node in graph.node if node.op_type == "Gemm")
     _copy(model.linear.weight, weights[gemm.input[1]])
     _copy(model.linear.bias, weights[gemm.input[2]])
-    _copy(model.mean_vector, weights[next(node for node in graph.node if list(node.output)[0] == "last_hidden_state").input[1]])
+    subtraction = next(node for node in graph.node if node.output[0] == "last_hidden_state")
+    _copy(model.mean_vector, weights[subtraction.input[1]])
     return model
 
 

@@ -90,9 +90,7 @@ def _decode_for_set(clip: Clip) -> tuple[Clip, NDArray[np.int16] | None, str]:
     return clip, np.clip(np.rint(waveform * 32767.0), -32768, 32767).astype(np.int16), ""
 
 
-def _in_order(
-    pool: ProcessPoolExecutor, clips: Iterable[Clip]
-) -> Iterator[tuple[Clip, NDArray[np.int16] | None, str]]:
+def _in_order(pool: ProcessPoolExecutor, clips: Iterable[Clip]) -> Iterator[tuple[Clip, NDArray[np.int16] | None, str]]:
     """Decode in parallel, yield in order, hold few clips at a time."""
     remaining = iter(clips)
     while batch := list(islice(remaining, 512)):
@@ -135,10 +133,8 @@ def prepare(
                 skipped += 1
             else:
                 audio.write(samples.astype("<i2").tobytes())
-                rows.writerow(
-                    (clip.corpus, clip.speaker, clip.gender, clip.emotion, clip.sentence, start, len(samples),
-                     "/".join(clip.path.parts[-3:]))
-                )  # fmt: skip
+                source = "/".join(clip.path.parts[-3:])
+                rows.writerow((*dataclasses.astuple(clip)[1:], start, len(samples), source))
                 start += len(samples)
                 kept += 1
             progress(kept + skipped)
@@ -163,9 +159,15 @@ class PreparedSet:
         with open(table, newline="", encoding="utf-8") as rows:
             self.clips = [
                 PreparedClip(
-                    row["corpus"], row["speaker"], row["gender"], row["emotion"], row["sentence"],
-                    int(row["start"]), int(row["samples"]), row["path"],
-                )  # fmt: skip
+                    row["corpus"],
+                    row["speaker"],
+                    row["gender"],
+                    row["emotion"],
+                    row["sentence"],
+                    int(row["start"]),
+                    int(row["samples"]),
+                    row["path"],
+                )
                 for row in csv.DictReader(rows)
             ]
         self._audio = np.memmap(folder / "audio.i16", "<i2", "r")
