@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from emoinv_edge.cli import COMMANDS, build_parser, doctor, enroll, main, verify
 from emoinv_edge.cli.options import parse_far
 from emoinv_edge.cli.terminal import one_in
+from emoinv_edge.microphone import Gap
 
 # Fits the tiny encoder of conftest.py: cosines of about 0.9 within a voice, at most 0.5 between two.
 CALIBRATION = {
@@ -186,7 +187,7 @@ def test_a_model_without_calibration_gives_no_decision_at_all(
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["frobnicate"], ["verify"], ["verify", "ana"], ["verify", "ana", "a.wav", "--far", "2"], ["enroll", "ana"]],
+    [[], ["frobnicate"], ["verify"], ["verify", "ana"], ["verify", "ana", "a.wav", "--far", "2"]],
     ids=lambda words: " ".join(words) or "nothing",
 )
 def test_wrong_usage_exits_with_3_since_2_means_no_decision(
@@ -297,7 +298,7 @@ def test_an_existing_profile_is_never_overwritten_unasked(with_ana: Shell, recor
     more = recording("more", seed=5)
     assert with_ana("enroll", "ana", more) == 3
     assert "--add" in with_ana.err and "--replace" in with_ana.err
-    assert with_ana("enroll", "ana", more, "--add", "--json") == 0
+    assert with_ana("enroll", "ana", "--add", more, "--json") == 0
     assert with_ana.answer()["exemplars"] == 4
     assert with_ana("enroll", "ana", more, "--replace", "--json") == 0
     assert with_ana.answer()["exemplars"] == 1
@@ -307,6 +308,83 @@ def test_an_expired_profile_is_refused(emoinv: Shell, recording: Callable[..., P
     assert emoinv("enroll", "ana", recording("one", seed=1), "--expires", "0.00000001") == 0
     assert emoinv("verify", "ana", recording("later", seed=9)) == 3
     assert "expired" in emoinv.err
+
+
+class FakeMicrophone:
+    """What `emoinv enroll --mic` reads: chunks of 20 ms from a list of waveforms and gaps."""
+
+    items: ClassVar[list[NDArray[np.float32] | Gap]] = []
+
+    def __init__(self, sample_rate: int, device: int | str | None) -> None:
+        assert sample_rate == 16000
+
+    def __enter__(self) -> Iterator[NDArray[np.float32] | Gap]:
+        for item in self.items:
+            if isinstance(item, Gap):
+                yield item
+            else:
+                yield from (item[at : at + 320] for at in range(0, len(item), 320))
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+@pytest.fixture
+def speaking(
+    monkeypatch: pytest.MonkeyPatch, speechlike: Callable[..., NDArray[np.float32]]
+) -> Callable[..., list[NDArray[np.float32] | Gap]]:
+    """A function that makes the fake microphone hear utterances, each with silence around it."""
+    monkeypatch.setattr("emoinv_edge.microphone.Microphone", FakeMicrophone)
+
+    def speak(*utterances: tuple[float, int, float]) -> list[NDArray[np.float32] | Gap]:
+        pause = np.zeros(24000, np.float32)
+        FakeMicrophone.items = [pause]
+        for seconds, seed, f0_hz in utterances:
+            FakeMicrophone.items += [speechlike(seconds, seed, f0_hz), pause]
+        return FakeMicrophone.items
+
+    return speak
+
+
+def test_the_microphone_is_read_until_there_is_enough(emoinv: Shell, speaking: Callable[..., Any]) -> None:
+    speaking(*((4.0, seed, ANA_HZ) for seed in range(1, 7)))
+    assert emoinv("enroll", "ana", "--mic", "--json") == 0
+    answer = emoinv.answer()
+    assert answer["progress"] == 1.0
+    assert 10.0 <= answer["seconds"] < 16.0
+    assert len(answer["utterances"]) == answer["exemplars"] == 3
+    for each in answer["utterances"]:
+        assert each["quality"]["net_speech_s"] == pytest.approx(4.0, abs=0.4)
+
+
+def test_the_microphone_tells_what_it_refused_and_why(emoinv: Shell, speaking: Callable[..., Any]) -> None:
+    speaking((3.0, 1, ANA_HZ), (0.5, 2, ANA_HZ), (3.0, 3, BOB_HZ), (4.0, 4, ANA_HZ), (4.0, 5, ANA_HZ))
+    assert emoinv("enroll", "ana", "--mic") == 0
+    lines = emoinv.out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["taken", "refused", "refused", "taken", "taken"]
+    assert "Too little speech" in lines[1]
+    assert "does not sound like" in lines[2]
+
+
+def test_an_utterance_with_lost_audio_is_dropped_and_told(emoinv: Shell, speaking: Callable[..., Any]) -> None:
+    items = speaking((3.0, 1, ANA_HZ), (3.0, 2, ANA_HZ))
+    items[1:2] = [items[1][:16000], Gap(8000, "the reader fell behind")]
+    assert emoinv("enroll", "ana", "--mic", "--json") == 0
+    answer = emoinv.answer()
+    assert [each["reason"] for each in answer["utterances"]] == ["gap", "accepted"]
+    assert answer["exemplars"] == 1
+
+
+def test_a_microphone_that_hears_nobody_stores_nothing(emoinv: Shell, speaking: Callable[..., Any]) -> None:
+    speaking()
+    assert emoinv("enroll", "ana", "--mic") == 3
+    assert not emoinv.store.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--mic", "a.wav"]], ids=["neither", "both"])
+def test_files_or_the_microphone_must_be_chosen(emoinv: Shell, words: list[str]) -> None:
+    assert emoinv("enroll", "ana", *words) == 3
+    assert "or --mic to record here" in emoinv.err
 
 
 def doctor_answers(shell: Shell, *words: str) -> dict[str, dict[str, str]]:
@@ -339,13 +417,14 @@ def test_the_doctor_lists_microphones(emoinv: Shell, monkeypatch: pytest.MonkeyP
     fake: Any = ModuleType("sounddevice")
     fake.get_portaudio_version = lambda: (1, "PortAudio V19.7.0, revision x")
     fake.query_devices = lambda: [
-        {"name": "Speakers", "index": 0, "max_input_channels": 0, "default_samplerate": 48000.0},
-        {"name": "Array", "index": 1, "max_input_channels": 4, "default_samplerate": 44100.0},
+        {"name": "Speakers", "max_input_channels": 0, "default_samplerate": 48000.0},
+        {"name": "Array", "max_input_channels": 4, "default_samplerate": 44100.0},
     ]
+    fake.PortAudioError = RuntimeError
     fake.default = argparse.Namespace(device=(1, 0))
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     found = doctor_answers(emoinv)
-    assert found["microphone 1"]["value"] == "Array (4 channels, 44100 Hz, default)"
+    assert found["microphone 1"]["value"] == "Array (44100 Hz, default)"
     assert "microphone 0" not in found
 
 

@@ -1,10 +1,13 @@
-"""``emoinv enroll``: make a speaker's profile from recordings."""
+"""``emoinv enroll``: make a speaker's profile from recordings, or guided at the microphone."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import datetime
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +16,21 @@ from .options import add_command, add_json, add_model, add_store, open_encoder, 
 from .terminal import EXIT_ACCEPT, console, print_json, track
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..encoder import Encoder
-    from ..enrolment import Enroller
+    from ..enrolment import Enroller, EnrolmentFeedback
+    from ..microphone import Gap
     from ..profiles import Profile
     from ..store import ProfileStore
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "utterances"]
+
+PAUSE_MS = 800  # a pause as long ends an utterance at the microphone
+MARGIN_S = 0.4  # of what came before and after it is kept: the noise is judged from there
+LONGEST_MS = 20_000
+METER_FLOOR_DB = -60.0
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,11 +38,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "enroll",
-        "Make a speaker's profile from recordings of one person; more moods and rooms make a better profile.",
-        "emoinv enroll ana calm.wav excited.wav soft.wav",
+        "Make a speaker's profile from recordings of one person, or at the microphone; more moods make it better.",
+        "emoinv enroll ana calm.wav excited.wav soft.wav\n  emoinv enroll ana --mic",
     )
     parser.add_argument("name", help="what the speaker is called")
-    parser.add_argument("files", nargs="+", type=Path, metavar="file", help="recordings (WAV, FLAC, OGG, MP3, ...)")
+    files = parser.add_argument(
+        "files", nargs="+", default=[], type=Path, metavar="file", help="recordings (WAV, FLAC, OGG, MP3, ...)"
+    )
+    files.required = False  # nargs="*" would not find files that stand behind an option
+    parser.add_argument("--mic", action="store_true", help="record here, with prompts, until there is enough")
+    parser.add_argument(
+        "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="add the recordings to the profile that exists")
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
@@ -58,6 +77,11 @@ def parse_days(text: str) -> float:
     return days
 
 
+def parse_device(text: str) -> int | str:
+    """A microphone's index or a part of its name."""
+    return int(text) if text.isdigit() else text
+
+
 def existing_profile(store: ProfileStore, encoder: Encoder, args: argparse.Namespace) -> Profile | None:
     """The profile to add to, or None; an existing one is never touched without ``--add`` or ``--replace``."""
     if args.add:
@@ -81,39 +105,127 @@ def finished_profile(enroller: Enroller, args: argparse.Namespace) -> Profile:
     return dataclasses.replace(profile, **changes)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Enrol from files; 0 when the profile was stored, 3 when not."""
+def utterances(
+    chunks: Iterable[NDArray[np.float32] | Gap], rate: int, meter: Callable[[float, bool], None]
+) -> Iterator[NDArray[np.float32] | str]:
+    """Cut a microphone's chunks into whole utterances, each with a little of what surrounds it.
+
+    Parameters
+    ----------
+    chunks : iterable of ndarray and Gap
+        As a `Microphone` yields them.
+    rate : int
+        Of the chunks.
+    meter : function of a level in dBFS and of whether there is speech
+        Called for every chunk.
+
+    Yields
+    ------
+    ndarray or str
+        An utterance, shape (samples,), float32; or, where audio was lost, why: the utterance of that
+        moment is dropped, as splicing over a gap would make speech that nobody said.
+    """
+    import numpy as np
+
+    from ..microphone import Gap
+    from ..vad import SpeechSegmenter
+
+    segmenter = SpeechSegmenter(rate, hang_over_ms=PAUSE_MS, longest_ms=LONGEST_MS)
+    margin = round(MARGIN_S * rate)
+    recent: deque[NDArray[np.float32]] = deque()
+    first = 0  # position of the first sample in `recent`
+    keep = (LONGEST_MS + 2 * PAUSE_MS) * rate // 1000 + 2 * margin
+    for chunk in chunks:
+        if isinstance(chunk, Gap):
+            segmenter.gap(chunk.num_samples)
+            recent.clear()
+            first = segmenter.position
+            yield chunk.reason
+            continue
+        meter(level_dbfs(chunk), segmenter.in_speech)
+        recent.append(chunk)
+        segments = segmenter.process(chunk)
+        for segment in segments:
+            heard = np.concatenate(recent)
+            yield heard[max(0, segment.start - margin - first) : segment.end + margin - first]
+        while recent and segmenter.position - first - len(recent[0]) > keep:
+            first += len(recent.popleft())
+
+
+def level_dbfs(chunk: NDArray[np.float32]) -> float:
+    """The level of a chunk, dB below full scale."""
+    import numpy as np
+
+    power = float(np.mean(np.square(chunk, dtype=np.float64))) if len(chunk) else 0.0
+    return 10.0 * math.log10(max(power, 1e-12))
+
+
+def from_files(args: argparse.Namespace, enroller: Enroller, rate: int) -> Iterator[dict[str, Any]]:
+    """Enrol from the files of the command line; the answer for each."""
     from ..audio import read_audio
+
+    for path in track(args.files, f"enrolling {args.name}", show=not args.json):
+        try:
+            waveform, notes = read_audio(path, rate)
+        except AudioError as error:
+            message = str(error).removeprefix(f"{path}: ")
+            yield {"file": str(path), "notes": [], "accepted": False, "reason": "unreadable", "message": message}
+        else:
+            yield {"file": str(path), "notes": list(notes), **answer(enroller.add(waveform, rate))}
+
+
+def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int) -> Iterator[dict[str, Any]]:
+    """Enrol at the microphone, with prompts and a level meter, until there is enough; the answer for each take."""
+    from rich.live import Live
+    from rich.markup import escape
+
+    from ..microphone import Microphone
+
+    with Microphone(rate, args.device) as microphone, Live(console=console(stderr=True), transient=True) as live:
+
+        def show(level: float, speech: bool) -> None:
+            filled = round(30.0 * max(0.0, 1.0 - level / METER_FLOOR_DB))
+            live.update(
+                f"[bold]{escape(enroller.prompt)}[/]\n"
+                f"[{'green' if speech else 'dim'}]{'#' * filled}{'.' * (30 - filled)}[/] {level:4.0f} dB  "
+                f"{'speech' if speech else '      '}  {enroller.seconds:.1f} s, {enroller.progress:.0%}  (ctrl-C ends)"
+            )
+
+        for number, take in enumerate(utterances(microphone, rate, show), start=1):
+            name = f"take {number}"
+            if isinstance(take, str):
+                yield {"file": name, "notes": [], "accepted": False, "reason": "gap", "message": take}
+                continue
+            yield {"file": name, "notes": [], **answer(enroller.add(take, rate))}
+            if enroller.progress >= 1.0:
+                return
+
+
+def answer(feedback: EnrolmentFeedback) -> dict[str, Any]:
+    """The feedback on one utterance as a JSON object."""
+    return dataclasses.asdict(feedback)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Enrol from files or at the microphone; 0 when the profile was stored, 3 when not."""
     from ..enrolment import Enroller
 
+    if args.mic == bool(args.files):
+        raise EnrolmentError("say which recordings to enrol, or --mic to record here; see `emoinv enroll --help`")
     encoder = open_encoder(args)
     store = open_store(args)
     enroller = Enroller(encoder, profile=existing_profile(store, encoder, args), keep_audio=args.keep_audio)
-    before = enroller.seconds
-    utterances: list[dict[str, Any]] = []
-    for path in track(args.files, f"enrolling {args.name}", show=not args.json):
-        try:
-            waveform, notes = read_audio(path, encoder.spec.sample_rate)
-        except AudioError as error:
-            answer = {"accepted": False, "reason": "unreadable", "message": str(error), "seconds": enroller.seconds}
-            notes = ()
-        else:
-            feedback = enroller.add(waveform, encoder.spec.sample_rate)
-            answer = dataclasses.asdict(feedback)
-        utterances.append({"file": str(path), "notes": list(notes), **answer})
+    answers = []
+    source = from_microphone if args.mic else from_files
+    for each in source(args, enroller, encoder.spec.sample_rate):
+        answers.append(each)
         if not args.json:
-            mark = "[green]taken[/]  " if answer["accepted"] else "[yellow]refused[/]"
-            console().print(f"{mark} ", end="")
-            console().print("; ".join([f"{path}: {answer['message']}", *notes]), markup=False, soft_wrap=True)
-    if enroller.seconds == before:
-        raise EnrolmentError(
-            "no recording was taken; see each one's reason above, and record 2 to 10 s of one person's speech"
-            if not args.json
-            else "no recording was taken: " + "; ".join(f"{each['file']}: {each['message']}" for each in utterances)
-        )
+            print_answer(each)
+    if not any(each["accepted"] for each in answers):
+        reasons = "; ".join(f"{each['file']}: {each['message']}" for each in answers)
+        raise EnrolmentError(f"nothing was taken. {reasons}" if args.json else "nothing was taken; see why above")
     profile = finished_profile(enroller, args)
-    store.put(profile)
-    accepted = sum(bool(each["accepted"]) for each in utterances)
+    store.put(profile, replace=args.add or args.replace)
     if args.json:
         print_json(
             {
@@ -126,16 +238,23 @@ def run(args: argparse.Namespace) -> int:
                 "progress": enroller.progress,
                 "prompt": enroller.prompt,
                 "expires": profile.expires.isoformat() if profile.expires else None,
-                "utterances": utterances,
+                "utterances": answers,
             }
         )
         return EXIT_ACCEPT
-    console().print(
+    out = console()
+    out.print(
         f"{profile.name!r} is enrolled: {len(profile.exemplars)} recordings, {enroller.seconds:.1f} s of speech, "
         f"{enroller.progress:.0%} of what is advised; in {store.path}",
         markup=False,
         soft_wrap=True,
     )
-    if enroller.progress < 1.0 or accepted < len(args.files):
-        console().print(f"To make it better: {enroller.prompt} (emoinv enroll {args.name} --add FILE)", markup=False)
+    out.print(f"To make it better: {enroller.prompt} (emoinv enroll {args.name} --add FILE)", markup=False)
     return EXIT_ACCEPT
+
+
+def print_answer(each: dict[str, Any]) -> None:
+    """One line on one recording."""
+    out = console()
+    out.print("[green]taken[/]   " if each["accepted"] else "[yellow]refused[/] ", end="")
+    out.print("; ".join([f"{each['file']}: {each['message']}", *each["notes"]]), markup=False, soft_wrap=True)
