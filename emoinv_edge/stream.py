@@ -23,18 +23,19 @@ from numpy.typing import NDArray
 from .audio import MAX_PEAK, ResampleStream, mono_chunk
 from .errors import EmoinvError
 from .features import LogMelStream
-from .quality import CLIP_LEVEL, SpeechQuality, measure_quality
+from .quality import CLIP_LEVEL, SpeechQuality, _snr_db, measure_quality
 from .vad import SpeechDetector, SpeechSegment, SpeechSegmenter
-from .verifier import MIN_SPEECH_S, Decision, Verdict, Verifier, unusable
+from .verifier import MAX_CLIPPED_FRACTION, MIN_SPEECH_S, Decision, Verdict, Verifier, unusable
 
 if TYPE_CHECKING:
     from .encoder import Encoder
 
-__all__ = ["VerificationStream"]
+__all__ = ["VerificationStream", "merge_qualities"]
 
 PIECE_MS = 120  # speech is taken over from the segmenter in pieces of this length
-SLICE = 4096  # samples handled at once, so that memory does not depend on the length of a chunk
 BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the speech, pauses included
+POWER_S = 0.020  # the background is kept as the power of blocks of this length
+WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,8 +98,11 @@ class VerificationStream:
         self._context_frames = spec.num_frames(round(context_s * self._rate))
         self._context_s = context_s
         self._window = round(window_s * self._rate)
-        self._background = round(BACKGROUND_S * self._rate)
-        self._ring = np.zeros(self._background + 2 * self._rate, np.float32)
+        self._block = round(POWER_S * self._rate)
+        self._watch = WATCH_BLOCKS * self._block
+        self._background = round(BACKGROUND_S / POWER_S)
+        # A second more than is looked at: the end of speech is known only after the hang-over.
+        self._power: deque[float] = deque(maxlen=self._background + round(1.0 / POWER_S))
         self.reset()
 
     @property
@@ -184,8 +188,7 @@ class VerificationStream:
         self._segmenter.reset()
         self._taken = 0  # samples at the input's rate
         self._damage = 0  # samples of the run of damaged ones that is under way
-        self._ring_start = 0  # first position since the last gap
-        self._ring_end = 0
+        self._forget_background(0)
         self._forget_utterance()
 
     def _forget_utterance(self) -> None:
@@ -199,21 +202,48 @@ class VerificationStream:
         self._utterance_start: int | None = None
         self._doubt: str | None = None  # reason of the last provisional NO_DECISION
 
+    def _forget_background(self, origin: int) -> None:
+        self._origin = origin  # of the grid of blocks: the stream's start, or the end of the last gap
+        self._power.clear()
+        self._num_blocks = 0
+        self._part = np.empty(0, np.float32)  # of a block
+        self._full_scale = 0  # samples of the half second under way
+        self._clipping = False
+
     def _sound(self, mono: NDArray[np.float32], out: list[Decision]) -> None:
-        for begin in range(0, len(mono), SLICE):
-            part = mono[begin : begin + SLICE]
+        for begin in range(0, len(mono), self._watch):  # memory must not depend on the length of a chunk
+            part = mono[begin : begin + self._watch]
             self._taken += len(part)
             self._feed(self._resampler.process(part), out)
 
     def _feed(self, samples: NDArray[np.float32], out: list[Decision]) -> None:
-        """Hand samples at the encoder's rate to the segmenter and keep them as background."""
-        for begin in range(0, len(samples), SLICE):
-            part = samples[begin : begin + SLICE]
-            at = (self._ring_end + np.arange(len(part))) % len(self._ring)
-            self._ring[at] = part
-            self._ring_end += len(part)
+        """Hand samples at the encoder's rate to the segmenter, and watch their power and clipping."""
+        block = self._block
+        while len(samples):
+            # Up to the end of the half second, so that what is reported there cannot depend on the chunk.
+            part = samples[: self._watch - self._num_blocks * block % self._watch - len(self._part)]
+            samples = samples[len(part) :]
+            joined = np.concatenate((self._part, part))
+            whole = len(joined) // block
+            self._part = joined[whole * block :].copy()
+            if whole:
+                blocks = joined[: whole * block].reshape(-1, block)
+                self._power.extend(np.square(blocks - blocks.mean(axis=1, keepdims=True)).mean(axis=1).tolist())
+                self._num_blocks += whole
+                self._full_scale += _num_clipped(blocks)
             for segment in self._segmenter.process(part):
                 self._take(segment, out)
+            if whole and self._num_blocks % WATCH_BLOCKS == 0:
+                self._watch_clipping(out)
+
+    def _watch_clipping(self, out: list[Decision]) -> None:
+        """Report clipping that is not within an utterance, where the decision itself tells of it."""
+        clipping = self._full_scale > MAX_CLIPPED_FRACTION * self._watch
+        if clipping and not self._clipping and self._utterance_start is None:
+            end = self._origin + self._num_blocks * self._block
+            reason = "clipped: sound at full scale that is no speech; lower the microphone's gain"
+            out.append(self._verifier.no_decision(reason, start=end - self._watch, end=end))
+        self._clipping, self._full_scale = clipping, 0
 
     def _damaged(self, chunk: NDArray[Any], sound: NDArray[np.bool_], out: list[Decision]) -> None:
         """Take a chunk of which only the samples marked in `sound` can be used."""
@@ -242,7 +272,7 @@ class VerificationStream:
         after = max(before, round(self._taken * self._rate / self._in_rate))
         self._segmenter.gap(after - before)  # its segment is dropped: the utterance is not known to the end
         start = before if self._utterance_start is None else self._utterance_start
-        self._ring_start = self._ring_end = after
+        self._forget_background(after)
         self._forget_utterance()
         out.append(self._verifier.no_decision(reason, start=start, end=after))
 
@@ -272,12 +302,11 @@ class VerificationStream:
 
     def _measure(self, end: int) -> SpeechQuality:
         """Quality of the new speech, its noise judged from all the audio of the last seconds."""
-        speech = np.concatenate(self._new)
-        first = max(self._ring_start, end - self._background, 0)
-        background = self._ring[np.arange(first, end) % len(self._ring)]
-        quality = measure_quality(background, self._rate, speech)
-        clipped = float(np.mean(np.abs(speech) >= CLIP_LEVEL))
-        return dataclasses.replace(quality, clipped_fraction=clipped)
+        quality = measure_quality(np.concatenate(self._new), self._rate)
+        later = self._num_blocks - (end - self._origin) // self._block
+        power = np.array(self._power)[: len(self._power) - later][-self._background :]
+        power = np.maximum(0.5 * (power[:-1] + power[1:]), 1e-12)
+        return dataclasses.replace(quality, snr_db=_snr_db((10.0 * np.log10(power)).astype(np.float32)))
 
     def _judge(self, end: int, final: bool, out: list[Decision]) -> None:
         """Make a step of the new speech, and a decision of the steps in the window."""
@@ -319,6 +348,10 @@ class VerificationStream:
         weight = len(self._features) * self._encoder.spec.frame_shift / self._rate
         self._steps.append(_Step(embedding, weight, quality, self._new_start))
         return None
+
+
+def _num_clipped(samples: NDArray[np.float32]) -> int:
+    return int(np.count_nonzero(np.abs(samples) >= CLIP_LEVEL))
 
 
 def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
