@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from .encoder import Encoder
     from .enrolment import Enroller, EnrolmentFeedback
     from .features import LogMelStream, log_mel
-    from .microphone import Microphone
+    from .microphone import Gap, Microphone
     from .profiles import Exemplar, Profile
     from .quality import SpeechQuality
     from .scoring import Calibration
     from .spec import EncoderSpec
-    from .store import ProfileStore
+    from .store import PLAINTEXT, KeyFile, KeyVariable, Passphrase, ProfileStore
     from .stream import VerificationStream
     from .vad import SpeechSegment, SpeechSegmenter
     from .verifier import Decision, Verdict, Verifier
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "PLAINTEXT",
     "AudioError",
     "Calibration",
     "CalibrationError",
@@ -65,11 +66,15 @@ __all__ = [
     "EnrolmentError",
     "EnrolmentFeedback",
     "Exemplar",
+    "Gap",
+    "KeyFile",
+    "KeyVariable",
     "LogMelStream",
     "Microphone",
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "Passphrase",
     "Profile",
     "ProfileExpiredError",
     "ProfileStore",
@@ -90,6 +95,7 @@ __all__ = [
 
 # Public name -> the module that defines it; loaded on first use (PEP 562).
 _HOME = {
+    "PLAINTEXT": "store",
     "Calibration": "scoring",
     "Decision": "verifier",
     "Encoder": "encoder",
@@ -97,15 +103,19 @@ _HOME = {
     "Enroller": "enrolment",
     "EnrolmentFeedback": "enrolment",
     "Exemplar": "profiles",
+    "Gap": "microphone",
+    "KeyFile": "store",
+    "KeyVariable": "store",
     "LogMelStream": "features",
     "Microphone": "microphone",
+    "Passphrase": "store",
     "Profile": "profiles",
     "ProfileStore": "store",
     "SpeechQuality": "quality",
     "SpeechSegment": "vad",
     "SpeechSegmenter": "vad",
-    "VerificationStream": "stream",
     "Verdict": "verifier",
+    "VerificationStream": "stream",
     "Verifier": "verifier",
     "log_mel": "features",
     "read_audio": "audio",

@@ -185,6 +185,23 @@ def test_a_model_without_calibration_gives_no_decision_at_all(
     assert "calibration" in with_ana.err
 
 
+def test_who_is_speaking_is_found_among_the_enrolled(with_ana: Shell, recording: Callable[..., Path]) -> None:
+    assert with_ana("enroll", "bob", *(recording(f"bob-{seed}", seed=seed, f0_hz=BOB_HZ) for seed in (1, 2))) == 0
+    assert with_ana("identify", recording("later", seed=9)) == 0
+    assert with_ana.out.startswith("ACCEPT  ana")
+    assert with_ana("identify", recording("bob-later", seed=9, f0_hz=BOB_HZ), "--json") == 0
+    assert with_ana.answer()["identified"] == "bob"
+    assert with_ana("identify", recording("eve", seed=9, f0_hz=330.0), "--json") == 1
+    assert with_ana.answer()["identified"] is None
+    assert with_ana("identify", recording("bob-later", seed=9, f0_hz=BOB_HZ), "--among", "ana") == 1
+    assert with_ana.out.startswith("REJECT  nobody")
+
+
+def test_nobody_is_identified_without_profiles(emoinv: Shell, recording: Callable[..., Path]) -> None:
+    assert emoinv("identify", recording("ana")) == 3
+    assert "enrol a speaker first" in emoinv.err
+
+
 @pytest.mark.parametrize(
     "words",
     [[], ["frobnicate"], ["verify"], ["verify", "ana"], ["verify", "ana", "a.wav", "--far", "2"]],

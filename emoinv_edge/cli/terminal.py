@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import argparse
+
     from rich.console import Console
 
     from ..verifier import Decision
@@ -23,6 +25,7 @@ __all__ = [
     "decision_fields",
     "exit_status",
     "one_in",
+    "print_decision",
     "print_error",
     "print_json",
     "report_failure",
@@ -83,6 +86,33 @@ def decision_fields(decision: Decision) -> dict[str, Any]:
     fields = dataclasses.asdict(decision)
     fields["verdict"] = decision.verdict.name.lower()
     return fields
+
+
+def print_decision(
+    args: argparse.Namespace,
+    decision: Decision,
+    speaker: str,
+    notes: Sequence[str],
+    took_ms: float,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Print the decision on ``args.file``: one line, or one JSON object with ``--json``."""
+    if args.json:
+        fields = {**decision_fields(decision), **(more or {})}
+        print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
+        return
+    for note in notes:
+        print_error(f"{args.file}: {note}")
+    line = decision.reason
+    if decision.score is not None and decision.quality is not None:
+        marked = ", extrapolated" if decision.extrapolated else ""
+        line += (
+            f"  (threshold for {one_in(args.far)} impostors{marked}; "
+            f"{decision.quality.net_speech_s:.1f} s of speech, {took_ms:.0f} ms)"
+        )
+    out = console()
+    out.print(f"{verdict_text(decision)}  ", end="")
+    out.print(f"{speaker}  {line}", markup=False, soft_wrap=True)
 
 
 def one_in(rate: float) -> str:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from .options import add_command, add_far, add_json, add_model, add_store, note_verified, open_encoder, open_store
-from .terminal import console, decision_fields, exit_status, one_in, print_error, print_json, verdict_text
+from .terminal import exit_status, print_decision
 
 __all__ = ["add_parser", "run"]
 
@@ -44,18 +44,5 @@ def run(args: argparse.Namespace) -> int:
     took_ms = 1000.0 * (time.perf_counter() - start)
     note_verified(store, profile.name, decision)
     note_verified(store, profile.name, decision)
-    if args.json:
-        fields = decision_fields(decision)
-        print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
-        return exit_status(decision)
-    for note in notes:
-        print_error(f"{args.file}: {note}")
-    line = f"{verdict_text(decision)}  {args.name}  {decision.reason}"
-    if decision.score is not None and decision.quality is not None:
-        marked = ", extrapolated" if decision.extrapolated else ""
-        line += (
-            f"  (threshold for {one_in(args.far)} impostors{marked}; "
-            f"{decision.quality.net_speech_s:.1f} s of speech, {took_ms:.0f} ms)"
-        )
-    console().print(line, soft_wrap=True)
+    print_decision(args, decision, profile.name, notes, took_ms)
     return exit_status(decision)
