@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import kaldi_native_fbank
@@ -55,7 +56,7 @@ def double_precision(waveform: NDArray[np.float32], spec: EncoderSpec) -> NDArra
 
 def cut(waveform: NDArray[np.float32], lengths: list[int]) -> list[NDArray[np.float32]]:
     bounds = np.minimum(np.cumsum([0, *lengths]), len(waveform))
-    return [waveform[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)] + [waveform[bounds[-1] :]]
+    return [waveform[a:b] for a, b in itertools.pairwise(bounds)] + [waveform[bounds[-1] :]]
 
 
 def streamed(chunks: list[NDArray[np.float32]], spec: EncoderSpec = SPEC) -> NDArray[np.float32]:
