@@ -108,6 +108,7 @@ class StoreKeys:
     transform_secret: bytes = dataclasses.field(repr=False)
 
     def seal(self) -> Seal:
+        """What opens and closes the rows of the store."""
         return Seal(None if self.kind == "plaintext" else self.data_key)
 
 

@@ -33,7 +33,7 @@ from .errors import StoreError
 if TYPE_CHECKING:
     from .quality import SpeechQuality
 
-__all__ = ["Exemplar", "Profile", "checked_name", "decode_profile", "encode_profile"]
+__all__ = ["Exemplar", "Profile", "checked_name", "decode_profile", "decode_quality", "encode_profile"]
 
 MAX_NAME = 128
 MAX_CONSENT = 4096
