@@ -45,6 +45,7 @@ CALIBRATION_FORMAT = 1
 # Each rises with every single cosine; attention weights (softmax over similarity) do not, so the
 # smooth maximum stands in their place: more impostor-like must never mean more accepted.
 POOLINGS = ("centroid", "mean", "max", "quality", "smooth_max")
+LINEAR_POOLINGS = ("centroid", "mean", "quality")
 SHARPNESS = 10.0  # of the smooth maximum: 0 would be the mean, infinity the maximum
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
@@ -421,18 +422,19 @@ class ProfileBank:
         return bank
 
     def _set(self, embeddings: NDArray[np.float32], qualities: Sequence[SpeechQuality], counts: Sequence[int]) -> None:
-        self._embeddings = np.ascontiguousarray(embeddings, np.float32)
+        self._embeddings: NDArray[np.float32] | None = np.ascontiguousarray(embeddings, np.float32)
+        self._shape = self._embeddings.shape[1:]
         self._counts = np.asarray(counts, np.int64)
         self._starts = np.concatenate(([0], np.cumsum(self._counts)[:-1]))
         seconds = np.array([quality.net_speech_s for quality in qualities])
-        self._weights = np.sqrt(np.maximum(seconds, 0.1))
+        self._weights = np.sqrt(np.maximum(seconds, 0.1)).astype(np.float32)
         self._seconds = np.add.reduceat(seconds, self._starts)
         self._snr = self._mean([quality.snr_db for quality in qualities])
         self._f0 = self._mean([quality.log_f0_mean for quality in qualities])
         voiced = [quality if quality.log_f0_mean is not None else None for quality in qualities]
         self._spread = self._mean([None if quality is None else quality.log_f0_std for quality in voiced])
         self._tilt = self._mean([None if quality is None else quality.tilt_db for quality in voiced])
-        self._centroid_norms = self._norms_of_means()
+        self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -445,25 +447,40 @@ class ProfileBank:
         total = np.add.reduceat(np.where(known, array, 0.0), self._starts)
         return np.where(count > 0, total / np.maximum(count, 1.0), math.nan)
 
-    def _norms_of_means(self) -> NDArray[np.float64]:
-        means = np.add.reduceat(self._embeddings, self._starts, axis=0) / self._counts[:, None]
-        return np.asarray(np.maximum(np.linalg.norm(means, axis=1), 1e-6), np.float64)
+    def _pooled(self, pooling: str) -> NDArray[np.float32]:
+        """One vector for each profile whose dot product with a test embedding is the pooled cosine."""
+        found = self._vectors.get(pooling)
+        if found is None:
+            if self._embeddings is None:
+                raise ValueError(f"this bank was made compact for {list(self._vectors)}, not for {pooling!r}")
+            weights = self._weights if pooling == "quality" else np.ones(len(self._embeddings), np.float32)
+            total = np.add.reduceat(weights, self._starts)[:, None]
+            means = np.add.reduceat(self._embeddings * weights[:, None], self._starts, axis=0) / total
+            if pooling == "centroid":
+                means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
+            found = np.asarray(means, np.float32)
+            self._vectors[pooling] = found
+        return found
+
+    def compact(self, pooling: str) -> None:
+        """Keep only what this pooling needs: one vector a profile instead of one an exemplar, where that is enough."""
+        if pooling in LINEAR_POOLINGS:
+            self._pooled(pooling)
+            self._embeddings = None
 
     def cosines(self, embedding: NDArray[np.float32], pooling: str) -> NDArray[np.float64]:
         """One pooled cosine for each profile, shape (profiles,)."""
+        if pooling in LINEAR_POOLINGS:
+            return np.clip((self._pooled(pooling) @ embedding).astype(np.float64), -1.0, 1.0)
+        if pooling not in POOLINGS:
+            raise ValueError(f"expected a pooling of {POOLINGS}, got {pooling!r}")
+        if self._embeddings is None:
+            raise ValueError(f"this bank was made compact for {list(self._vectors)}, not for {pooling!r}")
         each = np.clip((self._embeddings @ embedding).astype(np.float64), -1.0, 1.0)
         if pooling == "max":
             return np.asarray(np.maximum.reduceat(each, self._starts))
-        if pooling in ("centroid", "mean"):
-            means = np.add.reduceat(each, self._starts) / self._counts
-            return np.clip(means / self._centroid_norms, -1.0, 1.0) if pooling == "centroid" else means
-        if pooling == "quality":
-            total = np.add.reduceat(self._weights * each, self._starts)
-            return np.asarray(total / np.add.reduceat(self._weights, self._starts))
-        if pooling == "smooth_max":
-            total = np.add.reduceat(np.exp(SHARPNESS * each), self._starts)
-            return np.clip(np.log(total / self._counts) / SHARPNESS, -1.0, 1.0)
-        raise ValueError(f"expected a pooling of {POOLINGS}, got {pooling!r}")
+        total = np.add.reduceat(np.exp(SHARPNESS * each), self._starts)
+        return np.clip(np.log(total / self._counts) / SHARPNESS, -1.0, 1.0)
 
     def evidence(
         self, embedding: NDArray[np.float32], quality: SpeechQuality, pooling: str
@@ -487,8 +504,8 @@ class ProfileBank:
         ValueError
             If the embedding is not finite, not of unit norm, or of another size.
         """
-        if embedding.shape != self._embeddings.shape[1:]:
-            raise ValueError(f"expected an embedding of shape {self._embeddings.shape[1:]}, got {embedding.shape}")
+        if embedding.shape != self._shape:
+            raise ValueError(f"expected an embedding of shape {self._shape}, got {embedding.shape}")
         norm = float(np.linalg.norm(embedding.astype(np.float64)))
         if not abs(norm - 1.0) < 1e-3:  # written so that NaN fails
             raise ValueError(f"expected an embedding of unit norm, got {norm!r}")
