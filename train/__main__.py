@@ -10,6 +10,8 @@ from pathlib import Path
 
 from emoinv_edge.errors import EmoinvError
 
+from .steps import add_steps
+
 
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, text: str
@@ -85,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Each command has --help with examples. The usual order: corpora, prepare, teach, fit, evaluate.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_steps(commands)
     add_evaluate(commands)
     return parser
 

@@ -63,6 +63,13 @@ MORPHS_PER_SPEAKER = {
 BASE_SCHEDULE = Schedule(steps=1600, rate=1.5e-4, frozen_stages=2, judge_every=400)
 SMALL_SHAPE = EncoderShape(blocks=(1, 3, 3, 1), stem_stride=(2, 2))
 SMALL_STAGES = Schedule(steps=700, rate=1.5e-3)
+# The whole of it then learns the initial encoder's clip embeddings and the pairs.
+SMALL_PAIR_SHARES = {
+    "speechocean762": 0.25, "librispeech": 0.17, "malayalam": 0.20, "arabic_commands": 0.12, "speech_commands": 0.16,
+    "emogator": 0.10,
+}  # fmt: skip
+SMALL_RECIPE = Recipe(own_share=0.6, morph=0.35, mask=0.2, channel=0.35, pair_weight=0.1, softmax_weight=0.02)
+SMALL_SCHEDULE = Schedule(steps=2400, rate=8e-4, lower_rate=1.0, frozen_stages=0, judge_every=600)
 
 
 def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
@@ -105,7 +112,7 @@ def morph(
     per_speaker: int,
     seed: int = 0,
     num_workers: int = 2,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Make prosody morphs of up to `per_speaker` clips of each speaker, into ``morphs/`` of a prepared set."""
     clips_of: dict[str, list[int]] = defaultdict(list)
@@ -129,7 +136,7 @@ def morph(
             audio.write(samples.tobytes())
             rows.writerow((folder.name, index, start, len(samples)))
             start += len(samples)
-            progress(done)
+            progress(done, len(chosen))
     (out / "manifest.part").replace(out / "manifest.csv")
     return len(chosen)
 

@@ -1,0 +1,225 @@
+"""The commands that make a model, in order: corpora, prepare, teach, morph, fit."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections import Counter
+from pathlib import Path
+
+from .progress import Progress
+
+__all__ = ["add_steps"]
+
+Commands = argparse._SubParsersAction
+
+
+def _command(commands: Commands, name: str, summary: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=summary, description=f"{summary}\n\n{text}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_steps(commands: Commands) -> None:
+    """Add the commands to `python -m train`."""
+    parser = _command(
+        commands,
+        "corpora",
+        "The corpora that have a recipe, or what one unpacked folder holds.",
+        """examples:
+  python -m train corpora
+  python -m train corpora nemo downloads/nEMO""",
+    )
+    parser.add_argument("corpus", nargs="?", help="a corpus of the list")
+    parser.add_argument("folder", nargs="?", type=Path, help="where it is unpacked")
+    parser.set_defaults(run=run_corpora)
+
+    parser = _command(
+        commands,
+        "prepare",
+        "Decode, trim and store a corpus as 16 kHz int16 with a manifest.",
+        """A clip that cannot be used is listed in skipped.csv with its reason. Several folders of one corpus are joined.
+
+examples:
+  python -m train prepare nemo downloads/nEMO -o prepared
+  python -m train prepare librispeech downloads/part1 downloads/part2 -o prepared
+  python -m train prepare mine --csv my-clips.csv -o prepared""",
+    )
+    parser.add_argument("corpus", help="its name: a corpus of `python -m train corpora`, or yours with --csv")
+    parser.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="where it is unpacked")
+    parser.add_argument("--csv", type=Path, help="a list of your own: path, speaker, [gender, emotion, sentence]")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the prepared root; a folder is made in it")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (2)")
+    parser.set_defaults(run=run_prepare)
+
+    parser = _command(
+        commands,
+        "teach",
+        "Embed every clip of prepared sets by the initial encoder, once.",
+        """examples:
+  python -m train teach resnet34-lm.onnx prepared/*""",
+    )
+    parser.add_argument("start", type=Path, help="the public ResNet34-LM (.onnx), or a checkpoint")
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets")
+    parser.set_defaults(run=run_teach)
+
+    parser = _command(
+        commands,
+        "morph",
+        "Make prosody morphs of the open corpora with the WORLD vocoder.",
+        """examples:
+  python -m train morph prepared/malayalam prepared/librispeech""",
+    )
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets")
+    parser.add_argument("--per-speaker", type=int, help="clips of each speaker (as the recipe says, else 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the shifts (0)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (2)")
+    parser.set_defaults(run=run_morph)
+
+    parser = _command(
+        commands,
+        "fit",
+        "Fine-tune an encoder on parallel pairs (base), or compress base (small).",
+        """The run goes on where it stopped if the output folder holds one. Several GPUs or hosts: start with torchrun.
+
+examples:
+  python -m train fit base --start resnet34-lm.onnx --prepared prepared --noise sounds -o runs/base
+  python -m train fit small --start runs/base/best.pt --prepared prepared --noise sounds -o runs/small
+  torchrun --nproc-per-node 4 -m train fit base --start resnet34-lm.onnx --prepared prepared -o runs/base""",
+    )
+    parser.add_argument("tier", choices=("base", "small"))
+    parser.add_argument("--start", type=Path, required=True, help="the public ResNet34-LM (.onnx), or a checkpoint")
+    parser.add_argument("--prepared", type=Path, required=True, help="the prepared root")
+    parser.add_argument(
+        "--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of noise recordings"
+    )
+    parser.add_argument("--rooms", type=int, default=150, help="simulated rooms (150)")
+    parser.add_argument("--steps", type=int, help="of the last phase (as the recipe says)")
+    parser.add_argument(
+        "--judge", nargs="*", default=[], metavar="CORPUS", help="prepared sets for development figures"
+    )
+    parser.add_argument("--threads", type=int, help="of torch (all cores)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (cpu)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run")
+    parser.set_defaults(run=run_fit)
+
+
+def run_corpora(arguments: argparse.Namespace) -> int:
+    from .corpora import CORPORA, clips_of
+
+    if arguments.corpus is None:
+        for corpus in CORPORA.values():
+            layout = (corpus.clips.__doc__ or "").split("\n")[0]
+            print(f"{corpus.name:16} {corpus.use:12} {corpus.licence:46} {layout}")
+        return 0
+    if arguments.folder is None:
+        raise ValueError("expected the folder that holds the corpus after its name")
+    clips = clips_of(arguments.corpus, arguments.folder)
+    emotions = Counter(clip.emotion or "unknown" for clip in clips).most_common(8)
+    speakers = len({clip.speaker for clip in clips if clip.speaker})
+    print(f"{len(clips)} clips, {speakers} speakers; " + ", ".join(f"{name} {count}" for name, count in emotions))
+    return 0
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    from .corpora import clips_of, read_clip_csv
+    from .prepare import prepare
+
+    if bool(arguments.csv) == bool(arguments.folders):
+        raise ValueError("expected either the folders of a corpus or --csv FILE")
+    if arguments.csv:
+        clips = list(read_clip_csv(arguments.csv))
+    else:
+        clips = [clip for folder in arguments.folders for clip in clips_of(arguments.corpus, folder)]
+    out = arguments.out / arguments.corpus
+    shown = Progress(f"prepare {arguments.corpus}")
+    kept, skipped = prepare(clips, out, arguments.workers, lambda done: shown(done, len(clips)))
+    print(f"{out}: {kept} clips" + (f", {skipped} skipped (see {out / 'skipped.csv'})" if skipped else ""))
+    return 0
+
+
+def _start(path: Path):  # type: ignore[no-untyped-def]
+    """The encoder to start from, and its spec."""
+    from emoinv_edge.spec import EncoderSpec
+
+    from .model import load_checkpoint, load_public_weights
+
+    if path.suffix == ".onnx":
+        return load_public_weights(path), EncoderSpec(name="base")
+    encoder, spec, _ = load_checkpoint(path)
+    return encoder, spec
+
+
+def _show(shown: Progress, total: int, done: int) -> None:
+    shown(done, total)
+
+
+def run_teach(arguments: argparse.Namespace) -> int:
+    from .prepare import PreparedSet
+    from .recipes import teach
+
+    encoder, spec = _start(arguments.start)
+    for folder in arguments.sets:
+        shown, total = Progress(f"teach {folder.name}"), len(PreparedSet(folder).clips)
+        teach(encoder, spec, folder, functools.partial(_show, shown, total))
+    return 0
+
+
+def run_morph(arguments: argparse.Namespace) -> int:
+    from .recipes import MORPHS_PER_SPEAKER, morph
+
+    for folder in arguments.sets:
+        per_speaker = arguments.per_speaker or MORPHS_PER_SPEAKER.get(folder.name, 20)
+        made = morph(folder, per_speaker, arguments.seed, arguments.workers, Progress(f"morph {folder.name}"))
+        print(f"{folder / 'morphs'}: {made} morphs")
+    return 0
+
+
+def run_fit(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    import torch
+
+    from .channels import read_noises, simulate_rooms
+    from .data import Recipe
+    from .distributed import process_group
+    from .model import load_checkpoint
+    from .recipes import (
+        BASE_SCHEDULE, BASE_SHARES, SMALL_PAIR_SHARES, SMALL_RECIPE, SMALL_SCHEDULE, SMALL_STAGES, Judge, fit_base,
+        fit_small,
+    )  # fmt: skip
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    encoder, spec = _start(arguments.start)
+    noises = read_noises(arguments.noise) if arguments.noise else []
+    rooms = simulate_rooms(arguments.rooms, 0) if arguments.rooms else []
+    judge = Judge(arguments.prepared, spec, dict.fromkeys(arguments.judge, 600)) if arguments.judge else None
+    schedule, recipe, shares = (
+        (BASE_SCHEDULE, Recipe(), BASE_SHARES)
+        if arguments.tier == "base"
+        else (SMALL_SCHEDULE, SMALL_RECIPE, SMALL_PAIR_SHARES)
+    )
+    if arguments.steps:
+        schedule = dataclasses.replace(schedule, steps=arguments.steps)
+    with process_group():
+        if arguments.tier == "small":
+            spec = dataclasses.replace(spec, name="small")
+            stages = arguments.out / "stages.pt"
+            if stages.is_file():
+                encoder, _, _ = load_checkpoint(stages)
+            else:
+                stages_shown = Progress("stages")
+                encoder = fit_small(
+                    encoder, spec, arguments.prepared, arguments.out,
+                    progress=lambda step, _: stages_shown(step, SMALL_STAGES.steps),
+                )  # fmt: skip
+        shown = Progress(f"fit {arguments.tier}")
+        fit_base(
+            encoder, spec, arguments.prepared, arguments.out, noises, rooms,
+            shares=shares, recipe=recipe, schedule=schedule, device=arguments.device, judge=judge,
+            progress=lambda step, _: shown(step, schedule.steps),
+        )  # fmt: skip
+    print(f"{arguments.out / 'best.pt'}: export it with `python -m export`", file=sys.stderr)
+    return 0
