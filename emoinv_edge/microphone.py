@@ -245,6 +245,9 @@ class Microphone:
         """
         if self._closed.is_set():
             raise MicrophoneError("the microphone is not open; use it in a `with` statement, or call open()")
+        return self._items()
+
+    def _items(self) -> Iterator[NDArray[np.float32] | Gap]:
         while True:
             try:
                 item = self._queue.get(timeout=STALL_S)

@@ -1,0 +1,364 @@
+"""``emoinv listen``: who is speaking, live from a microphone, or from a file along the same path."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import AudioError
+from .enroll import level_dbfs, parse_device
+from .options import add_command, add_far, add_json, add_model, add_store, open_encoder, open_store
+from .terminal import (
+    EXIT_ACCEPT,
+    EXIT_NO_DECISION,
+    EXIT_REJECT,
+    console,
+    decision_fields,
+    print_error,
+    print_json,
+    verdict_text,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import RenderableType
+
+    from ..encoder import Encoder
+    from ..microphone import Gap
+    from ..stream import VerificationStream
+    from ..verifier import Decision, Verifier
+
+    Chunks = Iterable[NDArray[np.float32] | Gap]
+
+__all__ = ["add_parser", "file_chunks", "listen", "run"]
+
+CHUNK_S = 0.02
+REFRESH_S = 0.1
+LAST_DECISIONS = 8
+METER_FLOOR_DB = -60.0
+BAR = 40
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the parser of ``emoinv listen``."""
+    parser = add_command(
+        subparsers,
+        "listen",
+        "Listen to a microphone, or a file, and tell which enrolled speaker is speaking, until ctrl-C.",
+        "emoinv listen ana bob\n  emoinv listen ana --json | while read event; do echo \"$event\"; done",
+    )
+    parser.add_argument("names", nargs="+", metavar="name", help="the enrolled speakers to listen for")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="listen to this recording instead of a microphone")
+    parser.add_argument("--realtime", action="store_true", help="with --file: as slowly as it was spoken")
+    parser.add_argument(
+        "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
+    )
+    parser.add_argument("--retry", action="store_true", help="wait for a microphone that was unplugged")
+    parser.add_argument("--until-accept", action="store_true", help="stop at the first accepted utterance")
+    parser.add_argument(
+        "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
+    )
+    add_far(parser)
+    add_store(parser)
+    add_model(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+class View(Protocol):
+    """What shows the events of a stream."""
+
+    def start(self, stream: VerificationStream, source: str) -> None:
+        """Listening begins."""
+
+    def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
+        """A chunk was taken."""
+
+    def decided(self, decision: Decision) -> None:
+        """A decision was made, provisional or final."""
+
+    def lost(self, gap: Gap, stream: VerificationStream) -> None:
+        """Audio was lost."""
+
+    def end(self, stream: VerificationStream) -> None:
+        """Listening is over."""
+
+
+class Json:
+    """One JSON object a line: ``start``, ``speech``, ``decision``, ``gap``, ``end``."""
+
+    def __init__(self) -> None:
+        self._rate = 16000
+        self._speaking = False
+
+    def start(self, stream: VerificationStream, source: str) -> None:
+        """Print what is listened to, for whom, and from which LLR on a speaker is accepted."""
+        verifier = stream.verifier
+        self._rate = verifier.encoder.spec.sample_rate
+        print_json(
+            {
+                "event": "start",
+                "source": source,
+                "speakers": list(verifier.speakers),
+                "model": verifier.encoder.spec.name,
+                "fingerprint": verifier.encoder.fingerprint,
+                "sample_rate": self._rate,
+                "threshold": verifier.threshold.llr,
+                "target_far": verifier.threshold.target_far,
+                "extrapolated": verifier.threshold.extrapolated,
+            }
+        )
+
+    def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
+        """Print when speech begins and ends."""
+        if stream.in_speech is not self._speaking:
+            self._speaking = stream.in_speech
+            print_json({"event": "speech", "speaking": self._speaking, "time_s": self._seconds(stream.position)})
+
+    def decided(self, decision: Decision) -> None:
+        """Print the decision with its times in seconds too."""
+        times = {"start_s": self._seconds(decision.start), "end_s": self._seconds(decision.end)}
+        print_json({"event": "decision", **decision_fields(decision), **times})
+
+    def lost(self, gap: Gap, stream: VerificationStream) -> None:
+        """Print what was lost."""
+        at = self._seconds(stream.position)
+        print_json({"event": "gap", "num_samples": gap.num_samples, "reason": gap.reason, "time_s": at})
+
+    def end(self, stream: VerificationStream) -> None:
+        """Print that this was all."""
+        print_json({"event": "end"})
+
+    def _seconds(self, samples: int) -> float:
+        return round(samples / self._rate, 3)
+
+
+class Lines:
+    """A line for each final decision: what is shown where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._rate = 16000
+
+    def start(self, stream: VerificationStream, source: str) -> None:
+        """Say on standard error what is listened to."""
+        self._rate = stream.verifier.encoder.spec.sample_rate
+        print_error(f"listening to {source} for {', '.join(stream.verifier.speakers)}; ctrl-C ends")
+
+    def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
+        """Nothing to show."""
+
+    def decided(self, decision: Decision) -> None:
+        """Print a final decision."""
+        if decision.final:
+            console().print(decision_line(decision, self._rate), soft_wrap=True)
+
+    def lost(self, gap: Gap, stream: VerificationStream) -> None:
+        """Say on standard error what was lost."""
+        print_error(gap.reason)
+
+    def end(self, stream: VerificationStream) -> None:
+        """Nothing to show."""
+
+
+class Screen(Lines):
+    """A live display: level, speech, the running score against the threshold, the last decisions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.live import Live
+
+        self._live = Live(console=console(), auto_refresh=False, transient=False)
+        self._source = ""
+        self._level = METER_FLOOR_DB
+        self._running: Decision | None = None
+        self._last: deque[str] = deque(maxlen=LAST_DECISIONS)
+        self._shown = -math.inf
+
+    def start(self, stream: VerificationStream, source: str) -> None:
+        """Open the display."""
+        self._rate = stream.verifier.encoder.spec.sample_rate
+        self._source = source
+        self._live.start()
+
+    def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
+        """Move the meter, and redraw ten times a second at most."""
+        self._level = max(level_dbfs(chunk), self._level - 1.0)
+        now = time.monotonic()
+        if now - self._shown >= REFRESH_S:
+            self._shown = now
+            self._draw(stream)
+
+    def decided(self, decision: Decision) -> None:
+        """Keep it for the next drawing."""
+        self._running = None if decision.final else decision
+        if decision.final:
+            self._last.append(decision_line(decision, self._rate))
+
+    def lost(self, gap: Gap, stream: VerificationStream) -> None:
+        """Show it among the decisions."""
+        from rich.markup import escape
+
+        self._last.append(f"[yellow]{escape(gap.reason)}[/]")
+        self._draw(stream)
+
+    def end(self, stream: VerificationStream) -> None:
+        """Draw the last state and give the terminal back."""
+        with contextlib.suppress(OSError):  # a terminal that went away
+            self._draw(stream)
+        self._live.stop()
+
+    def _draw(self, stream: VerificationStream) -> None:
+        self._live.update(self._picture(stream), refresh=True)
+
+    def _picture(self, stream: VerificationStream) -> RenderableType:
+        from rich.markup import escape
+        from rich.text import Text
+
+        clock = time.strftime("%H:%M:%S", time.gmtime(stream.position / self._rate))
+        filled = round(BAR * min(1.0, max(0.0, 1.0 - self._level / METER_FLOOR_DB)))
+        colour = "green" if stream.in_speech else "dim"
+        lines = [
+            f"[bold]{escape(self._source)}[/]  {clock}  for {escape(', '.join(stream.verifier.speakers))}  "
+            "[dim](ctrl-C ends)[/]",
+            f"level  [{colour}]{'#' * filled}{'.' * (BAR - filled)}[/] {self._level:4.0f} dB  "
+            f"[{colour}]{'speech' if stream.in_speech else 'silence'}[/]",
+            "score  " + self._score(stream),
+            "",
+            *reversed(self._last),
+        ]
+        return Text.from_markup("\n".join(lines))
+
+    def _score(self, stream: VerificationStream) -> str:
+        from rich.markup import escape
+
+        decision = self._running
+        threshold = stream.verifier.threshold.llr
+        if decision is None or decision.score is None:
+            waiting = "listening" if decision is None else escape(decision.reason)
+            return f"[dim]{waiting}; accepted from LLR {threshold:.1f} on[/]"
+        # Eight nats to either side of the threshold, which stands in the middle.
+        place = round(BAR / 2 + BAR / 2 * min(1.0, max(-1.0, (decision.score - threshold) / 8.0)))
+        bar = ["-"] * (BAR + 1)
+        bar[BAR // 2] = "|"
+        bar[place] = "O"
+        return f"{''.join(bar)} {decision.score:5.1f}  {verdict_text(decision)} {escape(decision.speaker)}"
+
+
+def decision_line(decision: Decision, rate: int) -> str:
+    """A decision for a rich console: its times, the verdict, the speaker and why."""
+    from rich.markup import escape
+
+    times = f"{decision.start / rate:8.2f}-{decision.end / rate:.2f} s"
+    return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(decision.reason)}"
+
+
+def file_chunks(path: Path, rate: int, realtime: bool) -> Iterator[NDArray[np.float32]]:
+    """A recording in chunks of 20 ms, as a microphone would give it, at once or as slowly as it was spoken."""
+    from ..audio import read_audio
+
+    waveform, notes = read_audio(path, rate)
+    for note in notes:
+        print_error(f"{path}: {note}")
+    step = round(CHUNK_S * rate)
+    start = time.monotonic()  # the wall clock may jump
+    for at in range(0, len(waveform), step):
+        if realtime:
+            time.sleep(max(0.0, start + (at + step) / rate - time.monotonic()))
+        yield waveform[at : at + step]
+
+
+def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept: bool = False) -> int:
+    """Feed chunks to a stream and its decisions to a view, to the end of the chunks.
+
+    Returns
+    -------
+    int
+        0 if any utterance was accepted, 1 if some were judged and none accepted, 2 if none was judged.
+    """
+    from ..microphone import Gap
+    from ..verifier import Verdict
+
+    accepted = rejected = False
+    for item in chunks:
+        if isinstance(item, Gap):
+            view.lost(item, stream)
+            decisions = stream.gap(item.num_samples)
+        else:
+            decisions = stream.process(item)
+            view.heard(item, stream)
+        for decision in decisions:
+            view.decided(decision)
+            accepted |= decision.verdict is Verdict.ACCEPT and (decision.final or until_accept)
+            rejected |= decision.verdict is Verdict.REJECT and decision.final
+        if accepted and until_accept:
+            return EXIT_ACCEPT
+    for decision in stream.flush():
+        view.decided(decision)
+        accepted |= decision.verdict is Verdict.ACCEPT
+        rejected |= decision.verdict is Verdict.REJECT
+    return EXIT_ACCEPT if accepted else EXIT_REJECT if rejected else EXIT_NO_DECISION
+
+
+def open_stream(args: argparse.Namespace, encoder: Encoder) -> VerificationStream:
+    """The stream for the profiles and the detector that the command line names."""
+    from ..stream import VerificationStream
+    from ..vad import SileroDetector
+    from ..verifier import Verifier
+
+    store = open_store(args)
+    profiles = [store.get(name, model_fingerprint=encoder.fingerprint) for name in dict.fromkeys(args.names)]
+    verifier: Verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate)
+    detector = SileroDetector() if args.vad == "silero" else None
+    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as a service manager sends it, ends listening as ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: the program around us minds its signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Listen until the file's end, ctrl-C, or, where asked, the first accept; the exit status tells what was heard."""
+    from ..microphone import Microphone
+
+    if args.realtime and args.file is None:
+        raise AudioError("--realtime goes with --file; a microphone is never faster than that")
+    encoder = open_encoder(args)
+    stream = open_stream(args, encoder)
+    rate = encoder.spec.sample_rate
+    view: View = Json() if args.json else Screen() if sys.stdout.isatty() else Lines()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_terminated_as_interrupted())
+        if args.file is None:
+            microphone = stack.enter_context(Microphone(rate, args.device, retry=args.retry))
+            chunks: Chunks = microphone
+            source = microphone.name
+        else:
+            chunks = file_chunks(args.file, rate, args.realtime)
+            source = str(args.file)
+        stack.callback(view.end, stream)
+        view.start(stream, source)
+        return listen(chunks, stream, view, args.until_accept)
