@@ -91,9 +91,7 @@ examples:
     parser.add_argument("tier", choices=("base", "small"))
     parser.add_argument("--start", type=Path, required=True, help="the public ResNet34-LM (.onnx), or a checkpoint")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared root")
-    parser.add_argument(
-        "--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of noise recordings"
-    )
+    parser.add_argument("--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings")
     parser.add_argument("--rooms", type=int, default=150, help="simulated rooms (150)")
     parser.add_argument("--steps", type=int, help="of the last phase (as the recipe says)")
     parser.add_argument(
@@ -186,7 +184,14 @@ def run_fit(arguments: argparse.Namespace) -> int:
     from .distributed import process_group
     from .model import load_checkpoint
     from .recipes import (
-        BASE_SCHEDULE, BASE_SHARES, SMALL_PAIR_SHARES, SMALL_RECIPE, SMALL_SCHEDULE, SMALL_STAGES, Judge, fit_base,
+        BASE_SCHEDULE,
+        BASE_SHARES,
+        SMALL_PAIR_SHARES,
+        SMALL_RECIPE,
+        SMALL_SCHEDULE,
+        SMALL_STAGES,
+        Judge,
+        fit_base,
         fit_small,
     )  # fmt: skip
 
