@@ -1,0 +1,76 @@
+"""What the tests of training share: tiny prepared sets of synthetic voices, and tiny encoders."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import synthesise
+
+from emoinv_edge.spec import EncoderSpec
+from train.model import EncoderShape, ResidualEncoder
+from train.prepare import COLUMNS, PreparedSet
+
+# Tiny layers gain nothing from threads, which on a busy machine wait for each other for most of the time.
+torch.set_num_threads(1)
+
+TINY_SPEC = EncoderSpec(name="tiny", embedding_dim=16)
+TINY_SHAPE = EncoderShape((1, 1, 1), (4, 6, 8), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
+
+
+def tiny_encoder(seed: int = 0) -> ResidualEncoder:
+    """A random residual encoder of three stages and 16 dimensions."""
+    torch.manual_seed(seed)
+    return ResidualEncoder(TINY_SHAPE).eval()
+
+
+def prepared(
+    folder: Path,
+    corpus: str = "toy",
+    speakers: int = 5,
+    emotions: tuple[str, ...] = ("neutral", "angry"),
+    takes: int = 2,
+    seconds: float = 0.9,
+) -> PreparedSet:
+    """A prepared set of synthetic voices, written straight to disk."""
+    folder.mkdir(parents=True)
+    start = 0
+    with open(folder / "audio.i16", "wb") as audio, open(folder / "manifest.csv", "w", newline="") as table:
+        rows = csv.writer(table)
+        rows.writerow(COLUMNS)
+        for number in range(speakers):
+            for mood, emotion in enumerate(emotions):
+                for take in range(takes):
+                    wave = synthesise(seconds, 97 * number + 7 * mood + take, 90.0 + 25.0 * number + 6.0 * mood)
+                    samples = np.rint(wave * 32767).astype("<i2")
+                    audio.write(samples.tobytes())
+                    gender = ("male", "female")[number % 2]
+                    name = f"{corpus}-{number}"
+                    path = f"{number}-{emotion}-{take}.wav"
+                    rows.writerow((corpus, name, gender, emotion, "", start, len(samples), path))
+                    start += len(samples)
+    return PreparedSet(folder)
+
+
+def random_embeddings(clips: PreparedSet, dim: int = 16, seed: int = 0) -> np.ndarray:
+    """Unit rows, near to each other for one speaker."""
+    rng = np.random.default_rng(seed)
+    centres = {clip.speaker: rng.normal(size=dim) for clip in clips.clips}
+    rows = np.array([centres[clip.speaker] + 0.5 * rng.normal(size=dim) for clip in clips.clips])
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def write_morphs(folder: Path, clips: PreparedSet) -> None:
+    """A morphed set in which each clip has one "morph": itself, half as loud."""
+    folder.mkdir(parents=True)
+    start = 0
+    with open(folder / "audio.i16", "wb") as audio, open(folder / "manifest.csv", "w", newline="") as table:
+        rows = csv.writer(table)
+        rows.writerow(("corpus", "index", "start", "samples"))
+        for index, clip in enumerate(clips.clips):
+            samples = np.rint(clips.waveform(index) * 16384).astype("<i2")
+            audio.write(samples.tobytes())
+            rows.writerow((clip.corpus, index, start, len(samples)))
+            start += len(samples)
