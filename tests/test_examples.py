@@ -1,0 +1,203 @@
+"""The examples run, and do what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from emoinv_edge import Calibration, Encoder, Enroller, MicrophoneError, ProfileStore, Verdict, Verifier
+from emoinv_edge.microphone import Gap
+from emoinv_edge.sealing import PLAINTEXT
+from tests.conftest import build_encoder, synthesise
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RATE = 16000
+ANA_HZ, STRANGER_HZ = 210.0, 150.0
+CALIBRATION = {
+    "format": 1,
+    "pooling": "centroid",
+    "bias": -7.0,
+    "terms": [{"name": "cosine", "weight": 10.0, "low": -1.0, "high": 1.0}],
+    "far_tables": [{"num_profiles": 1, "rates": [0.5, 0.001], "thresholds": [0.0, 1.0]}],
+    "num_impostor_speakers": 10_000,
+    "source": "invented for the tests",
+}
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem.replace("-", "_"), EXAMPLES / name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def noise(seconds: float, seed: int = 0) -> NDArray[np.float32]:
+    return (0.0005 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def speech(f0_hz: float, seed: int = 100) -> NDArray[np.float32]:
+    return np.concatenate([noise(1.0, 1), synthesise(3.0, seed, f0_hz), noise(1.0, 2)])
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    Calibration.from_json(json.dumps(CALIBRATION))
+    path = tmp_path_factory.mktemp("examples") / "tiny.onnx"
+    return Encoder(build_encoder(path, metadata={"emoinv.calibration": CALIBRATION}))
+
+
+@pytest.fixture(scope="module")
+def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> ProfileStore:
+    enroller = Enroller(encoder)
+    for take in range(3):
+        assert enroller.add(synthesise(4.0, 1000 + take, ANA_HZ), RATE).accepted
+    store = ProfileStore(tmp_path_factory.mktemp("store") / "profiles.db", PLAINTEXT)
+    store.put(enroller.profile("ana"))
+    return store
+
+
+class FakeMicrophone:
+    items: ClassVar[list[Any]] = []
+
+    def __init__(self, sample_rate: int, device: int | str | None = None, retry: bool = False) -> None:
+        assert sample_rate == RATE
+
+    def __enter__(self) -> FakeMicrophone:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+def pieces(waveform: NDArray[np.float32]) -> list[Any]:
+    return [waveform[at : at + 320] for at in range(0, len(waveform), 320)]
+
+
+def test_unlock_takes_twenty_lines() -> None:
+    source = (EXAMPLES / "unlock.py").read_text().split('"""', 2)[2]
+    lines = [line for line in source.splitlines() if line.strip()]
+    assert len(lines) <= 20
+
+
+def test_unlock_opens_for_the_owner_and_for_nobody_else(
+    encoder: Encoder, store: ProfileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlock = load("unlock.py")
+    monkeypatch.setattr(unlock, "Microphone", FakeMicrophone)
+    end = MicrophoneError("the recording is over")
+    FakeMicrophone.items = [*pieces(speech(STRANGER_HZ)), Gap(100, "lost"), *pieces(speech(ANA_HZ)), end]
+    unlock.wait_for("ana", store, encoder)
+    FakeMicrophone.items = [*pieces(speech(STRANGER_HZ)), end]
+    with pytest.raises(MicrophoneError, match="is over"):
+        unlock.wait_for("ana", store, encoder)
+
+
+def test_asyncio_tells_decisions_and_the_loop_goes_on(encoder: Encoder, store: ProfileStore) -> None:
+    example = load("asyncio_listen.py")
+    verifier = Verifier(encoder, store.get("ana"))
+
+    async def main() -> tuple[list[Any], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.001)
+                ticks += 1
+
+        task = asyncio.create_task(tick())
+        found = [decision async for decision in example.decisions(verifier, pieces(speech(ANA_HZ)))]
+        task.cancel()
+        return found, ticks
+
+    found, ticks = asyncio.run(main())
+    assert [decision.verdict for decision in found if decision.final][-1] is Verdict.ACCEPT
+    assert ticks > 5
+
+
+def test_asyncio_hands_on_what_goes_wrong_and_can_be_left_early(encoder: Encoder, store: ProfileStore) -> None:
+    example = load("asyncio_listen.py")
+    verifier = Verifier(encoder, store.get("ana"))
+
+    def unplugged() -> Iterator[Any]:
+        yield from pieces(noise(0.5))
+        raise MicrophoneError("was it unplugged?")
+
+    async def fail() -> None:
+        async for _ in example.decisions(verifier, unplugged()):
+            pass
+
+    async def leave() -> Any:
+        stream = example.decisions(verifier, pieces(np.concatenate([speech(ANA_HZ)] * 3)))
+        first = await anext(stream)
+        await stream.aclose()
+        return first
+
+    with pytest.raises(MicrophoneError, match="unplugged"):
+        asyncio.run(fail())
+    assert asyncio.run(leave()) is not None
+
+
+def test_many_streams_share_one_encoder(encoder: Encoder, store: ProfileStore, tmp_path: Path) -> None:
+    example = load("many_streams.py")
+    verifier = Verifier(encoder, store.get("ana"))
+    expected = {}
+    for index in range(6):
+        path = tmp_path / f"{index}.wav"
+        soundfile.write(path, speech(ANA_HZ if index % 2 else STRANGER_HZ, 100 + index // 4), RATE)
+        expected[path] = Verdict.ACCEPT if index % 2 else Verdict.REJECT
+    found = example.listen_to_all(verifier, list(expected), num_threads=3)
+    assert {path: decisions[-1].verdict for path, decisions in found.items()} == expected
+
+
+def test_the_unit_starts_commands_that_exist() -> None:
+    from emoinv_edge.cli import build_parser
+
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(EXAMPLES / "systemd" / "emoinv-listen.service")
+    command = unit["Service"]["ExecStart"]
+    words = command.split("'")[1].split("|")[0].split()
+    args = build_parser().parse_args(words[1:])
+    assert words[0].endswith("/emoinv") and args.json and args.retry and args.names == ["ana"]
+    assert unit["Service"]["SuccessExitStatus"] == "130"
+
+
+def test_events_are_acted_upon() -> None:
+    lines = [
+        {"event": "start"},
+        {"event": "decision", "final": False, "verdict": "accept", "speaker": "ana", "start_s": 1.0, "score": 3.0},
+        {"event": "decision", "final": True, "verdict": "reject", "speaker": "ana", "start_s": 2.0, "score": -3.0},
+        {"event": "decision", "final": True, "verdict": "accept", "speaker": "ana", "start_s": 5.0, "score": 3.0},
+        {"event": "gap", "reason": "dropped"},
+        {"error": {"message": "unplugged"}},
+        {"event": "end"},
+    ]
+    text = "\n".join(json.dumps(line) for line in lines)
+    script = EXAMPLES / "systemd" / "on-event.py"
+    done = subprocess.run([sys.executable, str(script)], input=text, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "ana spoke at 5.0 s (LLR 3.0)",
+        "audio was lost: dropped",
+        "listening failed: unplugged",
+    ]
