@@ -29,6 +29,7 @@ __all__ = ["Vault"]
 
 OLDEST_SCHEMA = 1
 APPLICATION_ID = 0x656D6F69  # "emoi"
+PAGE_BYTES = 4096
 
 
 class Vault:
@@ -56,6 +57,7 @@ class Vault:
                 self.key.create()
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as db:
+                db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("BEGIN")
                 _run(db, f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA}; {TABLES}")
@@ -86,15 +88,14 @@ class Vault:
             return pathlib.Path(f"{self.path}-wal").stat().st_size > 0
         return False
 
-    def _in_use(self) -> bool:
-        return self._pending_log() or pathlib.Path(f"{self.path}-shm").exists()
-
-    def _connect(self, *, immutable: bool) -> sqlite3.Connection:
+    def _connect(self, *, immutable: bool = False, alone: bool = False) -> sqlite3.Connection:
         query = "mode=ro&immutable=1" if immutable else "mode=rw"
         db = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?{query}", uri=True, timeout=self.timeout_s, isolation_level=None
         )
         try:
+            if alone:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
             # A transaction's scratch space must not put plain or sealed bytes into another file.
             _run(db, "PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;")
             _run(db, "PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;")
@@ -128,6 +129,7 @@ class Vault:
         # Closing without COMMIT rolls back.
 
     def _begin(self, *, write: bool, immutable: bool) -> tuple[sqlite3.Connection, Transaction]:
+        alone = False
         for attempt in range(4):
             if immutable and self._pending_log():
                 raise StoreError(
@@ -136,7 +138,7 @@ class Vault:
                 )
             db = None
             try:
-                db = self._connect(immutable=immutable)
+                db = self._connect(immutable=immutable, alone=alone)
                 schema = self._schema(db)
                 if schema < SCHEMA:
                     if immutable:
@@ -159,10 +161,11 @@ class Vault:
             except sqlite3.OperationalError as error:
                 if db is not None:
                     db.close()
-                # Without room for SQLite's helper files a store at rest can still be read.
-                if write or immutable or "locked" in str(error) or self._in_use():
+                # On a full disk there is no room for SQLite's shared index of the log; a process that
+                # has the file to itself does without.
+                if write or immutable or alone or "locked" in str(error):
                     raise
-                immutable = True
+                alone = True
             except BaseException:
                 if db is not None:
                     db.close()
@@ -277,7 +280,7 @@ class Vault:
         later = "the change itself is done, but old sealed bytes may still lie in the file; run `emoinv profiles purge`"
         deadline = time.monotonic() + self.timeout_s
         try:
-            with contextlib.closing(self._connect(immutable=False)) as db:
+            with contextlib.closing(self._connect()) as db:
                 db.execute("VACUUM")
                 while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] != 0:
                     if time.monotonic() > deadline:
