@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .encoder import Encoder
     from .enrolment import Enroller, EnrolmentFeedback
     from .features import LogMelStream, log_mel
+    from .identification import Identifier
     from .microphone import Gap, Microphone
     from .profiles import Exemplar, Profile
     from .quality import SpeechQuality
@@ -67,6 +68,7 @@ __all__ = [
     "EnrolmentFeedback",
     "Exemplar",
     "Gap",
+    "Identifier",
     "KeyFile",
     "KeyVariable",
     "LogMelStream",
@@ -104,6 +106,7 @@ _HOME = {
     "EnrolmentFeedback": "enrolment",
     "Exemplar": "profiles",
     "Gap": "microphone",
+    "Identifier": "identification",
     "KeyFile": "store",
     "KeyVariable": "store",
     "LogMelStream": "features",

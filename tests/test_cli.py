@@ -98,6 +98,14 @@ def test_the_enrolled_speaker_is_accepted_with_status_0(with_ana: Shell, recordi
     assert "1 in 100" in with_ana.out
 
 
+def test_each_decision_is_counted_once_in_the_audit_trail(with_ana: Shell, recording: Callable[..., Path]) -> None:
+    assert with_ana("verify", "ana", recording("later", seed=9)) == 0
+    assert with_ana("verify", "ana", recording("bob", seed=9, f0_hz=BOB_HZ)) == 1
+    assert with_ana("profiles", "show", "ana", "--json", model=False) == 0
+    (day,) = with_ana.answer()["verified"].values()
+    assert day == {"accept": 1, "reject": 1}
+
+
 def test_another_speaker_is_rejected_with_status_1(with_ana: Shell, recording: Callable[..., Path]) -> None:
     assert with_ana("verify", "ana", recording("bob", seed=9, f0_hz=BOB_HZ)) == 1
     assert with_ana.out.startswith("REJECT  ana  LLR ")

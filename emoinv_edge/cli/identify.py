@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Compare one file with every profile and return the exit status of the decision."""
     from ..audio import read_audio
-    from ..verifier import Verifier
+    from ..identification import Identifier
 
     encoder = open_encoder(args)
     store = open_store(args)
@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
             print_error(f"left out: {error}")
     if not profiles:
         raise UnknownSpeakerError(f"no profile to compare with in {store.path}; enrol a speaker first (emoinv enroll)")
-    verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate)
+    identifier = Identifier(encoder, profiles, args.far, extrapolate=args.extrapolate)
     waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
     start = time.perf_counter()
-    decision = verifier.verify(waveform, encoder.spec.sample_rate)
+    decision = identifier.identify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
     if decision.accepted:
         note_verified(store, decision.speaker, decision)

@@ -43,6 +43,5 @@ def run(args: argparse.Namespace) -> int:
     decision = verifier.verify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
     note_verified(store, profile.name, decision)
-    note_verified(store, profile.name, decision)
     print_decision(args, decision, profile.name, notes, took_ms)
     return exit_status(decision)
