@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import json
+import os
+import sys
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -415,6 +419,37 @@ def test_memory_does_not_grow_with_an_endless_utterance(verifier: Verifier) -> N
     finally:
         tracemalloc.stop()
     assert after - before < 100_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_ten_minutes_of_everything_change_nothing(verifier: Verifier, talk: NDArray[np.float32]) -> None:
+    """The short form of the day's soak in benchmarks/test_stream.py."""
+
+    def resident() -> float:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    stream = verifier.stream()
+    first = stream.process(talk) + stream.gap(0)
+    time = np.arange(5 * RATE) / RATE
+    music = (0.1 * np.sin(2 * np.pi * 220.0 * 2.0 ** (np.floor(3 * time) / 12) * time)).astype(np.float32)
+    hour = [talk, noise(20.0), music, noise(5.0, 3, 0.1), np.zeros(20 * RATE, np.float32)]
+    taken = len(talk)
+    flat = None
+    while taken < 600 * RATE:
+        for part in hour:
+            for at in range(0, len(part), 1600):
+                stream.process(part[at : at + 1600])
+            taken += len(part)
+        flat = resident() if flat is None else flat
+    assert flat is not None and resident() - flat < 2.0
+    stream.gap(0)
+    offset = stream.position
+    assert offset == taken
+    again = stream.process(talk) + stream.gap(0)
+    assert [(d.verdict, d.score, d.start, d.end, d.final) for d in first] == [
+        (d.verdict, d.score, d.start - offset, d.end - offset, d.final) for d in again
+    ]
 
 
 def test_the_same_decisions_after_an_hour_as_at_the_start(verifier: Verifier, talk: NDArray[np.float32]) -> None:

