@@ -260,7 +260,12 @@ class Transaction:
             num_enrolled=len(profile.exemplars),
             exemplars=(),
         )
-        trail = self.trail(profile.name)
+        try:
+            trail = self.trail(profile.name)
+        except SealError:  # a new enrolment is the cure for a damaged profile; its row may be missing
+            self.delete(profile.name)
+            self.add(profile, f"{event}; what was here before was altered and is lost")
+            return
         ids = tuple(self.add_exemplar(record, exemplar) for exemplar in profile.exemplars)
         self.write(dataclasses.replace(record, exemplars=ids))
         self.write_trail(profile.name, _with_event(trail, event))

@@ -124,7 +124,8 @@ class Vault:
                     begun.write_root()
                 db.execute("COMMIT")
                 self._newest = max(self._newest, (begun.keys.store_id, begun.counter), key=lambda seen: seen[1])
-            except sqlite3.Error as error:
+            # SQLite may quote a damaged schema in its message, and Python then fails to decode it.
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 raise self._condition(error) from None
         # Closing without COMMIT rolls back.
 
@@ -138,6 +139,7 @@ class Vault:
                 )
             db = None
             try:
+                self._refuse_cut_off()
                 db = self._connect(immutable=immutable, alone=alone)
                 schema = self._schema(db)
                 if schema < SCHEMA:
@@ -171,6 +173,20 @@ class Vault:
                     db.close()
                 raise
         raise AssertionError("the last attempt returned or raised")
+
+    def _refuse_cut_off(self) -> None:
+        """Notice a file that lost its end, even where SQLite would not come across what is missing."""
+        for pause_s in (0.0, 0.05, 0.05):  # another process may be growing the file just now
+            time.sleep(pause_s)
+            if self._pending_log():
+                return
+            with open(self.path, "rb") as file:
+                head = file.read(32)
+                size = file.seek(0, os.SEEK_END)
+            page = int.from_bytes(head[16:18], "big")
+            if 0 < size and size >= int.from_bytes(head[28:32], "big") * (page if page != 1 else 65536):
+                return
+        raise StoreError(f"store {self.path}: is cut off after {size} bytes; restore it from a copy")
 
     def _schema(self, db: sqlite3.Connection) -> int:
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
@@ -251,7 +267,7 @@ class Vault:
 
     def _condition(self, error: Exception) -> StoreError:
         """The StoreError that tells a user what an error of SQLite or of the system means."""
-        text = str(error)
+        text = str(error) if not isinstance(error, UnicodeDecodeError) else "its schema is not text"
         if isinstance(error, OSError):
             return StoreError(f"store {self.path}: {error.strerror or text}; nothing was changed")
         if "locked" in text or "busy" in text:
