@@ -45,7 +45,14 @@ class Recipe:
     margin, softmax_weight : float
         Of AAM-softmax.
     speaker_target, own_target : float
-        Weights of the pull to the speaker's mean embedding, and of an untouched clip to its own.
+        Weights of the pull to the speaker's place in the initial space, and of an untouched clip to its own.
+    own_weight : float
+        That place, between the speaker's mean embedding (0) and the untouched source clip's own (1).
+        A speaker's mean alone is soon learnt by heart: there are too few speakers.
+    own_share : float
+        Share of first views that are untouched clips held to their own initial embedding (replay).
+    min_s, max_s : float
+        Length of the views.
     """
 
     copy_paste: float = 0.25
@@ -54,12 +61,13 @@ class Recipe:
     mask_region: str = "high"
     mask_fraction: float = 0.15
     channel: float = 0.4
-    pair_weight: float = 0.3
+    pair_weight: float = 0.1
     margin: float = 0.15
-    softmax_weight: float = 0.02
+    softmax_weight: float = 0.0
     speaker_target: float = 1.0
+    own_weight: float = 0.6
     own_target: float = 1.0
-    own_share: float = 0.35
+    own_share: float = 0.5
     min_s: float = 1.2
     max_s: float = 3.0
 
@@ -175,29 +183,33 @@ class PairBatches(Dataset[dict[str, Tensor]]):
             # Replay: an untouched clip stays where the initial encoder put it.
             waveform = augment.crop(source.clips.waveform(index), samples, rng)
             return self._features(waveform, rng, mask=False), source.embeddings[index], recipe.own_target
-        waveform = self._manner(number, label, indices, index, rng)
+        waveform, index = self._manner(number, label, indices, index, rng)
+        embedding = source.embeddings[index]
         if rng.random() < recipe.copy_paste:
-            other = self._manner(number, label, indices, indices[int(rng.integers(len(indices)))], rng)
+            other, index = self._manner(number, label, indices, indices[int(rng.integers(len(indices)))], rng)
+            embedding = embedding + source.embeddings[index]
             waveform = augment.copy_paste(waveform, other, rng, samples, match_level=rng.random() < 0.7)
         else:
             waveform = augment.crop(waveform, samples, rng)
         if rng.random() < recipe.channel:
             waveform = self._channel(waveform, rng)
         features = self._features(waveform, rng, mask=rng.random() < recipe.mask)
-        return features, self.centres[label], recipe.speaker_target
+        embedding = embedding / max(float(np.linalg.norm(embedding)), 1e-6)
+        target = recipe.own_weight * embedding + (1.0 - recipe.own_weight) * self.centres[label]
+        return features, np.asarray(target, np.float32), recipe.speaker_target
 
     def _manner(
         self, number: int, label: int, indices: list[int], index: int, rng: np.random.Generator
-    ) -> NDArray[np.float32]:
-        """A clip as it is, or a morph of one."""
+    ) -> tuple[NDArray[np.float32], int]:
+        """A clip as it is, or a morph of one; and which clip."""
         clips = self.sources[number].clips
         morphed = self._morphed[number, label]
         if morphed and rng.random() < self.recipe.morph:
             index = morphed[int(rng.integers(len(morphed)))]
             waveforms = [w for morphs in self.morphs for w in morphs.waveforms(clips.clips[index].corpus, index)]
             if waveforms:
-                return waveforms[int(rng.integers(len(waveforms)))]
-        return clips.waveform(index)
+                return waveforms[int(rng.integers(len(waveforms)))], index
+        return clips.waveform(index), index
 
     def _channel(self, waveform: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         kind = rng.random()
