@@ -116,11 +116,20 @@ def test_number_of_frames_is_that_of_the_spec(samples):
 def test_no_step_widens_to_double_precision(speechlike, monkeypatch, samples):
     if int(np.__version__.split(".")[0]) < 2:
         pytest.skip("NumPy 1 has no single-precision FFT")
-    seen = []
-    rfft = np.fft.rfft
-    monkeypatch.setattr(np.fft, "rfft", lambda *args, **kwargs: seen.append(rfft(*args, **kwargs)) or seen[-1])
+    rfft, seen = np.fft.rfft, []
+
+    def watched(frames, *args, **kwargs):
+        spectrum = rfft(frames, *args, **kwargs)
+        seen.append(spectrum.dtype)
+        assert frames.dtype == np.float32
+        # NumPy may go through float64 and back (it does by default); its bits would then be these.
+        rounded = rfft(frames.astype(np.float64), *args, **kwargs).astype(np.complex64)
+        assert not np.array_equal(spectrum, rounded)
+        return spectrum
+
+    monkeypatch.setattr(np.fft, "rfft", watched)
     assert log_mel(speechlike(3, 1)[:samples], SPEC).dtype == np.float32
-    assert seen and all(spectrum.dtype == np.complex64 for spectrum in seen)
+    assert seen and set(seen) == {np.dtype(np.complex64)}
     assert all(run.weights.dtype == np.float32 for run in features._mel_runs(SPEC))
 
 
