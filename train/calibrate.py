@@ -1,0 +1,572 @@
+"""Fit the calibration of an encoder on development speech: weights by Cllr, thresholds by false-accept rate.
+
+The speech must be speech that the encoder was not trained on, several corpora of it. From each
+speaker three profiles are made (one utterance, four neutral ones, four of different manners); they
+are tried by the remaining clips of every speaker of the same gender and corpus. Each further term
+is kept only where it lowers Cllr on corpora that the weights were not fitted on.
+
+``python -m train calibrate MODEL SET...`` prints what was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.quality import SpeechQuality, measure_quality
+from emoinv_edge.scoring import POOLINGS, RULE_OF_THREE, TERMS, Calibration, FarTable, ProfileBank, Term
+from emoinv_edge.vad import speech_only
+from emoinv_edge.verifier import unusable
+
+from .metrics import cllr, eer, frr_at_far, min_cllr
+from .prepare import PreparedSet
+
+__all__ = [
+    "DESIGNS",
+    "DevelopmentSpeech",
+    "Trials",
+    "fit_calibration",
+    "fit_speech",
+    "leave_one_corpus_out",
+    "make_trials",
+    "measure",
+    "pooling_table",
+    "select_terms",
+    "term_table",
+]
+
+DESIGNS = ("single", "neutral", "varied")
+ENROL_CLIPS = 4
+TESTS_PER_SPEAKER = 60
+NONTARGETS_PER_CORPUS = 18000  # of the fit; thresholds use them all
+SHRINKAGE = 1e-4  # on the weights of the standardised terms
+# A term must lower the mean Cllr of unseen corpora by this much, in bits, and harm none by HARM.
+GAIN = 0.001
+HARM = 0.01
+RATES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
+NUM_PROFILES = (1, 2, 4, 8, 16)
+# Where a corpus does not say the gender, speakers are parted by the pitch of their neutral clips: trials
+# across genders would be easy, and would teach that any difference of pitch means another person.
+GENDER_SPLIT_HZ = 165.0
+# Terms that belong together are tried together.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "f0": ("f0_above", "f0_below"),
+    "f0_unknown": ("f0_unknown",),
+    "f0_spread": ("f0_spread_above", "f0_spread_below"),
+    "tilt": ("tilt_above", "tilt_below"),
+    "test_seconds": ("test_seconds",),
+    "enrol_seconds": ("enrol_seconds",),
+    "snr": ("snr",),
+    "exemplars": ("exemplars",),
+}
+
+
+class Clip(Protocol):
+    """What the trials need to know of a clip."""
+
+    @property
+    def corpus(self) -> str: ...
+    @property
+    def speaker(self) -> str: ...
+    @property
+    def gender(self) -> str: ...
+    @property
+    def emotion(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DevelopmentSpeech:
+    """Clips that a verifier could use, with what it would measure on them."""
+
+    clips: Sequence[Clip]
+    embeddings: NDArray[np.float32]  # (clips, embedding_dim), unit norm
+    qualities: Sequence[SpeechQuality]
+
+
+def measure(
+    encoder: Encoder, sets: Iterable[PreparedSet], progress: Callable[[int], None] = lambda done: None
+) -> DevelopmentSpeech:
+    """Embed and measure every usable clip, exactly as `Verifier.verify` would.
+
+    Clips that a verifier would answer with NO_DECISION take no part.
+    """
+    clips: list[Clip] = []
+    embeddings, qualities = [], []
+    rate = encoder.spec.sample_rate
+    done = 0
+    for each in sets:
+        for index, clip in enumerate(each.clips):
+            done += 1
+            progress(done)
+            if not clip.speaker:
+                continue
+            waveform = each.waveform(index)
+            speech = speech_only(waveform, rate)
+            quality = measure_quality(waveform, rate, speech)
+            if unusable(quality) is None:
+                clips.append(clip)
+                embeddings.append(encoder.embed(speech, rate))
+                qualities.append(quality)
+    if not clips:
+        raise ValueError("no usable clip in the development speech; prepare it with `python -m train prepare`")
+    return DevelopmentSpeech(clips, np.stack(embeddings), qualities)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trials:
+    """Trials of one corpus and one design of profiles."""
+
+    corpus: str
+    design: str
+    cosines: Mapping[str, NDArray[np.float64]]  # pooling -> (trials,)
+    evidence: Mapping[str, NDArray[np.float64]]  # every other term -> (trials,)
+    target: NDArray[np.bool_]
+    profile: NDArray[np.int32]  # speaker of the profile
+    speaker: NDArray[np.int32]  # speaker of the test
+    test: NDArray[np.int32]  # clip
+    emotional: NDArray[np.bool_]  # the test is not neutral
+
+    def with_pooling(self, pooling: str) -> dict[str, NDArray[np.float64]]:
+        """The evidence with the cosine of one pooling."""
+        return {"cosine": self.cosines[pooling], **self.evidence}
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Trials:
+        """Some of the trials."""
+        return dataclasses.replace(
+            self,
+            cosines={name: values[index] for name, values in self.cosines.items()},
+            evidence={name: values[index] for name, values in self.evidence.items()},
+            **{name: getattr(self, name)[index] for name in ("target", "profile", "speaker", "test", "emotional")},
+        )
+
+
+def _choose(clips: Sequence[Clip], own: NDArray[np.intp], design: str, rng: np.random.Generator) -> list[int]:
+    """The clips of one speaker that make a profile of `design`; empty if there are too few."""
+    neutral = [int(i) for i in own if clips[i].emotion in ("neutral", "")]
+    if design == "single":
+        return [int(rng.choice(neutral))] if neutral else []
+    if design == "neutral":
+        return [int(i) for i in rng.permutation(neutral)[:ENROL_CLIPS]] if len(neutral) >= 2 else []
+    by_emotion: dict[str, list[int]] = {}
+    for i in rng.permutation(own):
+        by_emotion.setdefault(clips[i].emotion, []).append(int(i))
+    others = [found[0] for emotion, found in by_emotion.items() if emotion not in ("neutral", "")]
+    return [neutral[0], *others[: ENROL_CLIPS - 1]] if neutral and others else []
+
+
+def make_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Trials]:
+    """All trials within each corpus, for each design of profiles.
+
+    A clip that any of its speaker's profiles holds is never a test, so that the designs are tried
+    by the same clips.
+    """
+    rng = np.random.default_rng((seed, 7))
+    clips = speech.clips
+    out = []
+    for corpus in sorted({clip.corpus for clip in clips}):
+        members = np.array([i for i, clip in enumerate(clips) if clip.corpus == corpus])
+        speakers = sorted({clips[i].speaker for i in members})
+        code = {name: number for number, name in enumerate(speakers)}
+        chosen: dict[str, dict[int, list[int]]] = {design: {} for design in DESIGNS}
+        tests: list[int] = []
+        for name in speakers:
+            own = np.array([i for i in members if clips[i].speaker == name])
+            taken: set[int] = set()
+            if len(own) > 1:
+                for design in DESIGNS:
+                    picked = _choose(clips, own, design, rng)
+                    if picked:
+                        chosen[design][code[name]] = picked
+                        taken.update(picked)
+            free = [int(i) for i in own if int(i) not in taken] or [int(own[-1])]
+            tests += [int(i) for i in rng.permutation(free)[:TESTS_PER_SPEAKER]]
+        for design in DESIGNS:
+            if len(chosen[design]) > 1:
+                out.append(_trials(speech, corpus, design, chosen[design], np.array(tests), code))
+    if not out:
+        raise ValueError("expected corpora with two speakers or more who have several clips each; got none")
+    return out
+
+
+def _genders(speech: DevelopmentSpeech, corpus: str) -> dict[str, str]:
+    """Gender of each speaker, from the corpus or else from the pitch."""
+    said: dict[str, str] = {}
+    pitch: dict[str, list[tuple[bool, float]]] = {}
+    for clip, quality in zip(speech.clips, speech.qualities, strict=True):
+        if clip.corpus == corpus:
+            said[clip.speaker] = clip.gender
+            neutral = clip.emotion in ("neutral", "")
+            if quality.log_f0_mean is not None:
+                pitch.setdefault(clip.speaker, []).append((neutral, quality.log_f0_mean))
+    for speaker, gender in said.items():
+        if not gender:
+            all_values = pitch.get(speaker, [])
+            values = [value for neutral, value in all_values if neutral] or [value for _, value in all_values]
+            high = bool(values) and float(np.median(values)) > math.log(GENDER_SPLIT_HZ)
+            said[speaker] = "high" if high else "low"
+    return said
+
+
+def _trials(
+    speech: DevelopmentSpeech,
+    corpus: str,
+    design: str,
+    chosen: Mapping[int, Sequence[int]],
+    tests: NDArray[np.intp],
+    code: Mapping[str, int],
+) -> Trials:
+    clips = speech.clips
+    owners = np.array(sorted(chosen))
+    index = [i for owner in owners for i in chosen[int(owner)]]
+    bank = ProfileBank.from_arrays(
+        [str(owner) for owner in owners],
+        speech.embeddings[index],
+        [speech.qualities[i] for i in index],
+        [len(chosen[int(owner)]) for owner in owners],
+    )
+    gender = _genders(speech, corpus)
+    genders = np.array([gender[clips[chosen[int(owner)][0]].speaker] for owner in owners])
+    members = [set(chosen[int(owner)]) for owner in owners]
+    columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*POOLINGS, *TERMS)}
+    rows: dict[str, list[NDArray[np.int32]]] = {name: [] for name in ("profile", "speaker", "test")}
+    for i in tests:
+        clip = clips[i]
+        keep = (genders == gender[clip.speaker]) & np.array([int(i) not in held for held in members])
+        if not keep.any():
+            continue
+        evidence = bank.evidence(speech.embeddings[i], speech.qualities[i], "mean")
+        for name in TERMS:
+            columns[name].append(evidence[name][keep])
+        for pooling in POOLINGS:
+            columns[pooling].append(bank.cosines(speech.embeddings[i], pooling)[keep])
+        count = int(keep.sum())
+        rows["profile"].append(owners[keep].astype(np.int32))
+        rows["speaker"].append(np.full(count, code[clip.speaker], np.int32))
+        rows["test"].append(np.full(count, i, np.int32))
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    whole = {name: np.concatenate(values) for name, values in rows.items()}
+    return Trials(
+        corpus=corpus,
+        design=design,
+        cosines={pooling: joined[pooling] for pooling in POOLINGS},
+        evidence={name: joined[name] for name in TERMS if name != "cosine"},
+        target=whole["profile"] == whole["speaker"],
+        emotional=np.array([clips[i].emotion not in ("neutral", "") for i in whole["test"]]),
+        **whole,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Problem:
+    """Trials as one matrix: columns are all `TERMS`, classes and corpora weigh the same."""
+
+    values: NDArray[np.float64]  # (trials, TERMS)
+    target: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+    corpus: NDArray[np.str_]
+
+
+def _problem(trials: Sequence[Trials], pooling: str, seed: int = 0) -> _Problem:
+    rng = np.random.default_rng((seed, 11))
+    values, target, corpus, weight = [], [], [], []
+    for each in trials:
+        share = NONTARGETS_PER_CORPUS // len(DESIGNS)
+        nontargets = np.flatnonzero(~each.target)
+        if len(nontargets) > share:
+            nontargets = rng.choice(nontargets, share, replace=False)
+        some = each.take(np.concatenate((np.flatnonzero(each.target), nontargets)))
+        evidence = some.with_pooling(pooling)
+        values.append(np.stack([evidence[name] for name in TERMS], axis=1))
+        target.append(some.target)
+        corpus.append(np.full(len(some.target), each.corpus))
+        weight.append(_speaker_weight(some))
+    return _Problem(np.concatenate(values), np.concatenate(target), np.concatenate(weight), np.concatenate(corpus))
+
+
+def _speaker_weight(trials: Trials) -> NDArray[np.float64]:
+    """Each test speaker weighs the same within targets and within non-targets; a class sums to the root of their number.
+
+    A corpus of 100 speakers says more than one of 9, but not eleven times more: its room and its
+    microphone are one.
+    """
+    weight = np.zeros(len(trials.target))
+    for kind in (True, False):
+        rows = trials.target == kind
+        if rows.any():
+            _, inverse, counts = np.unique(trials.speaker[rows], return_inverse=True, return_counts=True)
+            weight[rows] = 1.0 / counts[inverse] / math.sqrt(len(counts))
+    return weight
+
+
+def _class_weights(problem: _Problem, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    weight = np.where(rows, problem.weight, 0.0)
+    for kind in (True, False):
+        total = weight[problem.target == kind].sum()
+        weight[problem.target == kind] *= 0.5 / max(total, 1e-12)
+    return weight
+
+
+def _fit_weights(problem: _Problem, names: Sequence[str], rows: NDArray[np.bool_]) -> tuple[float, list[float]]:
+    """Bias and weights that minimise Cllr on the rows, by LBFGS on the standardised terms."""
+    columns = [TERMS.index(name) for name in names]
+    weight = _class_weights(problem, rows)[rows]
+    values = problem.values[np.ix_(rows, columns)]
+    centre = np.average(values, axis=0, weights=weight)
+    scale = np.sqrt(np.average((values - centre) ** 2, axis=0, weights=weight)) + 1e-9
+    x = torch.from_numpy((values - centre) / scale)
+    sign = torch.from_numpy(np.where(problem.target[rows], 1.0, -1.0))
+    w = torch.from_numpy(weight)
+    parameters = torch.zeros(len(columns) + 1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([parameters], max_iter=60, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        llr = x @ parameters[1:] + parameters[0]
+        loss = (w * torch.nn.functional.softplus(-sign * llr)).sum() / math.log(2.0)
+        loss = loss + SHRINKAGE * parameters[1:].square().sum()
+        loss.backward()
+        return loss
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrix is small; more threads only wait for each other
+    try:
+        optimiser.step(closure)
+    finally:
+        torch.set_num_threads(threads)
+    found = parameters.detach().numpy()
+    slopes = found[1:] / scale
+    return float(found[0] - (slopes * centre).sum()), [float(slope) for slope in slopes]
+
+
+def _llr(problem: _Problem, names: Sequence[str], bias: float, weights: Sequence[float]) -> NDArray[np.float64]:
+    columns = [TERMS.index(name) for name in names]
+    return problem.values[:, columns] @ np.asarray(weights) + bias
+
+
+def _weighted_cllr(llr: NDArray[np.float64], target: NDArray[np.bool_], weight: NDArray[np.float64]) -> float:
+    return float((weight * np.logaddexp(0.0, np.where(target, -llr, llr))).sum() / math.log(2.0))
+
+
+def _unseen(problem: _Problem, names: Sequence[str]) -> dict[str, float]:
+    """Cllr on each corpus with the weights fitted on the others."""
+    out = {}
+    for corpus in np.unique(problem.corpus):
+        held = problem.corpus == corpus
+        if len(np.unique(problem.target[held])) < 2:
+            continue
+        bias, weights = _fit_weights(problem, names, ~held)
+        weight = _class_weights(problem, held)
+        out[str(corpus)] = _weighted_cllr(_llr(problem, names, bias, weights)[held], problem.target[held], weight[held])
+    return out
+
+
+def select_terms(trials: Sequence[Trials], pooling: str) -> tuple[tuple[str, ...], list[dict[str, float | str]]]:
+    """Forward selection: add the group that lowers Cllr on unseen corpora most, while one does.
+
+    Returns
+    -------
+    names : tuple of str
+        The terms kept, ``cosine`` first.
+    steps : list of dict
+        For every candidate tried: ``step``, ``terms``, the Cllr of each corpus left out, their ``mean``.
+    """
+    problem = _problem(trials, pooling)
+    if len(np.unique(problem.corpus)) < 2:
+        raise ValueError("expected two corpora or more: one is left out to judge the weights of the others")
+    names: tuple[str, ...] = ("cosine",)
+    best = _unseen(problem, names)
+    steps: list[dict[str, float | str]] = [_step(0, "cosine", best)]
+    remaining = dict(GROUPS)
+    for step in range(1, len(GROUPS) + 1):
+        found: tuple[float, str, dict[str, float]] | None = None
+        for label, group in remaining.items():
+            unseen = _unseen(problem, (*names, *group))
+            steps.append(_step(step, f"+ {label}", unseen))
+            gain = np.mean([best[corpus] - unseen[corpus] for corpus in best])
+            harm = max(unseen[corpus] - best[corpus] for corpus in best)
+            if gain >= GAIN and harm <= HARM and (found is None or gain > found[0]):
+                found = float(gain), label, unseen
+        if found is None:
+            break
+        names, best = (*names, *remaining.pop(found[1])), found[2]
+        steps.append(_step(step, f"kept {found[1]}", best))
+    return names, steps
+
+
+def _step(step: int, label: str, unseen: Mapping[str, float]) -> dict[str, float | str]:
+    return {"step": float(step), "terms": label, **unseen, "mean": float(np.mean(list(unseen.values())))}
+
+
+def leave_one_corpus_out(
+    trials: Sequence[Trials], pooling: str, names: Sequence[str], design: str = "neutral", emotional: bool = True
+) -> dict[str, dict[str, float]]:
+    """EER, false rejects at 1 % false accepts, Cllr and minCllr of each corpus, weights from the others.
+
+    With ``design="neutral"`` and emotional tests these are the trials of the protocol ``enrol``.
+    """
+    problem = _problem(trials, pooling)
+    out = {}
+    for each in trials:
+        if each.design != design:
+            continue
+        rows = each.emotional if emotional else ~each.emotional
+        some = each.take(rows)
+        if not some.target.any() or some.target.all():
+            continue
+        bias, weights = _fit_weights(problem, names, problem.corpus != each.corpus)
+        evidence = some.with_pooling(pooling)
+        llr = bias + sum(weight * evidence[name] for name, weight in zip(names, weights, strict=True))
+        own, others = llr[some.target], llr[~some.target]
+        out[each.corpus] = {
+            "eer": eer(own, others),
+            "frr_at_1": frr_at_far(own, others, 0.01),
+            "cllr": cllr(own, others),
+            "min_cllr": min_cllr(own, others),
+            "targets": float(len(own)),
+        }
+    return out
+
+
+def pooling_table(trials: Sequence[Trials], names: Sequence[str]) -> list[dict[str, float | str]]:
+    """Unseen-corpus EER and false rejects for each pooling and design, on emotional tests."""
+    rows = []
+    for design in DESIGNS:
+        for pooling in POOLINGS:
+            found = leave_one_corpus_out(trials, pooling, names, design)
+            row: dict[str, float | str] = {"design": design, "pooling": pooling}
+            for corpus, figures in found.items():
+                row[corpus] = figures["eer"]
+            row["mean"] = float(np.mean([figures["eer"] for figures in found.values()]))
+            row["frr_at_1"] = float(np.mean([figures["frr_at_1"] for figures in found.values()]))
+            rows.append(row)
+    return rows
+
+
+def term_table(trials: Sequence[Trials], pooling: str, names: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """`leave_one_corpus_out` for the cosine alone, with the F0 terms, and with all of `names`."""
+    return {
+        "cosine": leave_one_corpus_out(trials, pooling, ("cosine",)),
+        "cosine + f0": leave_one_corpus_out(trials, pooling, ("cosine", *GROUPS["f0"])),
+        " + ".join(names): leave_one_corpus_out(trials, pooling, names),
+    }
+
+
+def _impostors(trials: Sequence[Trials], calibration: Calibration) -> list[tuple[NDArray[np.float64], Trials]]:
+    out = []
+    for each in trials:
+        some = each.take(~each.target)
+        out.append((calibration.llr(some.with_pooling(calibration.pooling)), some))
+    return out
+
+
+def far_table(trials: Sequence[Trials], calibration: Calibration, num_profiles: int) -> FarTable | None:
+    """Thresholds on the LLR by false-accept rate, an attempt being compared with `num_profiles` profiles.
+
+    Every impostor speaker weighs the same. The maximum over a random choice of `num_profiles` of
+    the M profiles is the k-th highest LLR with probability C(M - k, num_profiles - 1) / C(M, num_profiles),
+    which is summed exactly instead of drawn.
+    """
+    llrs, weights, speakers = [], [], []
+    for llr, some in _impostors(trials, calibration):
+        order = np.lexsort((-llr, some.test))
+        tests, starts, counts = np.unique(some.test[order], return_index=True, return_counts=True)
+        rank = np.arange(len(order)) - np.repeat(starts, counts)
+        share = np.array([_chances(int(count), num_profiles) for count in np.unique(counts)], dtype=object)
+        lookup = dict(zip(np.unique(counts).tolist(), share, strict=True))
+        chance = np.concatenate([lookup[int(count)] for count in counts])
+        assert len(rank) == len(chance)
+        llrs.append(llr[order])
+        weights.append(chance)
+        speakers.append(np.char.add(f"{some.corpus} ", some.speaker[order].astype(str)))
+        del tests
+    llr, weight, speaker = np.concatenate(llrs), np.concatenate(weights), np.concatenate(speakers)
+    _, code = np.unique(speaker, return_inverse=True)
+    mass = np.bincount(code, weights=weight)
+    with_profiles = mass > 0
+    count = int(with_profiles.sum())
+    if count == 0:
+        return None
+    weight = weight / np.where(with_profiles, mass, 1.0)[code] / count
+    order = np.argsort(-llr)
+    above = np.cumsum(weight[order])
+    ordered = llr[order]
+    rates = [rate for rate in RATES if rate > RULE_OF_THREE / count * 1.02] + [min(0.5, RULE_OF_THREE / count)]
+    if len(rates) < 2:
+        return None
+    thresholds = []
+    for rate in rates:
+        allowed = int(np.searchsorted(above, rate * (1 + 1e-9), side="right"))  # these may be accepted
+        last = ordered[min(allowed, len(ordered) - 1)]
+        thresholds.append(float(np.nextafter(last, math.inf)))
+    return FarTable(num_profiles, tuple(rates), tuple(thresholds))
+
+
+def _chances(profiles: int, chosen: int) -> NDArray[np.float64]:
+    """Probability that the k-th highest of `profiles` scores is the highest of `chosen` drawn at random."""
+    if profiles < chosen:
+        return np.zeros(profiles)
+    whole = math.comb(profiles, chosen)
+    return np.array([math.comb(profiles - k, chosen - 1) / whole for k in range(1, profiles + 1)])
+
+
+def fit_speech(
+    speech: DevelopmentSpeech,
+    *,
+    pooling: str = "centroid",
+    names: Sequence[str] | None = None,
+    source: str | None = None,
+) -> Calibration:
+    """The calibration of measured development speech.
+
+    Parameters
+    ----------
+    speech : DevelopmentSpeech
+    pooling : str
+        See train/CALIBRATION.md for the comparison behind the default.
+    names : sequence of str, optional
+        The terms; chosen by `select_terms` unless given.
+    source : str, optional
+        What the speech was; by default its corpora and numbers of speakers.
+    """
+    trials = make_trials(speech)
+    if names is None:
+        names, _ = select_terms(trials, pooling)
+    problem = _problem(trials, pooling)
+    everything = np.ones(len(problem.target), bool)
+    bias, weights = _fit_weights(problem, names, everything)
+    terms = []
+    for name, weight in zip(names, weights, strict=True):
+        low, high = (
+            (-1.0, 1.0) if name == "cosine" else np.quantile(problem.values[:, TERMS.index(name)], (0.002, 0.998))
+        )
+        terms.append(Term(name, weight, float(low), float(high)))
+    impostors = {(each.corpus, int(code)) for each in trials for code in np.unique(each.speaker[~each.target])}
+    if source is None:
+        counts = {
+            corpus: sum(1 for key in impostors if key[0] == corpus) for corpus in sorted({k[0] for k in impostors})
+        }
+        source = ", ".join(f"{corpus} ({count} speakers)" for corpus, count in counts.items())
+    placeholder = FarTable(1, (0.5, 0.4), (0.0, 0.0))
+    bare = Calibration(pooling, bias, tuple(terms), (placeholder,), len(impostors), source)
+    tables = [table for count in NUM_PROFILES if (table := far_table(trials, bare, count)) is not None]
+    return dataclasses.replace(bare, far_tables=tuple(tables))
+
+
+def fit_calibration(encoder: Encoder, clips: Iterable[PreparedSet]) -> Calibration:
+    """Measure development speech with `encoder` and fit its calibration; what `export` calls.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The int8 model whose file the calibration will be written into.
+    clips : iterable of PreparedSet
+        Two corpora or more that the encoder was not trained on.
+    """
+    return fit_speech(measure(encoder, clips))
