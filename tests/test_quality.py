@@ -1,0 +1,167 @@
+"""SpeechQuality: the pitch that was sung, noise, level and clipping; finite whatever comes in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from emoinv_edge.quality import SpeechQuality, f0_track, measure_quality
+from tests.conftest import synthesise
+
+RATE = 16000
+GOOD = SpeechQuality(3.0, 30.0, 0.0, -25.0, 4.8, 0.1, -5.0, 0.7)
+
+
+def tone(f0_hz: float, seconds: float = 1.0, rate: int = RATE, noise: float = 0.003) -> NDArray[np.float32]:
+    """A harmonic sound, the k-th harmonic at 1/k, in a little noise."""
+    phase = 2.0 * np.pi * f0_hz * np.arange(round(seconds * rate)) / rate
+    wave = sum(np.sin(k * phase) / k for k in range(1, 40) if k * f0_hz < 0.45 * rate)
+    rng = np.random.default_rng(0)
+    return (0.1 * wave + noise * rng.standard_normal(len(phase))).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 48000])
+@pytest.mark.parametrize("f0_hz", [70.0, 118.0, 190.0, 260.0, 410.0, 590.0])
+def test_the_pitch_of_a_steady_voice_is_found_within_a_tenth_of_a_semitone(f0_hz: float, rate: int) -> None:
+    track = f0_track(tone(f0_hz, rate=rate), rate)
+    voiced = track[track > 0]
+    assert len(voiced) > 0.9 * len(track)
+    assert abs(12 * math.log2(float(np.median(voiced)) / f0_hz)) < 0.1
+
+
+def test_pitch_is_found_through_a_missing_fundamental() -> None:
+    phase = 2.0 * np.pi * 150.0 * np.arange(RATE) / RATE
+    wave = sum(np.sin(k * phase) for k in range(2, 12)) * 0.03
+    assert math.exp(measure_quality(wave.astype(np.float32)).log_f0_mean or 0.0) == pytest.approx(150.0, rel=0.02)
+
+
+def test_a_glide_moves_mean_and_spread_as_it_should() -> None:
+    seconds = 2.0
+    time_s = np.arange(round(seconds * RATE)) / RATE
+    log_f0 = math.log(120.0) + (math.log(240.0) - math.log(120.0)) * time_s / seconds
+    phase = 2.0 * np.pi * np.cumsum(np.exp(log_f0)) / RATE
+    wave = sum(np.sin(k * phase) / k for k in range(1, 15)) * 0.1
+    quality = measure_quality(wave.astype(np.float32))
+    assert quality.log_f0_mean == pytest.approx(float(log_f0.mean()), abs=0.02)
+    assert quality.log_f0_std == pytest.approx(float(log_f0.std()), abs=0.03)
+
+
+def test_noise_has_no_pitch() -> None:
+    noise = (0.1 * np.random.default_rng(1).standard_normal(2 * RATE)).astype(np.float32)
+    assert (f0_track(noise) > 0).mean() < 0.05
+
+
+def test_silence_and_scraps_are_measured_without_a_pitch() -> None:
+    for length in (0, 1, 160, 639, 640, 641, 5000):
+        quality = measure_quality(np.zeros(length, np.float32))
+        assert quality.log_f0_mean is None
+        assert quality.log_f0_std == quality.tilt_db == quality.voiced_fraction == 0.0
+        assert quality.level_dbfs == -120.0
+        assert quality.net_speech_s == length / RATE
+
+
+@settings(max_examples=40, deadline=None)
+@given(gain_db=st.floats(-55.0, 0.0), seed=st.integers(0, 5), f0_hz=st.sampled_from([100.0, 170.0, 260.0]))
+def test_level_moves_nothing_but_the_level(gain_db: float, seed: int, f0_hz: float) -> None:
+    wave = synthesise(1.5, seed, f0_hz)
+    loud = measure_quality(wave)
+    soft = measure_quality((wave * np.float32(10 ** (gain_db / 20))).astype(np.float32))
+    assert soft.level_dbfs == pytest.approx(loud.level_dbfs + gain_db, abs=0.05)
+    assert soft.log_f0_mean == pytest.approx(loud.log_f0_mean, abs=0.01)
+    assert soft.tilt_db == pytest.approx(loud.tilt_db, abs=0.1)
+    assert soft.snr_db == pytest.approx(loud.snr_db, abs=0.1)
+
+
+def test_a_flatter_spectrum_reads_as_more_effort() -> None:
+    soft = tone(150.0)
+    shouted = np.diff(soft, prepend=np.float32(0.0)).astype(np.float32)  # +6 dB an octave
+    assert measure_quality(shouted).tilt_db > measure_quality(soft).tilt_db + 5.0
+
+
+@pytest.mark.parametrize("snr_db", [5.0, 15.0, 30.0])
+def test_noise_in_the_pauses_is_what_the_snr_says(snr_db: float) -> None:
+    speech = synthesise(3.0, 3)
+    gap = np.zeros(RATE, np.float32)
+    wave = np.concatenate((speech, gap, speech))
+    noise = np.random.default_rng(2).standard_normal(len(wave)) * np.sqrt(np.mean(speech**2)) * 10 ** (-snr_db / 20)
+    measured = measure_quality((wave + noise).astype(np.float32), RATE, speech).snr_db
+    assert measured == pytest.approx(snr_db, abs=4.0)
+
+
+def test_clipping_is_counted_at_full_scale() -> None:
+    wave = synthesise(2.0, 4)
+    assert measure_quality(wave).clipped_fraction == 0.0
+    clipped = np.clip(wave * 6.0, -1.0, 1.0).astype(np.float32)
+    expected = float(np.mean(np.abs(wave * 6.0) >= 0.999))
+    assert expected > 0.05
+    assert measure_quality(clipped).clipped_fraction == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_waveform_that_is_not_finite_is_refused(poison: float) -> None:
+    wave = synthesise(1.0, 0)
+    wave[77] = poison
+    with pytest.raises(ValueError, match="NaN or an infinity"):
+        measure_quality(wave)
+
+
+def test_wrong_arrays_are_refused_with_the_cure() -> None:
+    with pytest.raises(TypeError, match="to_mono"):
+        measure_quality(np.zeros(16000))
+    with pytest.raises(ValueError, match="mix the channels"):
+        measure_quality(np.zeros((16000, 2), np.float32))
+    with pytest.raises(ValueError, match="sample rate"):
+        measure_quality(np.zeros(16000, np.float32), 4000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(0, 9000),
+    kind=st.sampled_from(["noise", "click", "square", "dc", "tiny"]),
+    seed=st.integers(0, 3),
+)
+def test_every_number_is_finite_whatever_the_sound(length: int, kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    wave = {
+        "noise": rng.uniform(-1, 1, length),
+        "click": np.where(np.arange(length) == length // 2, 1.0, 0.0),
+        "square": np.sign(np.sin(np.arange(length) * 0.05)),
+        "dc": np.full(length, 0.7),
+        "tiny": rng.uniform(-1e-30, 1e-30, length),
+    }[kind].astype(np.float32)
+    before = wave.copy()
+    quality = measure_quality(wave)
+    values = [value for value in dataclasses.astuple(quality) if value is not None]
+    assert all(math.isfinite(value) for value in values)
+    assert np.array_equal(wave, before)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(SpeechQuality)])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "3", True])
+def test_a_quality_that_is_no_finite_number_cannot_be_made(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(GOOD, **{field: value})
+
+
+def test_only_the_mean_pitch_may_be_unknown() -> None:
+    assert dataclasses.replace(GOOD, log_f0_mean=None).log_f0_mean is None
+    with pytest.raises(ValueError, match="tilt_db"):
+        dataclasses.replace(GOOD, tilt_db=None)
+
+
+def test_measuring_takes_far_less_than_the_speech_lasts() -> None:
+    wave = synthesise(4.0, 1)
+    measure_quality(wave)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        measure_quality(wave)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.05 * 4.0  # 1 ms per second is the aim (see benchmarks/); this only guards the order
