@@ -15,12 +15,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .audio import MAX_PEAK, ResampleStream, mono_chunk
+from .encoder import MIN_FRAMES
 from .errors import EmoinvError
 from .features import LogMelStream
 from .quality import CLIP_LEVEL, SpeechQuality, _snr_db, measure_quality
@@ -29,11 +31,13 @@ from .verifier import MAX_CLIPPED_FRACTION, MIN_SPEECH_S, Decision, Verdict, Ver
 
 if TYPE_CHECKING:
     from .encoder import Encoder
+    from .spec import EncoderSpec
 
 __all__ = ["VerificationStream", "merge_qualities"]
 
 PIECE_MS = 120  # speech is taken over from the segmenter in pieces of this length
 BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the speech, pauses included
+CONFIRM_S = 3.0  # speech that one embedding of the confirming encoder sees
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 
@@ -43,7 +47,7 @@ class _Step:
     """The evidence of one stretch of new speech."""
 
     embedding: NDArray[np.float32]
-    weight: float  # seconds of speech that the embedding saw
+    weight: float  # frames of speech that the embedding saw
     quality: SpeechQuality  # of the new speech alone
     start: int  # of the new speech, in samples
 
@@ -68,6 +72,13 @@ class VerificationStream:
         Speech of one utterance that a decision rests on, at most.
     detector : SpeechDetector, optional
         For this stream alone; WebRTC's unless given.
+    confirm : Verifier, optional
+        A second verifier, with a larger encoder of the same front end, that decides whenever the
+        first one's score is above its threshold less `margin`: nothing is accepted without it. The
+        first one then only watches, and what lies clearly below is rejected by it alone. The second
+        is asked when the utterance has doubled since, and at its end; in between nothing is said.
+    margin : float
+        In nats of LLR, used with `confirm`.
     """
 
     def __init__(
@@ -79,6 +90,8 @@ class VerificationStream:
         context_s: float = 1.5,
         window_s: float = 6.0,
         detector: SpeechDetector | None = None,
+        confirm: Verifier | None = None,
+        margin: float = 3.0,
     ) -> None:
         if not 0.0 < hop_s <= context_s <= window_s:
             raise ValueError(
@@ -96,7 +109,12 @@ class VerificationStream:
         self._log_mel = LogMelStream(spec)
         self._hop = round(hop_s * self._rate)
         self._context_frames = spec.num_frames(round(context_s * self._rate))
-        self._context_s = context_s
+        self._kept_frames = self._context_frames
+        if confirm is not None:
+            _require_same_front_end(spec, confirm.encoder.spec)
+            self._kept_frames = max(self._context_frames, spec.num_frames(round(CONFIRM_S * self._rate)))
+        self._confirm = confirm
+        self._margin = margin
         self._window = round(window_s * self._rate)
         self._block = round(POWER_S * self._rate)
         self._watch = WATCH_BLOCKS * self._block
@@ -201,6 +219,9 @@ class VerificationStream:
         self._speech = 0  # samples of the utterance
         self._utterance_start: int | None = None
         self._doubt: str | None = None  # reason of the last provisional NO_DECISION
+        self._confirmations: list[_Step] = []
+        self._confirmed_speech = 0  # speech of the utterance at the last of them
+        self._next_confirmation = 0  # when there is so much speech
 
     def _forget_background(self, origin: int) -> None:
         self._origin = origin  # of the grid of blocks: the stream's start, or the end of the last gap
@@ -312,7 +333,7 @@ class VerificationStream:
         """Make a step of the new speech, and a decision of the steps in the window."""
         quality = self._measure(end)
         features = self._log_mel.process(np.concatenate(self._new))
-        self._features = np.concatenate((self._features, features))[-self._context_frames :]
+        self._features = np.concatenate((self._features, features))[-self._kept_frames :]
         problem = self._step(quality, final)
         self._new, self._new_length = [], 0
         while self._steps and sum(step.quality.net_speech_s for step in self._steps) > self._window / self._rate:
@@ -322,10 +343,13 @@ class VerificationStream:
         if problem is not None:
             decision = self._no_decision(problem, quality, end, final)
         else:
-            total = np.sum([step.embedding * np.float32(step.weight) for step in self._steps], axis=0)
-            embedding = np.asarray(total / np.linalg.norm(total), np.float32)
             merged = merge_qualities([step.quality for step in self._steps])
-            decision = self._verifier.decide(embedding, merged, start=self._steps[0].start, end=end, final=final)
+            start = self._steps[0].start
+            decision = self._verifier.decide(_average(self._steps), merged, start=start, end=end, final=final)
+            if self._confirm is not None and self._promising(decision):
+                if not final and self._speech < self._next_confirmation:
+                    return
+                decision = self._confirmed(self._confirm, merged, start, end, final)
         doubt = decision.reason if decision.verdict is Verdict.NO_DECISION else None
         if final or doubt is None or self._doubt is None:
             out.append(decision)  # a provisional doubt is reported once, not twice a second
@@ -337,17 +361,56 @@ class VerificationStream:
         refusal = unusable(quality, 0.0)
         if refusal is not None:
             self._steps.clear()
+            self._features = self._features[:0]  # the next embedding must not see it either
             return refusal[1]
         if final and self._steps and quality.net_speech_s < 0.25:
             return None  # a tail too short to change the answer
+        features = np.ascontiguousarray(self._features[-self._context_frames :])
+        if len(features) < MIN_FRAMES:  # as after a clipped stretch
+            return None if self._steps else "too little speech that can be used; speak a little longer"
         try:
-            embedding = self._encoder.embed_features(np.ascontiguousarray(self._features))
+            embedding = self._encoder.embed_features(features)
         except EmoinvError as error:  # the model failed on this input: no score, no accept
             self._steps.clear()
             return f"the model gave no usable embedding ({error})"
-        weight = len(self._features) * self._encoder.spec.frame_shift / self._rate
-        self._steps.append(_Step(embedding, weight, quality, self._new_start))
+        self._steps.append(_Step(embedding, float(len(features)), quality, self._new_start))
         return None
+
+    def _promising(self, decision: Decision) -> bool:
+        """Whether the watching verifier's score is near its threshold, or above."""
+        return decision.score is not None and decision.score >= decision.threshold - self._margin
+
+    def _confirmed(self, confirm: Verifier, quality: SpeechQuality, start: int, end: int, final: bool) -> Decision:
+        """The confirming verifier's decision on the same speech."""
+        if final and self._confirmations and self._speech - self._confirmed_speech < self._hop:
+            return confirm.decide(_average(self._confirmations), quality, start=start, end=end, final=final)
+        self._confirmed_speech = self._speech
+        # An utterance without end must not keep it silent for ever longer.
+        self._next_confirmation = self._speech + min(self._speech, self._window)
+        try:
+            embedding = confirm.encoder.embed_features(np.ascontiguousarray(self._features))
+        except EmoinvError as error:
+            reason = f"the model gave no usable embedding ({error})"
+            return confirm.no_decision(reason, quality, start=start, end=end, final=final)
+        self._confirmations = [step for step in self._confirmations if step.start >= start]
+        at = end - len(self._features) * confirm.encoder.spec.frame_shift
+        self._confirmations.append(_Step(embedding, float(len(self._features)), quality, max(start, at)))
+        return confirm.decide(_average(self._confirmations), quality, start=start, end=end, final=final)
+
+
+def _average(steps: Iterable[_Step]) -> NDArray[np.float32]:
+    """The embeddings of some steps, averaged, of unit norm."""
+    total = np.sum([step.embedding * np.float32(step.weight) for step in steps], axis=0)
+    return np.asarray(total / np.linalg.norm(total), np.float32)
+
+
+def _require_same_front_end(watching: EncoderSpec, confirming: EncoderSpec) -> None:
+    same = dataclasses.replace(confirming, name=watching.name, embedding_dim=watching.embedding_dim)
+    if same != watching:
+        raise ValueError(
+            f"expected two encoders of one front end, got {watching.name!r} and {confirming.name!r}, whose features "
+            "differ; use each in a stream of its own"
+        )
 
 
 def _num_clipped(samples: NDArray[np.float32]) -> int:

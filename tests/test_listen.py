@@ -143,6 +143,20 @@ def test_silero_listens_too(house: House, capsys: pytest.CaptureFixture[str]) ->
     assert main(["listen", "ana", "--file", house.word, "--json", "--vad", "silero", *house.options]) in (1, 2)
 
 
+def test_a_cascade_needs_speech_that_was_kept(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = build_encoder(tmp_path / "small.onnx", seed=1, metadata={"emoinv.calibration": CALIBRATION})
+    cascade = ["--cascade", "--watch-model", str(small), "--json", *house.options]
+    assert main(["listen", "ana", "--file", house.ana, *cascade]) == 3
+    assert "--keep-audio" in capsys.readouterr().err
+    takes = [str(house.folder / f"ana{take}.wav") for take in range(3)]
+    assert main(["enroll", "kept", *takes, "--keep-audio", *house.options]) == 0
+    capsys.readouterr()
+    assert main(["listen", "kept", "--file", house.ana, *cascade]) == 0
+    assert finals(events(capsys.readouterr().out))[-1]["speaker"] == "kept"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -23,6 +23,7 @@ from emoinv_edge.errors import EmoinvError
 from emoinv_edge.profiles import Profile
 from emoinv_edge.quality import measure_quality
 from emoinv_edge.scoring import Calibration, FarTable, Term
+from emoinv_edge.spec import EncoderSpec
 from emoinv_edge.stream import VerificationStream, merge_qualities
 from emoinv_edge.verifier import Decision, Verdict, Verifier
 from tests.conftest import build_encoder, synthesise
@@ -31,7 +32,7 @@ RATE = 16000
 ANA_HZ, BOB_HZ, STRANGER_HZ = 210.0, 110.0, 150.0
 CALIBRATION = Calibration(
     pooling="centroid",
-    bias=-7.0,
+    bias=-6.3,
     terms=(Term("cosine", 10.0, -1.0, 1.0),),
     far_tables=(FarTable(1, (0.5, 0.001), (0.0, 1.0)), FarTable(16, (0.5, 0.001), (0.0, 1.0))),
     num_impostor_speakers=10_000,
@@ -388,6 +389,86 @@ def test_sixteen_streams_in_eight_threads_on_one_encoder_do_not_interact(verifie
     assert all(finals(decisions) for decisions in expected)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(listen, range(16))) == expected
+
+
+class CountingEncoder(FailingEncoder):
+    """An encoder that notes how many frames it was asked about."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self.asked: list[int] = []
+
+    def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.asked.append(len(features))
+        return self._encoder.embed_features(features)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    path = tmp_path_factory.mktemp("large") / "large.onnx"
+    metadata = {"emoinv.calibration": json.loads(CALIBRATION.to_json())}
+    return Encoder(build_encoder(path, seed=1, spec=EncoderSpec(name="large", embedding_dim=40), metadata=metadata))
+
+
+def cascade(verifier: Verifier, large: Encoder, names: dict[str, float]) -> tuple[VerificationStream, CountingEncoder]:
+    counting: Any = CountingEncoder(large)
+    confirming = Verifier(counting, [enrol(large, name, f0_hz) for name, f0_hz in names.items()])
+    return VerificationStream(verifier, confirm=confirming, margin=1.5), counting
+
+
+def test_a_cascade_decides_as_the_large_encoder_does(
+    verifier: Verifier, large: Encoder, talk: NDArray[np.float32]
+) -> None:
+    stream, counting = cascade(verifier, large, {"ana": ANA_HZ, "bob": BOB_HZ})
+    profiles = [enrol(large, "ana", ANA_HZ), enrol(large, "bob", BOB_HZ)]
+    alone = finals(run(Verifier(large, profiles).stream(), talk, [480]))
+    decisions = run(stream, talk, [480])
+    assert [(d.verdict, d.speaker) for d in finals(decisions)[:2]] == [(d.verdict, d.speaker) for d in alone[:2]]
+    assert [d.verdict for d in finals(decisions)[2:]] == [d.verdict for d in alone[2:]]
+    assert decisions[0].end < 2 * RATE or decisions[1].end < 2 * RATE  # no later than without a cascade
+    # A few times an utterance, not twice a second.
+    assert 2 <= len(counting.asked) <= 12
+    assert run(stream, talk, [len(talk)]) == decisions
+
+
+def test_nothing_is_accepted_that_the_large_encoder_rejects(
+    verifier: Verifier, large: Encoder, talk: NDArray[np.float32]
+) -> None:
+    stream, counting = cascade(verifier, large, {"stranger": 90.0})
+    assert not any(decision.verdict is Verdict.ACCEPT for decision in run(stream, talk, [480]))
+    assert counting.asked
+
+
+def test_the_large_encoder_sleeps_while_nobody_comes_near(verifier: Verifier, large: Encoder) -> None:
+    stream, counting = cascade(verifier, large, {"ana": ANA_HZ})
+    waveform = np.concatenate([noise(1.0), synthesise(3.0, 81, 330.0), noise(5.0)])
+    assert finals(run(stream, waveform, [480]))[-1].verdict is Verdict.REJECT
+    assert counting.asked == []
+
+
+def test_an_endless_utterance_is_confirmed_at_a_bounded_interval(verifier: Verifier, large: Encoder) -> None:
+    stream, counting = cascade(verifier, large, {"ana": ANA_HZ})
+    decisions = stream.process(np.concatenate([noise(1.0), synthesise(40.0, 82, ANA_HZ)]))
+    accepted = [decision.end for decision in decisions if decision.verdict is Verdict.ACCEPT]
+    assert len(accepted) >= 5 and max(np.diff(accepted)) <= 6.6 * RATE
+    assert len(counting.asked) <= 12 and max(counting.asked) <= 300
+
+
+def test_a_cascade_needs_one_front_end(verifier: Verifier, tmp_path: Path) -> None:
+    metadata = {"emoinv.calibration": json.loads(CALIBRATION.to_json())}
+    spec = EncoderSpec(name="other", num_mel_bins=64, embedding_dim=32)
+    other = Encoder(build_encoder(tmp_path / "other.onnx", spec=spec, metadata=metadata))
+    with pytest.raises(ValueError, match="one front end"):
+        VerificationStream(verifier, confirm=Verifier(other, enrol(other, "ana", ANA_HZ)))
+
+
+def test_a_failing_confirmation_is_no_decision(
+    encoder: Encoder, verifier: Verifier, talk: NDArray[np.float32]
+) -> None:
+    broken: Any = FailingEncoder(encoder)
+    stream = VerificationStream(verifier, confirm=Verifier(broken, enrol(encoder, "ana", ANA_HZ)), margin=1.5)
+    decisions = finals(run(stream, talk, [480]))
+    assert decisions[0].verdict is Verdict.NO_DECISION and "out of order" in decisions[0].reason
 
 
 def test_memory_does_not_grow_with_the_stream(verifier: Verifier, talk: NDArray[np.float32]) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..encoder import Encoder
     from ..microphone import Gap
     from ..stream import VerificationStream
-    from ..verifier import Decision, Verifier
+    from ..verifier import Decision
 
     Chunks = Iterable[NDArray[np.float32] | Gap]
 
@@ -67,6 +67,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--until-accept", action="store_true", help="stop at the first accepted utterance")
     parser.add_argument(
         "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
+    )
+    parser.add_argument(
+        "--cascade",
+        action="store_true",
+        help="let the small model watch, and --model decide only what is near the threshold or above; "
+        "the speakers must be enrolled with --keep-audio",
+    )
+    parser.add_argument(
+        "--watch-model", default="small", metavar="NAME|FILE", help="with --cascade: what watches (default: small)"
     )
     add_far(parser)
     add_store(parser)
@@ -311,15 +320,22 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
 
 def open_stream(args: argparse.Namespace, encoder: Encoder) -> VerificationStream:
     """The stream for the profiles and the detector that the command line names."""
+    from ..store import reenrolled
     from ..stream import VerificationStream
     from ..vad import SileroDetector
     from ..verifier import Verifier
 
     store = open_store(args)
-    profiles = [store.get(name, model_fingerprint=encoder.fingerprint) for name in dict.fromkeys(args.names)]
-    verifier: Verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate)
+    names = dict.fromkeys(args.names)
+    profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=args.cascade) for name in names]
+    verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate)
     detector = SileroDetector() if args.vad == "silero" else None
-    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
+    if not args.cascade:
+        return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
+    watching = open_encoder(argparse.Namespace(model=args.watch_model))
+    enrolled = [reenrolled(profile, watching) for profile in profiles]
+    watch = Verifier(watching, enrolled, args.far, extrapolate=args.extrapolate)
+    return VerificationStream(watch, watching.spec.sample_rate, detector=detector, confirm=verifier)
 
 
 @contextlib.contextmanager
