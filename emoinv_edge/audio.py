@@ -238,8 +238,11 @@ class ResampleStream:
 
 
 def _looks_like_text(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(512)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError:  # not to be opened at all, which the caller's own error says
+        return False
     if b"\0" in head:
         return False
     text = head.decode("utf-8", errors="replace")

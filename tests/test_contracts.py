@@ -175,8 +175,10 @@ def test_every_public_name_has_a_docstring():
 def test_every_function_and_class_for_training_and_export_has_a_docstring():
     missing = []
     for path in sources("train") + sources("export"):
-        if path.name != "__main__.py":
-            missing += [f"{path.relative_to(ROOT)}: {name}" for name, _ in undocumented(path) if "." not in name]
+        for name, _ in undocumented(path):
+            # add_X and run_X are one command each: its help text is the explanation.
+            if "." not in name and not name.startswith(("add_", "run_")):
+                missing.append(f"{path.relative_to(ROOT)}: {name}")
     assert not missing, "\n".join(missing)
 
 
