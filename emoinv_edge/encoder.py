@@ -14,7 +14,6 @@ Both give ``embedding`` (batch, embedding_dim), not yet of unit norm.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import json
 import os
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from .audio import to_mono
 from .errors import AudioError, EmoinvError, ModelFormatError
 from .features import log_mel, mean_normalise
+from .model_file import DIGEST_KEY, check_digest
 from .spec import EncoderSpec
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ MIN_FRAMES = 10
 _PREFIX = "emoinv."
 _SPEC = "emoinv.spec"
 _CALIBRATION = "emoinv.calibration"
-_KEYS = frozenset({_SPEC, _CALIBRATION, "emoinv.provenance", "emoinv.golden"})
+_PROVENANCE = "emoinv.provenance"
+_KEYS = frozenset({_SPEC, _CALIBRATION, _PROVENANCE, "emoinv.golden", DIGEST_KEY})
 
 
 class Encoder:
@@ -89,9 +90,14 @@ class Encoder:
         except OSError as error:
             raise ModelFormatError(f"{self._path}: the model file cannot be read ({error})") from error
         # The fingerprint and the session see the same bytes, whatever happens to the file meanwhile.
-        self._fingerprint = hashlib.sha256(content).hexdigest()
+        self._fingerprint, sealed = check_digest(content, self._path)
         self._session = _open_session(content, num_threads, self._path)
-        self._metadata = _read_metadata(self._session.get_modelmeta().custom_metadata_map, self._path)
+        self._metadata = _read_metadata(self._session, self._path)
+        if not sealed and _should_be_sealed(self._metadata):
+            raise ModelFormatError(
+                f"{self._path}: expected {DIGEST_KEY!r} at the end of the file, got {len(content)} bytes that do not "
+                "end with it; the file was cut, or something was added: copy it again"
+            )
         self._calibration: Calibration | None = None
         try:
             self._spec = EncoderSpec.from_json(json.dumps(self._metadata[_SPEC]))
@@ -283,7 +289,13 @@ def _open_session(content: bytes, num_threads: int, path: Path) -> Any:
         ) from error
 
 
-def _read_metadata(raw: Mapping[str, str], path: Path) -> Mapping[str, Any]:
+def _read_metadata(session: Any, path: Path) -> Mapping[str, Any]:
+    try:
+        raw: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(
+            f"{path}: the metadata are not UTF-8 ({error}); the file is damaged: copy it again"
+        ) from None
     ours = {key: text for key, text in raw.items() if key.startswith(_PREFIX)}
     for key in sorted(ours.keys() - _KEYS):
         raise ModelFormatError(
@@ -303,6 +315,12 @@ def _read_metadata(raw: Mapping[str, str], path: Path) -> Mapping[str, Any]:
                 f"{path}: metadata key {key!r} is not JSON ({error}); the file is damaged, export it again"
             ) from None
     return MappingProxyType(values)
+
+
+def _should_be_sealed(metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata say that the file was written with a digest at its end."""
+    provenance = metadata.get(_PROVENANCE)
+    return DIGEST_KEY in metadata or (isinstance(provenance, dict) and provenance.get("sealed") is True)
 
 
 def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> str:

@@ -25,12 +25,12 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import EmoinvError
-from . import demo, doctor, enroll, identify, listen, model, profiles, terminal, verify
+from . import bench, demo, doctor, enroll, identify, listen, model, profiles, terminal, verify
 from .terminal import EXIT_ERROR, EXIT_INTERRUPTED
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS: tuple[ModuleType, ...] = (demo, enroll, verify, identify, listen, model, profiles, doctor)
+COMMANDS: tuple[ModuleType, ...] = (demo, enroll, verify, identify, listen, model, profiles, doctor, bench)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,261 @@
+"""The whole chain: checkpoint -> float graph -> int8 -> metadata -> calibration of scores -> one sealed file.
+
+Each step is a function that can be called alone; `export_model` calls them in order and stops at the
+first gate that does not open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+import emoinv_edge
+from emoinv_edge.audio import read_audio
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.features import log_mel
+from emoinv_edge.model_file import make_golden, run_golden, seal
+from emoinv_edge.spec import EncoderSpec
+from train.model import ResidualEncoder, load_checkpoint
+
+from . import gates
+from .frontend import add_frontend
+from .gates import Gate, GateFailed
+from .graph import encoder_graph
+from .quantise import Scheme, choose_ranges, correct_weights, observe
+from .speech import Portion, take_portion
+
+__all__ = ["Options", "export_model", "golden_inputs", "quantise", "write_model"]
+
+PROVENANCE_FORMAT = 1
+GOLDEN_SECONDS = 1.2
+# Metadata in this order: a file cut anywhere behind the spec still says that it should end with a digest.
+KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.calibration", "emoinv.spec")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What an export does, besides the checkpoint.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    flavour : {"features", "waveform"}
+    fit_clips, correct_clips, held_clips, eer_clips : int
+        Clips that ranges are found on, that weights are corrected on (some of the former), that the
+        cosine is measured on, and that the EER is measured on.
+    speed_rounds : int
+        Timed runs of each graph.
+    require : bool
+        Whether a gate that does not open stops the export.
+    """
+
+    scheme: Scheme = dataclasses.field(default_factory=Scheme)
+    flavour: str = "features"
+    fit_clips: int = 64
+    correct_clips: int = 24
+    held_clips: int = 64
+    eer_clips: int = 360
+    speed_rounds: int = 31
+    require: bool = True
+
+
+Report = Callable[[str], None]
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+def _silent(what: str) -> Callable[[int, int], None]:
+    return lambda done, total: None
+
+
+def quantise(
+    model: ResidualEncoder,
+    spec: EncoderSpec,
+    fit: Portion,
+    scheme: Scheme,
+    correct_clips: int = 24,
+    progress: Progress = _silent,
+) -> onnx.ModelProto:
+    """Int8 graph of `model`, fitted on `fit`."""
+    observed = observe(model, spec, fit.features, progress("ranges"))
+    activations = {
+        name: affine for name, affine in choose_ranges(observed, scheme).items() if name not in scheme.kept_float
+    }
+    every = max(1, len(fit.features) // correct_clips)
+    some = fit.features[::every][:correct_clips]
+    weights = correct_weights(model, some, activations, scheme, progress("weights"))
+    return encoder_graph(model, spec, activations, weights)
+
+
+def golden_inputs(spec: EncoderSpec) -> list[NDArray[np.float32]]:
+    """Waveforms of the golden test: the bundled synthetic voices, `GOLDEN_SECONDS` of one clip each."""
+    clips = Path(emoinv_edge.__file__).parent / "demo" / "clips"
+    out = []
+    for voice in sorted(path for path in clips.iterdir() if path.is_dir())[:3]:
+        first = min(path for path in voice.rglob("*") if path.is_file())
+        waveform, _ = read_audio(first, spec.sample_rate)
+        out.append(waveform[: round(GOLDEN_SECONDS * spec.sample_rate)])
+    if not out:
+        raise FileNotFoundError(f"expected the demonstration clips in {clips}, found none; use a whole checkout")
+    return out
+
+
+def write_model(path: Path, graph: onnx.ModelProto, values: dict[str, Any]) -> None:
+    """Write a graph with its metadata, sealed, whole or not at all."""
+    unknown = values.keys() - set(KEYS)
+    if unknown:
+        raise ValueError(f"expected metadata keys of {KEYS}, got {sorted(unknown)}")
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    del model.metadata_props[:]
+    for key in KEYS:
+        if key in values:
+            text = values[key] if isinstance(values[key], str) else json.dumps(values[key], sort_keys=True)
+            model.metadata_props.add(key=key, value=text)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(seal(model.SerializeToString()))
+    os.replace(part, path)
+
+
+def export_model(
+    checkpoint: Path,
+    out: Path,
+    speech: Sequence[Path],
+    options: Options | None = None,
+    calibration_sets: Sequence[Path] = (),
+    name: str | None = None,
+    report: Report = print,
+    progress: Progress = _silent,
+) -> list[Gate]:
+    """Run the chain and write `out`.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        From `train.model.save_checkpoint`.
+    out : Path
+        The model file to write.
+    speech : sequence of Path
+        Prepared sets: half of their speakers to fit ranges and weights on, half for the gates.
+    options : Options
+    calibration_sets : sequence of Path
+        Prepared sets that the calibration of scores is fitted on (two corpora or more that the encoder was
+        not trained on); none writes a model without calibration.
+    name : str, optional
+        The tier, instead of the checkpoint's own name.
+    report, progress : callable
+        Take one line a gate or step; make a ``(done, total)`` callable for a named step.
+
+    Returns
+    -------
+    list of Gate
+
+    Raises
+    ------
+    GateFailed
+        If a gate does not open and ``options.require``; nothing is written then.
+    """
+    options = options or Options()
+    passed: list[Gate] = []
+
+    def check(gate: Gate) -> None:
+        report(gate.line())
+        passed.append(gate)
+        if options.require and not gate.passed:
+            raise GateFailed(gate)
+
+    model, spec, extra = load_checkpoint(checkpoint)
+    model.eval()
+    if name is not None:
+        spec = dataclasses.replace(spec, name=name)
+    exact_graph = encoder_graph(model, spec)
+    check(gates.compare_with_torch(model, spec, exact_graph))
+
+    fit = take_portion(speech, spec, options.fit_clips, held_back=False)
+    held = take_portion(speech, spec, options.held_clips, held_back=True)
+    scheme = options.scheme
+    report(f"step  int8: {scheme.describe()}, fitted on {len(fit.features)} clips of {len(speech)} sets")
+    ours_graph = quantise(model, spec, fit, scheme, options.correct_clips, progress)
+    exact, ours = (
+        gates.embed_portion(graph, held, progress(f"held-back clips, {label}"))
+        for graph, label in ((exact_graph, "float"), (ours_graph, "int8"))
+    )
+    check(gates.compare_embeddings(exact, ours))
+    if options.eer_clips:
+        trials = take_portion(speech, spec, options.eer_clips, held_back=True, altered=False, per_speaker=6)
+        exact, ours = (
+            gates.embed_portion(graph, trials, progress(f"development clips, {label}"))
+            for graph, label in ((exact_graph, "float"), (ours_graph, "int8"))
+        )
+        check(gates.compare_eer(trials, exact, ours))
+    check(gates.compare_speed(exact_graph, ours_graph, held.features, options.speed_rounds))
+
+    graph = add_frontend(ours_graph, spec) if options.flavour == "waveform" else ours_graph
+    parents = {"checkpoint": _sha256(checkpoint.read_bytes()), "float_graph": _sha256(exact_graph.SerializeToString())}
+    trained = extra.get("provenance") or {}
+    provenance = {
+        "format": PROVENANCE_FORMAT,
+        "sealed": True,  # the file ends with its digest, and is refused without
+        "version": emoinv_edge.__version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "corpora": trained.get("corpora", []),
+        "training": {key: value for key, value in trained.items() if key != "corpora"} | {"step": extra.get("step")},
+        "parents": parents,
+        "scheme": dataclasses.asdict(scheme),
+        "flavour": options.flavour,
+        "fitted_on": sorted(set(fit.corpus)),
+        "machine": _machine(),
+    }
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        draft = Path(folder) / out.name
+        values: dict[str, Any] = {"emoinv.spec": spec.to_json()}
+        write_model(draft, graph, values)
+        if calibration_sets:
+            from train.calibrate import fit_calibration
+            from train.prepare import PreparedSet
+
+            report(f"step  calibration of scores on {', '.join(path.name for path in calibration_sets)}")
+            calibration = fit_calibration(Encoder(draft), [PreparedSet(path) for path in calibration_sets])
+            values["emoinv.calibration"] = calibration.to_json()
+        encoder = Encoder(draft)
+        waveforms = golden_inputs(spec)
+        inputs = waveforms if options.flavour == "waveform" else [log_mel(w, spec) for w in waveforms]
+        values["emoinv.golden"] = make_golden(encoder, inputs, _machine())
+        size = draft.stat().st_size + len(json.dumps(values))
+        check(gates.file_size(spec.name, size))
+        values["emoinv.provenance"] = provenance | {
+            "gates": {gate.name: {"passed": gate.passed, **gate.figures} for gate in passed}
+        }
+        write_model(draft, graph, values)
+        final = Encoder(draft)
+        results = run_golden(final)
+        worst = min(result.cosine for result in results)
+        check(Gate("golden test", all(r.passed for r in results), f"least cosine {worst:.6f}", {"least": worst}))
+        os.replace(draft, out)
+    report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, fingerprint {final.fingerprint}")
+    return passed
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _machine() -> str:
+    """The processor, as the model card names it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        cpu = ""
+    return cpu or platform.processor() or platform.machine()
