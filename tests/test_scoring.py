@@ -1,0 +1,359 @@
+"""Calibration: LLRs that rise with the cosine, thresholds that keep their rate, files read strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from emoinv_edge.errors import CalibrationError, EnrolmentError, ModelFormatError
+from emoinv_edge.quality import SpeechQuality
+from emoinv_edge.scoring import (
+    POOLINGS,
+    TERMS,
+    Calibration,
+    FarTable,
+    ProfileBank,
+    Term,
+    bayes_threshold,
+    cosine,
+)
+
+DIM = 16
+RATES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+CALIBRATION = Calibration(
+    pooling="centroid",
+    bias=-5.0,
+    terms=(
+        Term("cosine", 15.0, -1.0, 1.0),
+        Term("f0_above", 2.0, 0.0, 0.9),
+        Term("f0_below", -10.0, 0.0, 0.4),
+        Term("test_seconds", -0.5, -0.2, 2.0),
+        Term("snr", 0.02, 0.0, 40.0),
+    ),
+    far_tables=(
+        FarTable(1, RATES, (-4.0, -2.0, -1.0, 0.0, 1.0, 1.8)),
+        FarTable(8, RATES, (-2.0, -0.5, 0.5, 1.2, 2.5, 3.0)),
+    ),
+    num_impostor_speakers=400,
+    source="invented for the tests",
+)
+
+qualities = st.builds(
+    SpeechQuality,
+    net_speech_s=st.floats(0.0, 60.0),
+    snr_db=st.floats(-10.0, 60.0),
+    clipped_fraction=st.floats(0.0, 1.0),
+    level_dbfs=st.floats(-120.0, 0.0),
+    log_f0_mean=st.none() | st.floats(4.0, 6.5),
+    log_f0_std=st.floats(0.0, 1.0),
+    tilt_db=st.floats(-60.0, 30.0),
+    voiced_fraction=st.floats(0.0, 1.0),
+)
+
+
+def unit(seed: int, count: int | None = None) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).standard_normal((count or 1, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors if count else vectors[0]).astype(np.float32)
+
+
+def bank_of(embeddings: NDArray[np.float32], held: list[SpeechQuality], counts: list[int]) -> ProfileBank:
+    return ProfileBank.from_arrays([f"s{k}" for k in range(len(counts))], embeddings, held, counts)
+
+
+def llr(
+    embeddings: NDArray[np.float32],
+    held: list[SpeechQuality],
+    test: NDArray[np.float32],
+    quality: SpeechQuality,
+    calibration: Calibration = CALIBRATION,
+) -> float:
+    bank = bank_of(embeddings, held, [len(embeddings)])
+    return float(calibration.llr(bank.evidence(test, quality, calibration.pooling))[0])
+
+
+def towards(anchor: NDArray[np.float32], other: NDArray[np.float32], value: float) -> NDArray[np.float32]:
+    """A unit vector whose cosine with `anchor` is `value`."""
+    rest = other.astype(np.float64) - (other.astype(np.float64) @ anchor) * anchor
+    rest /= np.linalg.norm(rest)
+    out = value * anchor.astype(np.float64) + math.sqrt(max(0.0, 1.0 - value * value)) * rest
+    return (out / np.linalg.norm(out)).astype(np.float32)
+
+
+# --- the LLR ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    low=st.floats(-1.0, 1.0), high=st.floats(-1.0, 1.0), profile=qualities, test=qualities, seed=st.integers(0, 99)
+)
+def test_for_fixed_quality_the_llr_rises_with_the_cosine(
+    low: float, high: float, profile: SpeechQuality, test: SpeechQuality, seed: int
+) -> None:
+    low, high = min(low, high), max(low, high)
+    anchor, other = unit(seed), unit(seed + 1000)
+    below = llr(anchor[None], [profile], towards(anchor, other, low), test)
+    above = llr(anchor[None], [profile], towards(anchor, other, high), test)
+    assert above >= below - 1e-5
+    if high - low > 1e-3:
+        assert above > below
+
+
+@settings(max_examples=80, deadline=None)
+@given(pooling=st.sampled_from(POOLINGS), seed=st.integers(0, 999), step=st.floats(0.0, 0.5), data=st.data())
+def test_more_impostor_like_never_means_more_accepted(pooling: str, seed: int, step: float, data: st.DataObject) -> None:
+    """Lowering the similarity to every exemplar, or to one of them, never raises the pooled cosine."""
+    rng = np.random.default_rng(seed)
+    count = data.draw(st.integers(1, 5))
+    # Orthogonal exemplars, so that the similarity to each can be moved alone; the rest goes to a spare axis.
+    axes = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0].T.astype(np.float32)
+    exemplars, spare = axes[:count], axes[-1]
+    similar = rng.uniform(-0.4, 0.4, count)
+    lowered = similar - step * rng.integers(0, 2, count)
+    lowered = np.maximum(lowered, -0.42)
+    quality = [SpeechQuality(float(s), 30.0, 0.0, -20.0, 4.8, 0.1, -5.0, 0.5) for s in rng.uniform(1, 9, count)]
+    bank = bank_of(exemplars, quality, [count])
+
+    def pooled(values: NDArray[np.float64]) -> float:
+        test = values @ exemplars + math.sqrt(1.0 - float(values @ values)) * spare
+        return float(bank.cosines(test.astype(np.float32), pooling)[0])
+
+    assert pooled(lowered) <= pooled(similar) + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(left=qualities, right=qualities, seed=st.integers(0, 99))
+def test_swapping_the_sides_leaves_symmetric_evidence_as_it_was(
+    left: SpeechQuality, right: SpeechQuality, seed: int
+) -> None:
+    a, b = unit(seed), unit(seed + 500)
+    forth = bank_of(a[None], [left], [1]).evidence(b, right, "centroid")
+    back = bank_of(b[None], [right], [1]).evidence(a, left, "centroid")
+    assert forth["cosine"] == pytest.approx(back["cosine"], abs=1e-6)
+    for name in ("snr", "f0_unknown", "exemplars"):
+        assert forth[name] == pytest.approx(back[name])
+    for name in ("f0", "f0_spread", "tilt"):  # a difference changes its sign, not its size
+        assert forth[f"{name}_above"] == pytest.approx(back[f"{name}_below"], abs=1e-9)
+        assert forth[f"{name}_below"] == pytest.approx(back[f"{name}_above"], abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(profile=qualities, test=qualities, order=st.permutations(range(4)), seed=st.integers(0, 99))
+def test_the_order_of_exemplars_does_not_matter(
+    profile: SpeechQuality, test: SpeechQuality, order: list[int], seed: int
+) -> None:
+    exemplars = unit(seed, 4)
+    held = [dataclasses.replace(profile, net_speech_s=float(k + 1)) for k in range(4)]
+    for pooling in POOLINGS:
+        calibration = dataclasses.replace(CALIBRATION, pooling=pooling)
+        straight = llr(exemplars, held, unit(seed + 7), test, calibration)
+        shuffled = llr(exemplars[order], [held[k] for k in order], unit(seed + 7), test, calibration)
+        assert straight == pytest.approx(shuffled, abs=1e-4)
+
+
+def test_quality_beyond_the_calibrated_range_saturates() -> None:
+    anchor, test = unit(1), unit(2)
+    base = SpeechQuality(3.0, 20.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6)
+    higher = [llr(anchor[None], [base], test, dataclasses.replace(base, log_f0_mean=5.0 + d)) for d in (0.5, 0.9, 1.4)]
+    assert higher[0] < higher[1] == pytest.approx(higher[2])
+
+
+def test_the_llr_is_the_sum_that_the_calibration_says() -> None:
+    anchor = unit(3)
+    profile = SpeechQuality(4.0, 30.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6)
+    test = SpeechQuality(2.0, 25.0, 0.0, -20.0, 4.8, 0.1, -5.0, 0.6)
+    value = llr(anchor[None], [profile], towards(anchor, unit(4), 0.6), test)
+    assert value == pytest.approx(-5.0 + 15.0 * 0.6 - 10.0 * 0.2 - 0.5 * math.log(2.0) + 0.02 * 25.0, abs=1e-4)
+
+
+def test_a_linear_pooling_is_the_mean_of_the_cosines_it_claims_to_be() -> None:
+    exemplars, test = unit(5, 3), unit(6)
+    held = [SpeechQuality(s, 30.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6) for s in (1.0, 4.0, 9.0)]
+    each = exemplars @ test
+    bank = bank_of(exemplars, held, [3])
+    centroid = exemplars.mean(axis=0)
+    assert bank.cosines(test, "mean")[0] == pytest.approx(each.mean(), abs=1e-6)
+    assert bank.cosines(test, "max")[0] == pytest.approx(each.max(), abs=1e-6)
+    assert bank.cosines(test, "centroid")[0] == pytest.approx(cosine(centroid, test), abs=1e-6)
+    assert bank.cosines(test, "quality")[0] == pytest.approx(float(each @ [1, 2, 3]) / 6.0, abs=1e-6)
+    assert each.mean() < bank.cosines(test, "smooth_max")[0] < each.max()
+
+
+def test_a_compact_bank_scores_the_same_and_refuses_what_it_dropped() -> None:
+    exemplars = unit(8, 6)
+    held = [SpeechQuality(2.0, 30.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6)] * 6
+    whole, small = bank_of(exemplars, held, [1, 2, 3]), bank_of(exemplars, held, [1, 2, 3])
+    small.compact("centroid")
+    assert np.array_equal(whole.cosines(unit(9), "centroid"), small.cosines(unit(9), "centroid"))
+    for pooling in ("max", "mean"):
+        with pytest.raises(ValueError, match="compact"):
+            small.cosines(unit(9), pooling)
+
+
+@pytest.mark.parametrize("poison", ["nan", "inf", "zero", "long", "size", "not unit"])
+def test_a_broken_test_embedding_gets_no_score(poison: str) -> None:
+    anchor = unit(1)
+    quality = SpeechQuality(3.0, 20.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6)
+    test = {
+        "nan": np.where(np.arange(DIM) == 3, np.float32(math.nan), anchor),
+        "inf": np.where(np.arange(DIM) == 3, np.float32(math.inf), anchor),
+        "zero": np.zeros(DIM, np.float32),
+        "long": anchor * np.float32(3.0),
+        "size": np.ones(DIM // 2, np.float32) / np.float32(math.sqrt(DIM // 2)),
+        "not unit": anchor * np.float32(0.5),
+    }[poison].astype(np.float32)
+    with pytest.raises(ValueError, match="expected an embedding"):
+        llr(anchor[None], [quality], test, quality)
+
+
+def test_evidence_that_is_not_finite_gives_no_llr() -> None:
+    evidence = {name: np.array([0.5, math.nan if name == "snr" else 0.0]) for name in TERMS}
+    with pytest.raises(ValueError, match="'snr' is not finite"):
+        CALIBRATION.llr(evidence)
+
+
+def test_a_bank_without_profiles_cannot_be_made() -> None:
+    with pytest.raises(EnrolmentError, match="at least one profile"):
+        ProfileBank([])
+    with pytest.raises(ValueError, match="above 0"):
+        bank_of(unit(0, 1), [], [])
+
+
+@pytest.mark.parametrize("broken", [np.zeros(DIM, np.float32), np.full(DIM, np.nan, np.float32)])
+def test_a_zero_or_nan_vector_has_no_cosine(broken: NDArray[np.float32]) -> None:
+    with pytest.raises(ValueError, match="finite embeddings other than zero"):
+        cosine(unit(0), broken)
+    with pytest.raises(ValueError, match="one shape"):
+        cosine(unit(0), unit(0)[:4])
+
+
+# --- thresholds -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(first=st.floats(0.0075, 0.9), second=st.floats(0.0075, 0.9), count=st.integers(1, 8))
+def test_a_lower_rate_or_more_profiles_never_lower_the_threshold(first: float, second: float, count: int) -> None:
+    low, high = sorted((max(first, 0.01), max(second, 0.01)))
+    assert CALIBRATION.threshold(low, count).llr >= CALIBRATION.threshold(high, count).llr
+    assert CALIBRATION.threshold(low, 8).llr >= CALIBRATION.threshold(low, 1).llr
+
+
+def test_tabulated_rates_give_tabulated_thresholds() -> None:
+    for rate, expected in zip(RATES, CALIBRATION.far_tables[0].thresholds, strict=True):
+        found = CALIBRATION.threshold(rate)
+        assert found.llr == pytest.approx(expected)
+        assert not found.extrapolated
+
+
+def test_an_unsupported_rate_is_refused_with_the_number() -> None:
+    few = dataclasses.replace(CALIBRATION, num_impostor_speakers=200)
+    with pytest.raises(CalibrationError, match=r"200 impostor speakers.*0\.015.*rule of three"):
+        few.threshold(0.01)
+    with pytest.raises(CalibrationError, match="400 impostor speakers"):
+        CALIBRATION.threshold(0.001)
+    with pytest.raises(CalibrationError, match="up to 8 profiles"):
+        CALIBRATION.threshold(0.01, 9)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rate=st.floats(1e-6, 0.4), count=st.integers(1, 100_000))
+def test_extrapolation_is_marked_and_stricter_than_both_tails(rate: float, count: int) -> None:
+    found = CALIBRATION.threshold(rate, count, extrapolate=True)
+    supported = rate >= 0.01 and count <= 8
+    assert found.extrapolated == (not supported)
+    if count > 8:
+        assert found.llr >= CALIBRATION.threshold(max(rate, 0.01), 8).llr - 1e-9
+        assert CALIBRATION.threshold(rate, 2 * count, extrapolate=True).llr >= found.llr
+    if rate < 0.0075:  # a calibrated LLR obeys P(LLR >= t | impostor) <= exp(-t)
+        assert found.llr >= -math.log(rate) - 1e-9
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 2.0, math.nan])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        CALIBRATION.threshold(rate, extrapolate=True)
+
+
+def test_bayes_thresholds_follow_prior_and_costs() -> None:
+    assert bayes_threshold(0.5) == 0.0
+    assert bayes_threshold(0.01) == pytest.approx(math.log(99))
+    assert bayes_threshold(0.5, cost_miss=1.0, cost_false_accept=10.0) == pytest.approx(math.log(10))
+    for wrong in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="prior"):
+            bayes_threshold(wrong)
+    with pytest.raises(ValueError, match="cost_miss"):
+        bayes_threshold(0.5, cost_miss=0.0)
+
+
+# --- the file format --------------------------------------------------------------------------------
+
+
+def test_a_calibration_survives_its_json() -> None:
+    assert Calibration.from_json(CALIBRATION.to_json()) == CALIBRATION
+
+
+def changed(**changes: Any) -> str:
+    values = json.loads(CALIBRATION.to_json())
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        entry = values
+        for key in parents:
+            entry = entry[int(key) if key.isdigit() else key]
+        if value is ...:
+            del entry[last]
+        else:
+            entry[int(last) if last.isdigit() else last] = value
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "format 1, got 2"),
+        ({"format": ...}, "format 1, got None"),
+        ({"bias": ...}, "'bias' is missing"),
+        ({"surprise": 1}, "'surprise' is unknown"),
+        ({"bias": math.nan}, "bias should be a finite number"),
+        ({"bias": "3"}, "bias should be a finite number"),
+        ({"pooling": "attention"}, "pooling should be one of"),
+        ({"terms": []}, "at least the term 'cosine'"),
+        ({"terms": {}}, "terms should be a list"),
+        ({"terms__0__name": "snr"}, "each term should appear once"),
+        ({"terms__0__name": "magic"}, "'cosine' is missing"),
+        ({"terms__1__name": "magic"}, "'magic' is unknown"),
+        ({"terms__0__weight": -1.0}, "weight of 'cosine' should be above 0"),
+        ({"terms__0__weight": 0.0}, "weight of 'cosine' should be above 0"),
+        ({"terms__1__low": 5.0}, "low <= high"),
+        ({"terms__1__weight": math.inf}, "finite numbers"),
+        ({"terms__1__extra": 1}, "'extra' is unknown"),
+        ({"num_impostor_speakers": 0}, "count of at least 1"),
+        ({"num_impostor_speakers": True}, "count of at least 1"),
+        ({"num_impostor_speakers": 3.5}, "count of at least 1"),
+        ({"source": 3}, "source should be text"),
+        ({"far_tables": []}, "from 1"),
+        ({"far_tables__0__num_profiles": 2}, "from 1"),
+        ({"far_tables__1__num_profiles": 1}, "from 1"),
+        ({"far_tables__0__rates": [0.5]}, "as many thresholds as rates"),
+        ({"far_tables__0__rates__1": 0.7}, "should fall"),
+        ({"far_tables__0__rates__5": 0.0}, "should fall"),
+        ({"far_tables__0__thresholds__1": -5.0}, "higher thresholds"),
+        ({"far_tables__0__thresholds__1": None}, "finite"),
+    ],
+)
+def test_a_calibration_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelFormatError, match=message):
+        Calibration.from_json(changed(**changes))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", '"x"', "{}"])
+def test_text_that_is_no_calibration_is_refused(text: str) -> None:
+    with pytest.raises(ModelFormatError, match="calibration"):
+        Calibration.from_json(text)
