@@ -62,7 +62,8 @@ def _recipe(**changes: Any) -> Recipe:
     """AAM-softmax alone on plain crops, with some switches changed."""
     plain: dict[str, Any] = {
         "copy_paste": 0.0, "morph": 0.0, "mask": 0.0, "channel": 0.0, "pair_weight": 0.0, "margin": MARGIN,
-        "softmax_weight": 1.0, "speaker_target": 0.0, "own_target": 0.0, "own_share": 0.0, "min_s": 1.6, "max_s": 1.6,
+        "softmax_weight": 1.0, "speaker_target": 0.0, "own_weight": 0.0, "own_target": 0.0, "own_share": 0.0,
+        "min_s": 1.6, "max_s": 1.6,
     }  # fmt: skip
     return Recipe(**(plain | changes))
 
