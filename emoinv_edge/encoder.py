@@ -149,6 +149,11 @@ class Encoder:
         return self._path
 
     @property
+    def input(self) -> str:
+        """What the graph takes: ``"features"``, or ``"waveform"`` where it holds its own front end."""
+        return self._input
+
+    @property
     def spec(self) -> EncoderSpec:
         """Front end and embedding size, from the model file."""
         return self._spec

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .audio import MAX_PEAK, ResampleStream, mono_chunk
-from .encoder import MIN_FRAMES
 from .errors import EmoinvError
 from .features import LogMelStream
 from .quality import CLIP_LEVEL, SpeechQuality, _snr_db, measure_quality
@@ -31,12 +30,12 @@ from .verifier import MAX_CLIPPED_FRACTION, MIN_SPEECH_S, Decision, Verdict, Ver
 
 if TYPE_CHECKING:
     from .encoder import Encoder
-    from .spec import EncoderSpec
 
 __all__ = ["VerificationStream", "merge_qualities"]
 
 PIECE_MS = 120  # speech is taken over from the segmenter in pieces of this length
 BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the speech, pauses included
+LEAST_S = 0.2  # of speech, for one embedding
 CONFIRM_S = 3.0  # speech that one embedding of the confirming encoder sees
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
@@ -47,7 +46,7 @@ class _Step:
     """The evidence of one stretch of new speech."""
 
     embedding: NDArray[np.float32]
-    weight: float  # frames of speech that the embedding saw
+    weight: float  # length of the speech that the embedding saw
     quality: SpeechQuality  # of the new speech alone
     start: int  # of the new speech, in samples
 
@@ -106,13 +105,14 @@ class VerificationStream:
         self._in_rate = sample_rate
         self._resampler = ResampleStream(sample_rate, self._rate)
         self._segmenter = SpeechSegmenter(self._rate, detector=detector, longest_ms=PIECE_MS)
-        self._log_mel = LogMelStream(spec)
+        # Frames of features, or samples for a graph that holds its own front end.
+        self._log_mel = LogMelStream(spec) if self._encoder.input == "features" else None
         self._hop = round(hop_s * self._rate)
-        self._context_frames = spec.num_frames(round(context_s * self._rate))
-        self._kept_frames = self._context_frames
+        self._context = self._length(context_s)
+        self._kept = self._context
         if confirm is not None:
-            _require_same_front_end(spec, confirm.encoder.spec)
-            self._kept_frames = max(self._context_frames, spec.num_frames(round(CONFIRM_S * self._rate)))
+            _require_same_front_end(self._encoder, confirm.encoder)
+            self._kept = max(self._context, self._length(CONFIRM_S))
         self._confirm = confirm
         self._margin = margin
         self._window = round(window_s * self._rate)
@@ -210,8 +210,9 @@ class VerificationStream:
         self._forget_utterance()
 
     def _forget_utterance(self) -> None:
-        self._log_mel.flush()
-        self._features = np.empty((0, self._encoder.spec.num_mel_bins), np.float32)
+        if self._log_mel is not None:
+            self._log_mel.flush()
+        self._recent: NDArray[np.float32] | None = None  # features, or samples, of the last speech
         self._steps: deque[_Step] = deque()
         self._new: list[NDArray[np.float32]] = []  # speech since the last step
         self._new_length = 0
@@ -332,8 +333,10 @@ class VerificationStream:
     def _judge(self, end: int, final: bool, out: list[Decision]) -> None:
         """Make a step of the new speech, and a decision of the steps in the window."""
         quality = self._measure(end)
-        features = self._log_mel.process(np.concatenate(self._new))
-        self._features = np.concatenate((self._features, features))[-self._kept_frames :]
+        new = np.concatenate(self._new)
+        if self._log_mel is not None:
+            new = self._log_mel.process(new)
+        self._recent = (new if self._recent is None else np.concatenate((self._recent, new)))[-self._kept :]
         problem = self._step(quality, final)
         self._new, self._new_length = [], 0
         while self._steps and sum(step.quality.net_speech_s for step in self._steps) > self._window / self._rate:
@@ -361,20 +364,30 @@ class VerificationStream:
         refusal = unusable(quality, 0.0)
         if refusal is not None:
             self._steps.clear()
-            self._features = self._features[:0]  # the next embedding must not see it either
+            self._recent = None  # the next embedding must not see it either
             return refusal[1]
         if final and self._steps and quality.net_speech_s < 0.25:
             return None  # a tail too short to change the answer
-        features = np.ascontiguousarray(self._features[-self._context_frames :])
-        if len(features) < MIN_FRAMES:  # as after a clipped stretch
+        if self._recent is None or len(self._recent) < self._length(LEAST_S):  # as after a clipped stretch
             return None if self._steps else "too little speech that can be used; speak a little longer"
+        recent = self._recent[-self._context :]
         try:
-            embedding = self._encoder.embed_features(features)
+            embedding = self._embed(self._encoder, recent)
         except EmoinvError as error:  # the model failed on this input: no score, no accept
             self._steps.clear()
             return f"the model gave no usable embedding ({error})"
-        self._steps.append(_Step(embedding, float(len(features)), quality, self._new_start))
+        self._steps.append(_Step(embedding, float(len(recent)), quality, self._new_start))
         return None
+
+    def _length(self, seconds: float) -> int:
+        """Seconds of speech in what `_recent` holds: frames of features, or samples."""
+        samples = round(seconds * self._rate)
+        return samples if self._log_mel is None else self._encoder.spec.num_frames(samples)
+
+    def _embed(self, encoder: Encoder, recent: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._log_mel is None:
+            return encoder.embed(recent, self._rate)
+        return encoder.embed_features(np.ascontiguousarray(recent))
 
     def _promising(self, decision: Decision) -> bool:
         """Whether the watching verifier's score is near its threshold, or above."""
@@ -382,19 +395,21 @@ class VerificationStream:
 
     def _confirmed(self, confirm: Verifier, quality: SpeechQuality, start: int, end: int, final: bool) -> Decision:
         """The confirming verifier's decision on the same speech."""
+        recent = self._recent
+        assert recent is not None  # there was a decision to confirm
         if final and self._confirmations and self._speech - self._confirmed_speech < self._hop:
             return confirm.decide(_average(self._confirmations), quality, start=start, end=end, final=final)
         self._confirmed_speech = self._speech
         # An utterance without end must not keep it silent for ever longer.
         self._next_confirmation = self._speech + min(self._speech, self._window)
         try:
-            embedding = confirm.encoder.embed_features(np.ascontiguousarray(self._features))
+            embedding = self._embed(confirm.encoder, recent)
         except EmoinvError as error:
             reason = f"the model gave no usable embedding ({error})"
             return confirm.no_decision(reason, quality, start=start, end=end, final=final)
         self._confirmations = [step for step in self._confirmations if step.start >= start]
-        at = end - len(self._features) * confirm.encoder.spec.frame_shift
-        self._confirmations.append(_Step(embedding, float(len(self._features)), quality, max(start, at)))
+        at = end - round(CONFIRM_S * self._rate)
+        self._confirmations.append(_Step(embedding, float(len(recent)), quality, max(start, at)))
         return confirm.decide(_average(self._confirmations), quality, start=start, end=end, final=final)
 
 
@@ -404,11 +419,12 @@ def _average(steps: Iterable[_Step]) -> NDArray[np.float32]:
     return np.asarray(total / np.linalg.norm(total), np.float32)
 
 
-def _require_same_front_end(watching: EncoderSpec, confirming: EncoderSpec) -> None:
-    same = dataclasses.replace(confirming, name=watching.name, embedding_dim=watching.embedding_dim)
-    if same != watching:
+def _require_same_front_end(watching: Encoder, confirming: Encoder) -> None:
+    spec = watching.spec
+    same = dataclasses.replace(confirming.spec, name=spec.name, embedding_dim=spec.embedding_dim) == spec
+    if not same or watching.input != confirming.input:
         raise ValueError(
-            f"expected two encoders of one front end, got {watching.name!r} and {confirming.name!r}, whose features "
+            f"expected two encoders of one front end, got {spec.name!r} and {confirming.spec.name!r}, whose features "
             "differ; use each in a stream of its own"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
 import gc
 import json
 import os
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.enrolment import Enroller
 from emoinv_edge.errors import EmoinvError
-from emoinv_edge.profiles import Profile
+from emoinv_edge.profiles import Exemplar, Profile
 from emoinv_edge.quality import measure_quality
 from emoinv_edge.scoring import Calibration, FarTable, Term
 from emoinv_edge.spec import EncoderSpec
@@ -389,6 +390,18 @@ def test_sixteen_streams_in_eight_threads_on_one_encoder_do_not_interact(verifie
     assert all(finals(decisions) for decisions in expected)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(listen, range(16))) == expected
+
+
+def test_a_graph_with_its_own_front_end_is_streamed_too(talk: NDArray[np.float32], tmp_path: Path) -> None:
+    metadata = {"emoinv.calibration": json.loads(CALIBRATION.to_json())}
+    own = Encoder(build_encoder(tmp_path / "own.onnx", flavour="waveform", metadata=metadata))
+    quality = measure_quality(talk[RATE : 5 * RATE], RATE)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    exemplar = Exemplar(own.embed(talk[RATE : 5 * RATE], RATE), quality, now)
+    stream = Verifier(own, Profile("ana", own.fingerprint, (exemplar,), now)).stream()
+    decisions = finals(run(stream, talk[: 6 * RATE], [480]))
+    assert decisions[0].score is not None and decisions[0].cosine is not None and decisions[0].cosine > 0.9
+    assert finals(run(stream, talk[: 6 * RATE], [7919])) == decisions
 
 
 class CountingEncoder(FailingEncoder):
