@@ -37,6 +37,11 @@ class Vault:
 
     def __init__(self, path: pathlib.Path, key: KeySource, timeout_s: float) -> None:
         key_kind(key)
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise StoreError(
+                f"profiles need SQLite 3.37 or newer (strict tables), this Python has {sqlite3.sqlite_version}; "
+                "use a newer Python or system"
+            )
         self.path = path
         self.key = key
         self.timeout_s = timeout_s

@@ -112,6 +112,22 @@ def test_reading_makes_no_file(store: ProfileStore, folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_the_file_is_what_the_documentation_says(store: ProfileStore) -> None:
+    store.put(sample_profile("ana"))
+    with contextless_db(store.path) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"emoi", "big"),)
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        tables = db.execute("SELECT name, strict FROM pragma_table_list WHERE name NOT LIKE 'sqlite%'").fetchall()
+        assert sorted(tables) == [("exemplar", 1), ("profile", 1), ("store", 1)]
+    with store._vault.transaction(write=True) as opened:
+        for pragma, value in (("foreign_keys", 1), ("secure_delete", 1), ("synchronous", 2), ("temp_store", 2)):
+            assert opened.db.execute(f"PRAGMA {pragma}").fetchone() == (value,), pragma
+        with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+            opened.db.execute("INSERT INTO exemplar VALUES (1, 1, x'00', NULL)")
+
+
 def test_a_store_at_rest_is_one_file_for_its_owner_only(store: ProfileStore, folder: Path) -> None:
     store.put(sample_profile("ana"))
     store.get("ana")
@@ -822,7 +838,7 @@ def test_a_full_disk_keeps_what_was_there(folder: Path) -> None:
         with pytest.raises(StoreError, match="nothing was changed"):
             ProfileStore(media / "new.db", KEY).put(ana)
         assert not (media / "new.db").exists()
-        for room in range(0, 200 * 1024, 8 * 1024):  # full at every stage of the work
+        for room in range(0, 200 * 1024, 20 * 1024):  # full at every stage of the work
             fill(media / "filler", leave=room)
             for name, change in (("bo", changes[0]), ("ana", changes[2])):
                 try:
