@@ -17,7 +17,7 @@ row, column or store, nor under another schema.
 The root lists every profile with the version of its row and SHA-256 digests of `body` and `trail`, and
 counts the writes. A row put back to an older state, however genuine its seal, disagrees with the root and
 is refused. What stays possible to somebody who can write the file: putting the *whole* file back to an
-older state. A `ProfileStore` that has seen a newer state of the file refuses it (for as long as the object lives);
+older state, or cutting off a write-ahead log that a crash left. A `ProfileStore` that has seen a newer state of the file refuses it (for as long as the object lives);
 a process started afterwards cannot tell, since nothing outside the file remembers.
 """
 
@@ -166,11 +166,13 @@ class Transaction:
 
     def _matrix(self, dim: int) -> NDArray[np.float64]:
         key = self.keys.transform_secret, dim
-        if key not in self._matrices:
+        matrix = self._matrices.get(key)
+        if matrix is None:
+            matrix = orthogonal_matrix(*key)
             if len(self._matrices) >= 4:
                 self._matrices.clear()
-            self._matrices[key] = orthogonal_matrix(*key)
-        return self._matrices[key]
+            self._matrices[key] = matrix
+        return matrix
 
     def entry(self, name: str) -> Entry:
         """The profile's entry in the root; UnknownSpeakerError if there is none."""

@@ -22,7 +22,7 @@ A voice embedding is biometric data. What the store does for it:
   flash medium has put aside are out of reach of any program; what they hold is sealed;
 - every change is one transaction: after a crash, a full disk or a lost race it happened or it did not.
 
-The key decides who can read. The default key file lies beside the store, so that backups or thieves that take
+The key decides who can read: the whole file opens wherever its key is, single rows of it nowhere else. The default key file lies beside the store, so that backups or thieves that take
 the whole folder take both: a passphrase, or a key from elsewhere, is safer. Without the key nobody reads
 the profiles, their owner included.
 """
@@ -227,7 +227,7 @@ class ProfileStore:
         ModelMismatchError
             If another model made it.
         """
-        name = checked_name(name)
+        name = _wanted_name(name)
         if not self.path.exists():
             raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist; enrol the speaker first")
         with self._vault.transaction(write=False) as opened:
@@ -253,7 +253,7 @@ class ProfileStore:
 
     def info(self, name: str) -> ProfileInfo:
         """What there is to tell about the profile of that name; UnknownSpeakerError if there is none."""
-        name = checked_name(name)
+        name = _wanted_name(name)
         self._must_exist(name)
         with self._vault.transaction(write=False) as opened:
             opened.entry(name)
@@ -271,7 +271,7 @@ class ProfileStore:
         StoreError
             Also if it is removed, but another process kept the file from being rebuilt.
         """
-        name = checked_name(name)
+        name = _wanted_name(name)
         if not self.path.exists():
             raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist")
         with self._vault.transaction(write=True) as opened:
@@ -319,7 +319,7 @@ class ProfileStore:
         StoreError
             If the enrolment alone has reached the limit.
         """
-        name = checked_name(name)
+        name = _wanted_name(name)
         self._must_exist(name)
         with self._vault.transaction(write=True) as opened:
             profile = opened.profile(name)
@@ -353,7 +353,7 @@ class ProfileStore:
         StoreError
             If there is nothing to undo.
         """
-        name = checked_name(name)
+        name = _wanted_name(name)
         self._must_exist(name)
         with self._vault.transaction(write=True) as opened:
             record = opened.record(name)
@@ -369,7 +369,7 @@ class ProfileStore:
         """Count a verification against the profile: ``"accept"``, ``"reject"`` or ``"no_decision"``."""
         if outcome not in OUTCOMES:
             raise ValueError(f"expected the outcome as one of {OUTCOMES}, got {outcome!r}")
-        name = checked_name(name)
+        name = _wanted_name(name)
         self._must_exist(name)
         now = datetime.datetime.now(datetime.timezone.utc)
         with self._vault.transaction(write=True) as opened:
@@ -384,7 +384,7 @@ class ProfileStore:
 
     def audit(self, name: str) -> AuditTrail:
         """What was done with the profile of that name."""
-        name = checked_name(name)
+        name = _wanted_name(name)
         self._must_exist(name)
         with self._vault.transaction(write=False) as opened:
             trail = opened.trail(name)
@@ -410,7 +410,7 @@ class ProfileStore:
 
         The audit trail notes it before the file is written. Clips go along unless `audio` is false.
         """
-        name = checked_name(name)
+        name = _wanted_name(name)
         self._must_exist(name)
         with self._vault.transaction(write=True) as opened:
             profile = opened.profile(name, audio=audio)
@@ -474,7 +474,7 @@ class ProfileStore:
         EnrolmentError
             If no clip was kept; the profile stays as it is.
         """
-        name = checked_name(name)
+        name = _wanted_name(name)
         self._must_exist(name)
         with self._vault.transaction(write=False) as opened:
             old = opened.profile(name)
@@ -536,6 +536,13 @@ def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
             "record the speaker again"
         )
     return dataclasses.replace(profile, model_fingerprint=encoder.fingerprint, exemplars=tuple(exemplars))
+
+
+def _wanted_name(name: str) -> str:
+    try:
+        return checked_name(name)
+    except ValueError as error:
+        raise UnknownSpeakerError(f"no profile can have this name: {error}") from None
 
 
 def _refuse_expired(profile: Profile) -> None:

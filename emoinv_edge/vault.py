@@ -333,6 +333,7 @@ class Vault:
             old.note("sealed anew")
         self.key = key
         self._keys = keys
+        self._matrices.clear()
         if in_place:
             self._keys = None
             with self.transaction(write=True):  # opens with the successor and puts it into place

@@ -286,3 +286,13 @@ def test_no_action_prints_a_secret(shell: Shell, tiny_encoder: Encoder, monkeypa
         secrets += [str(value) for value in exemplar.embedding] + [f"{value:.4f}" for value in exemplar.embedding]
     for secret in secrets:
         assert secret not in told, secret
+
+
+@pytest.mark.parametrize("name", ["", " ana", "a\nb", "a" * 200])
+def test_a_name_that_no_profile_can_have_is_an_error_and_no_crash(shell: Shell, name: str) -> None:
+    shell.store.put(sample_profile("ana"))
+    for words in (("show", name), ("remove", name), ("rollback", name), ("export", name, "-o", shell.folder / "x")):
+        assert shell(*words) == 3
+        assert "no profile can have this name" in shell.err and "Traceback" not in shell.err
+    assert shell("import", shell.folder / "x", "--as", name) == 3
+    assert "expected a name of 1 to 128" in shell.err and "Traceback" not in shell.err

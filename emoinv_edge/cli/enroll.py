@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
-from .options import add_command, add_json, add_model, add_store, open_encoder, open_store
+from .options import add_command, add_json, add_model, add_store, open_encoder, open_store, parse_name
 from .terminal import EXIT_ACCEPT, console, print_json, track
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "Make a speaker's profile from recordings of one person, or at the microphone; more moods make it better.",
         "emoinv enroll ana calm.wav excited.wav soft.wav\n  emoinv enroll ana --mic",
     )
-    parser.add_argument("name", help="what the speaker is called")
+    parser.add_argument("name", type=parse_name, help="what the speaker is called")
     files = parser.add_argument(
         "files", nargs="+", default=[], type=Path, metavar="file", help="recordings (WAV, FLAC, OGG, MP3, ...)"
     )

@@ -30,6 +30,7 @@ __all__ = [
     "note_verified",
     "open_encoder",
     "open_store",
+    "parse_name",
 ]
 
 DEFAULT_FAR = 0.01
@@ -102,6 +103,16 @@ def parse_far(text: str) -> float:
     if not 0.0 < rate < 1.0:
         raise argparse.ArgumentTypeError(f"expected a rate between 0 and 1, both excluded, got {text!r}")
     return rate
+
+
+def parse_name(text: str) -> str:
+    """The name of a profile."""
+    from ..profiles import checked_name
+
+    try:
+        return checked_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def open_encoder(args: argparse.Namespace) -> Encoder:

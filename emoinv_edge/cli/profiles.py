@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmoinvError, EnrolmentError, StoreError
-from .options import add_command, add_json, add_model, add_store, ask_passphrase, open_encoder, open_store
+from .options import add_command, add_json, add_model, add_store, ask_passphrase, open_encoder, open_store, parse_name
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         run_import,
     )
     import_.add_argument("file", type=Path)
-    import_.add_argument("--as", dest="new_name", metavar="NAME", help="keep it under another name")
+    import_.add_argument("--as", dest="new_name", type=parse_name, metavar="NAME", help="keep it under another name")
     import_.add_argument("--replace", action="store_true", help="replace a profile of the same name")
     import_.add_argument(
         "--upgrade", action="store_true", help="if another model made it, enrol it again from the speech in the file"
