@@ -201,7 +201,8 @@ def test_latency_and_errors_on_real_speech(encoder: Encoder, corpus: str) -> Non
     quantiles = np.percentile(waits, (10, 50, 90)).round(2).tolist()
     print(
         f"\n{encoder.spec.name}, {corpus}: of {owners} utterances {found} accepted at some time, "
-        f"{finally_found} in the end; of {impostors} impostors {intruded} and {finally_intruded}; latency p10, p50, p90 {quantiles} s"
+        f"{finally_found} in the end; of {impostors} impostors {intruded} and {finally_intruded}; "
+        f"latency p10, p50, p90 {quantiles} s"
     )
     assert quantiles[1] <= 1.5
 
