@@ -17,8 +17,9 @@ row, column or store, nor under another schema.
 The root lists every profile with the version of its row and SHA-256 digests of `body` and `trail`, and
 counts the writes. A row put back to an older state, however genuine its seal, disagrees with the root and
 is refused. What stays possible to somebody who can write the file: putting the *whole* file back to an
-older state, or cutting off a write-ahead log that a crash left. A `ProfileStore` that has seen a newer state of the file refuses it (for as long as the object lives);
-a process started afterwards cannot tell, since nothing outside the file remembers.
+older state, or cutting off a write-ahead log that a crash left. A `ProfileStore` that has seen a newer
+state refuses it, for as long as the object lives; a process started afterwards cannot tell, since nothing
+outside the file remembers.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ A voice embedding is biometric data. What the store does for it:
   flash medium has put aside are out of reach of any program; what they hold is sealed;
 - every change is one transaction: after a crash, a full disk or a lost race it happened or it did not.
 
-The key decides who can read: the whole file opens wherever its key is, single rows of it nowhere else. The default key file lies beside the store, so that backups or thieves that take
-the whole folder take both: a passphrase, or a key from elsewhere, is safer. Without the key nobody reads
-the profiles, their owner included.
+The key decides who can read: the whole file opens wherever its key is, single rows of it nowhere else. The
+default key file lies beside the store, so that backups or thieves that take the whole folder take both: a
+passphrase, or a key from elsewhere, is safer. Without the key nobody reads the profiles, their owner included.
 """
 
 from __future__ import annotations

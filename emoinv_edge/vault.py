@@ -189,7 +189,7 @@ class Vault:
                 head = file.read(32)
                 size = file.seek(0, os.SEEK_END)
             page = int.from_bytes(head[16:18], "big")
-            if 0 < size and size >= int.from_bytes(head[28:32], "big") * (page if page != 1 else 65536):
+            if size > 0 and size >= int.from_bytes(head[28:32], "big") * (page if page != 1 else 65536):
                 return
         raise StoreError(f"store {self.path}: is cut off after {size} bytes; restore it from a copy")
 
