@@ -37,8 +37,8 @@ MIN_ENROL_SNR_DB = 5.0
 # sentence in the same mood, spoken twice, stays below.
 REPLAY_COSINE = 0.985
 # How sure the enrolment is beforehand that it hears one person: at first mention and within one clip.
-SAME_SPEAKER_PRIOR = 0.97
-SAME_CLIP_PRIOR = 0.99
+SAME_SPEAKER_PRIOR = 0.9
+SAME_CLIP_PRIOR = 0.9
 WINDOW_S = 1.6  # of the search for a second voice inside one utterance
 
 PROMPTS = (

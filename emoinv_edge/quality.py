@@ -46,7 +46,8 @@ class SpeechQuality:
     clipped_fraction : float
         Samples at full scale, 0 to 1.
     level_dbfs : float
-        Level of the speech, dB below full scale (0 is a full-scale square wave), at least -120.
+        Level of the speech (of everything where there is none): 0 dB is a full-scale square wave, -120 dB
+        the floor.
     log_f0_mean : float or None
         Mean of ln(F0 / Hz) over the voiced frames; None when nothing is voiced.
     log_f0_std : float
@@ -230,7 +231,8 @@ def measure_quality(
     background = frames.power_db if speech is waveform else _power_db(waveform, sample_rate)
     log_f0 = frames.log_f0[frames.voiced].astype(np.float64)
     low, high = frames.tilt[frames.voiced].astype(np.float64).sum(axis=0) if len(log_f0) else (0.0, 0.0)
-    power = float(np.mean(np.square(speech, dtype=np.float64))) if len(speech) else 0.0
+    heard = speech if len(speech) else waveform  # without any speech, the level of what there was
+    power = float(np.mean(np.square(heard, dtype=np.float64))) if len(heard) else 0.0
     return SpeechQuality(
         net_speech_s=len(speech) / sample_rate,
         snr_db=_snr_db(background),

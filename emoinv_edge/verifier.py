@@ -112,6 +112,12 @@ def require_model(encoder: Encoder, profile: Profile) -> None:
 
 def unusable(quality: SpeechQuality, min_speech_s: float = MIN_SPEECH_S) -> tuple[str, str] | None:
     """Why speech of this quality cannot be judged, as a code and a sentence; None if it can."""
+    if quality.level_dbfs < MIN_LEVEL_DBFS:
+        return (
+            "too_quiet",
+            f"too quiet: {quality.level_dbfs:.0f} dBFS, {MIN_LEVEL_DBFS:.0f} are needed; "
+            "raise the microphone's gain or come closer",
+        )
     if quality.net_speech_s < min_speech_s:
         return (
             "too_short",
@@ -122,12 +128,6 @@ def unusable(quality: SpeechQuality, min_speech_s: float = MIN_SPEECH_S) -> tupl
             "clipped",
             f"clipped: {quality.clipped_fraction:.1%} of the samples are at full scale; "
             "lower the microphone's gain or step back",
-        )
-    if quality.level_dbfs < MIN_LEVEL_DBFS:
-        return (
-            "too_quiet",
-            f"too quiet: {quality.level_dbfs:.0f} dBFS, {MIN_LEVEL_DBFS:.0f} are needed; "
-            "raise the microphone's gain or come closer",
         )
     if quality.snr_db < MIN_SNR_DB:
         return (
