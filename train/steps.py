@@ -39,18 +39,22 @@ def add_steps(commands: Commands) -> None:
         commands,
         "prepare",
         "Decode, trim and store a corpus as 16 kHz int16 with a manifest.",
-        """A clip that cannot be used is listed in skipped.csv with its reason. Several folders of one corpus are joined.
+        """A clip that cannot be used is listed in skipped.csv with its reason. Folders of one corpus are joined.
 
 examples:
   python -m train prepare nemo downloads/nEMO -o prepared
   python -m train prepare librispeech downloads/part1 downloads/part2 -o prepared
-  python -m train prepare mine --csv my-clips.csv -o prepared""",
+  python -m train prepare mine --csv my-clips.csv -o prepared
+  torchrun --nproc-per-node 8 -m train prepare voxceleb voxceleb2 -o prepared --shard-hours 4""",
     )
     parser.add_argument("corpus", help="its name: a corpus of `python -m train corpora`, or yours with --csv")
     parser.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="where it is unpacked")
     parser.add_argument("--csv", type=Path, help="a list of your own: path, speaker, [gender, emotion, sentence]")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the prepared root; a folder is made in it")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (2)")
+    parser.add_argument(
+        "--shard-hours", type=float, help="for a corpus like VoxCeleb: tar shards of so many hours (train.shards)"
+    )
     parser.set_defaults(run=run_prepare)
 
     parser = _command(
@@ -132,7 +136,16 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         clips = [clip for folder in arguments.folders for clip in clips_of(arguments.corpus, folder)]
     out = arguments.out / arguments.corpus
     shown = Progress(f"prepare {arguments.corpus}")
-    kept, skipped = prepare(clips, out, arguments.workers, lambda done: shown(done, len(clips)))
+    if arguments.shard_hours is not None:
+        from .distributed import process_group
+        from .shards import write_shards
+
+        with process_group():
+            kept, skipped = write_shards(
+                clips, out, arguments.shard_hours, arguments.workers, lambda done: shown(done, len(clips))
+            )
+    else:
+        kept, skipped = prepare(clips, out, arguments.workers, lambda done: shown(done, len(clips)))
     print(f"{out}: {kept} clips" + (f", {skipped} skipped (see {out / 'skipped.csv'})" if skipped else ""))
     return 0
 
