@@ -203,12 +203,20 @@ class Transaction:
         )
 
     def _row(self, name: str, entry: Entry) -> Any:
-        row = self.db.execute(
-            "SELECT model_fingerprint, version, body, trail FROM profile WHERE id = ?", (entry.row,)
-        ).fetchone()
+        query = "SELECT model_fingerprint, version, body, trail FROM profile WHERE id = ?"
+        row = self._fetch(name, query, entry.row)
         if row is None:
             raise _altered(name, "its row is missing")
         return row
+
+    def _fetch(self, name: str, query: str, *values: int) -> Any:
+        """One row of a profile's; where SQLite finds its page damaged, the profile is, and not the whole store."""
+        try:
+            return self.db.execute(query, values).fetchone()
+        except sqlite3.OperationalError:  # locked, full, ...
+            raise
+        except sqlite3.DatabaseError as error:
+            raise _altered(name, f"its rows cannot be read ({error})") from None
 
     def exemplars(self, name: str, record: Record, ids: tuple[int, ...], *, audio: bool = True) -> tuple[Exemplar, ...]:
         """The exemplars of these row ids."""
@@ -216,9 +224,8 @@ class Transaction:
         column = "clip" if audio else "NULL"
         found = []
         for id_ in ids:
-            stored = self.db.execute(
-                f"SELECT vector, {column} FROM exemplar WHERE id = ? AND profile_id = ?", (id_, row)
-            ).fetchone()
+            query = f"SELECT vector, {column} FROM exemplar WHERE id = ? AND profile_id = ?"
+            stored = self._fetch(name, query, id_, row)
             if stored is None:
                 raise _altered(name, "one of its exemplars is missing")
             where = row, id_, record.model_fingerprint

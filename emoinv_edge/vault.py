@@ -127,12 +127,12 @@ class Vault:
                 yield begun
                 if write:
                     begun.write_root()
-                db.execute("COMMIT")
+                    db.execute("COMMIT")
                 self._newest = max(self._newest, (begun.keys.store_id, begun.counter), key=lambda seen: seen[1])
             # SQLite may quote a damaged schema in its message, and Python then fails to decode it.
             except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 raise self._condition(error) from None
-        # Closing without COMMIT rolls back.
+        # Closing without COMMIT rolls back, and ends what only read.
 
     def _begin(self, *, write: bool, immutable: bool) -> tuple[sqlite3.Connection, Transaction]:
         alone = False

@@ -17,7 +17,7 @@ from emoinv_edge.quality import SpeechQuality
 MODEL = "ab" * 32
 OTHER_MODEL = "cd" * 32
 KEY = bytes(range(32))
-WHEN = datetime.datetime(2026, 11, 23, 12, 0, tzinfo=datetime.timezone.utc)
+WHEN = datetime.datetime(2024, 5, 6, 12, 0, tzinfo=datetime.timezone.utc)
 QUALITY = SpeechQuality(
     net_speech_s=2.5,
     snr_db=21.0,

@@ -144,8 +144,8 @@ def test_unvoiced_speech_survives_its_encoding() -> None:
         ('"audio":null', '"audio":-1'),
         ('"audio":null', '"audio":9999999999'),
         ('"expires":null', '"expires":"tomorrow"'),
-        ("2026-11-23T12:00:00+00:00", "2026-11-23T12:00:00"),
-        ("2026-11-23T12:00:00+00:00", "2026-11-23T12:00:00+02:00"),
+        ("2024-05-06T12:00:00+00:00", "2024-05-06T12:00:00"),
+        ("2024-05-06T12:00:00+00:00", "2024-05-06T12:00:00+02:00"),
     ],
 )
 def test_a_header_with_a_wrong_value_is_refused(old: str, new: str) -> None:
