@@ -49,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     scheme.add_argument(
         "--correction", choices=CORRECTIONS, default=Scheme().correction, help="what makes up for rounding"
     )
+    scheme.add_argument(
+        "--equalisation",
+        type=float,
+        default=0.0,
+        metavar="0..1",
+        help="strength of the evening of channels (default: 0)",
+    )
     scheme.add_argument("--fit-clips", type=int, default=Options().fit_clips, metavar="N")
     scheme.add_argument("--correct-clips", type=int, default=Options().correct_clips, metavar="N")
     scheme.add_argument("--eer-clips", type=int, default=Options().eer_clips, metavar="N", help="0 leaves the EER out")
@@ -66,7 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     options = Options(
         scheme=Scheme(
-            arguments.activations, 7 if arguments.reduce_range else 8, arguments.ranges, arguments.correction
+            arguments.activations,
+            7 if arguments.reduce_range else 8,
+            arguments.ranges,
+            arguments.correction,
+            arguments.equalisation,
         ),
         flavour=arguments.input,
         fit_clips=arguments.fit_clips,

@@ -33,7 +33,7 @@ from . import gates
 from .frontend import add_frontend
 from .gates import Gate, GateFailed
 from .graph import encoder_graph
-from .quantise import Scheme, choose_ranges, correct_weights, observe
+from .quantise import Scheme, choose_ranges, correct_weights, equalise, observe
 from .speech import Portion, take_portion
 
 __all__ = ["Options", "export_model", "golden_inputs", "quantise", "write_model"]
@@ -66,7 +66,7 @@ class Options:
     fit_clips: int = 64
     correct_clips: int = 24
     held_clips: int = 64
-    eer_clips: int = 360
+    eer_clips: int = 600
     speed_rounds: int = 31
     require: bool = True
 
@@ -88,6 +88,8 @@ def quantise(
     progress: Progress = _silent,
 ) -> onnx.ModelProto:
     """Int8 graph of `model`, fitted on `fit`."""
+    if scheme.equalisation:
+        model = equalise(model, spec, fit.features[::2], scheme.equalisation, progress("equalisation"))
     observed = observe(model, spec, fit.features, progress("ranges"))
     activations = {
         name: affine for name, affine in choose_ranges(observed, scheme).items() if name not in scheme.kept_float

@@ -40,7 +40,7 @@ __all__ = [
     "round_weights",
 ]
 
-RANGES = ("minmax", "percentile", "entropy", "mse")
+RANGES = ("minmax", "percentile", "entropy", "mse", "balanced")
 CORRECTIONS = ("none", "bias")
 STATISTICS = "statistics"
 
@@ -58,16 +58,21 @@ class Scheme:
         U8S8 (fastest on x86) or S8S8.
     weight_bits : int
         8, or 7 for processors whose 16-bit sums saturate (x86 before VNNI).
-    ranges : {"minmax", "percentile", "entropy", "mse"}
+    ranges : {"minmax", "percentile", "entropy", "mse", "balanced"}
+        "balanced" lies between the range of least error, which serves most clips best, and the extremes,
+        which spare the few loud ones.
     correction : {"none", "bias"}
+    equalisation : float
+        Strength of `equalise`, 0 to 1; 0 leaves it out.
     in_float : tuple of str
         Layers left in float; the first convolution is one of them (see `export.graph`).
     """
 
     activations: str = "uint8"
     weight_bits: int = 8
-    ranges: str = "mse"
+    ranges: str = "balanced"
     correction: str = "none"
+    equalisation: float = 0.0
     in_float: tuple[str, ...] = ("stem",)
 
     def __post_init__(self) -> None:
@@ -88,7 +93,10 @@ class Scheme:
     def describe(self) -> str:
         """The scheme in words."""
         kind = {"uint8": "U8", "int8": "S8"}[self.activations] + f"S{self.weight_bits}"
-        return f"{kind}, ranges by {self.ranges}, correction {self.correction}, in float: {', '.join(self.in_float)}"
+        return (
+            f"{kind}, ranges by {self.ranges}, correction {self.correction}, equalisation {self.equalisation:g}, "
+            f"in float: {', '.join(self.in_float)}"
+        )
 
     @property
     def largest_weight(self) -> int:
@@ -210,6 +218,7 @@ def choose_ranges(observed: Mapping[str, Observed], scheme: Scheme) -> dict[str,
         "percentile": _percentile,
         "entropy": _least_divergence,
         "mse": _least_error,
+        "balanced": _balanced,
     }
     choose = methods[scheme.ranges]
     return {
@@ -244,6 +253,11 @@ def _least_error(seen: Observed) -> tuple[float, float]:
     ]
     share = float(shares[int(np.argmin(errors))])
     return share * seen.low, share * seen.high
+
+
+def _balanced(seen: Observed) -> tuple[float, float]:
+    low, high = _least_error(seen)
+    return -float(np.sqrt(low * seen.low)), float(np.sqrt(high * seen.high))
 
 
 def _least_divergence(seen: Observed) -> tuple[float, float]:
