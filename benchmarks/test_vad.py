@@ -27,7 +27,7 @@ HOP = 160
 LEAD_S = 3.0
 SNRS_DB = (None, 20, 10, 5, 0)
 NOISES = ("white", "pink", "hum", "babble")
-CLIPS_PER_EMOTION = 12
+CLIPS_PER_EMOTION = 4
 DETECTORS: dict[str, Callable[[], SpeechDetector]] = {"webrtc": WebRtcDetector, "silero": SileroDetector}
 
 

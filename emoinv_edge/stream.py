@@ -2,9 +2,17 @@
 
 Speech is cut out by a `SpeechSegmenter`. About every half second of new speech one embedding is
 made of the last second and a half of it (features are computed once per frame and kept), and the
-embeddings of the last few seconds of one utterance are averaged. The average costs a third of what
-one embedding of the whole window would, as every second goes through the network three times
-instead of a dozen, and is what the profiles are compared with.
+embeddings of the last few seconds of one utterance are averaged and compared with the profiles.
+
+The average is what overlapping windows share. With a ResNet34 in int8, 68 utterances of 25 speakers
+(read and emotional), one embedding of 1.5 s, of 3 s, and of everything so far took 12, 19 and 20 ms a
+step; the equal error rates of their averages did not differ after 0.8, 1.3, 2.3 and 3.7 s of speech,
+and a single embedding of everything was no better (2.8 against 2.4 % on emotional speech after 2.3 s,
+else the same). Without the average, single embeddings of 1.5 s stayed at 3 %.
+
+Every provisional decision is another chance for an impostor: where 3 % of final decisions on them
+were false accepts, 4 % of the utterances were accepted at some time. Who needs the rate that was
+asked for to the letter waits for ``final``.
 
 An utterance ends with a pause, or with lost or damaged audio. Nothing is carried from one
 utterance to the next, as another person may speak it.
