@@ -77,7 +77,10 @@ def _onnx(path: Path, spec: EncoderSpec | None, num_threads: int) -> Teacher:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        raise ValueError(f"{path}: onnxruntime cannot read it ({error})") from error
     text = session.get_modelmeta().custom_metadata_map.get("emoinv.spec")
     found = EncoderSpec.from_json(text) if text else spec or PUBLIC_SPEC
     source = session.get_inputs()[0]
