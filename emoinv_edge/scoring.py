@@ -49,9 +49,11 @@ LINEAR_POOLINGS = ("centroid", "mean", "quality")
 SHARPNESS = 10.0  # of the smooth maximum: 0 would be the mean, infinity the maximum
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
-# difference, test minus profile: the owner's voice rises more easily than it falls.
+# difference, test minus profile, "shift" is the difference itself: the owner's voice rises with emotion
+# more easily than it falls.
 TERMS = (
     "cosine",
+    "f0_shift",
     "f0_above",
     "f0_below",
     "f0_unknown",
@@ -516,6 +518,7 @@ class ProfileBank:
         tilt = np.where(unknown, 0.0, quality.tilt_db - self._tilt)
         return {
             "cosine": self.cosines(embedding, pooling),
+            "f0_shift": f0,
             "f0_above": np.maximum(f0, 0.0),
             "f0_below": np.maximum(-f0, 0.0),
             "f0_unknown": unknown.astype(np.float64),

@@ -92,9 +92,7 @@ def towards(anchor: NDArray[np.float32], other: NDArray[np.float32], value: floa
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    low=st.floats(-1.0, 1.0), high=st.floats(-1.0, 1.0), profile=qualities, test=qualities, seed=st.integers(0, 99)
-)
+@given(low=st.floats(-1.0, 1.0), high=st.floats(-1.0, 1.0), profile=qualities, test=qualities, seed=st.integers(0, 99))
 def test_for_fixed_quality_the_llr_rises_with_the_cosine(
     low: float, high: float, profile: SpeechQuality, test: SpeechQuality, seed: int
 ) -> None:
@@ -109,7 +107,9 @@ def test_for_fixed_quality_the_llr_rises_with_the_cosine(
 
 @settings(max_examples=80, deadline=None)
 @given(pooling=st.sampled_from(POOLINGS), seed=st.integers(0, 999), step=st.floats(0.0, 0.5), data=st.data())
-def test_more_impostor_like_never_means_more_accepted(pooling: str, seed: int, step: float, data: st.DataObject) -> None:
+def test_more_impostor_like_never_means_more_accepted(
+    pooling: str, seed: int, step: float, data: st.DataObject
+) -> None:
     """Lowering the similarity to every exemplar, or to one of them, never raises the pooled cosine."""
     rng = np.random.default_rng(seed)
     count = data.draw(st.integers(1, 5))
@@ -140,6 +140,7 @@ def test_swapping_the_sides_leaves_symmetric_evidence_as_it_was(
     assert forth["cosine"] == pytest.approx(back["cosine"], abs=1e-6)
     for name in ("snr", "f0_unknown", "exemplars"):
         assert forth[name] == pytest.approx(back[name])
+    assert forth["f0_shift"] == pytest.approx(-back["f0_shift"], abs=1e-9)
     for name in ("f0", "f0_spread", "tilt"):  # a difference changes its sign, not its size
         assert forth[f"{name}_above"] == pytest.approx(back[f"{name}_below"], abs=1e-9)
         assert forth[f"{name}_below"] == pytest.approx(back[f"{name}_above"], abs=1e-9)

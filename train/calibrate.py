@@ -50,6 +50,7 @@ SHRINKAGE = 1e-4  # on the weights of the standardised terms
 # A term must lower the mean Cllr of unseen corpora by this much, in bits, and harm none by HARM.
 GAIN = 0.001
 HARM = 0.01
+JUDGED_SPEAKERS = 8  # a corpus with fewer profiles helps to fit, but is too small to judge
 RATES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
 NUM_PROFILES = (1, 2, 4, 8, 16)
 # Where a corpus does not say the gender, speakers are parted by the pitch of their neutral clips: trials
@@ -57,6 +58,7 @@ NUM_PROFILES = (1, 2, 4, 8, 16)
 GENDER_SPLIT_HZ = 165.0
 # Terms that belong together are tried together.
 GROUPS: dict[str, tuple[str, ...]] = {
+    "f0_shift": ("f0_shift",),
     "f0": ("f0_above", "f0_below"),
     "f0_unknown": ("f0_unknown",),
     "f0_spread": ("f0_spread_above", "f0_spread_below"),
@@ -179,12 +181,12 @@ def make_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Trials]:
         for name in speakers:
             own = np.array([i for i in members if clips[i].speaker == name])
             taken: set[int] = set()
-            if len(own) > 1:
-                for design in DESIGNS:
-                    picked = _choose(clips, own, design, rng)
-                    if picked:
-                        chosen[design][code[name]] = picked
-                        taken.update(picked)
+            for design in DESIGNS:
+                picked = _choose(clips, own, design, rng)
+                if picked:
+                    chosen[design][code[name]] = picked
+                    taken.update(picked)
+            # A speaker of few clips is an impostor at least; a clip never meets the profile that holds it.
             free = [int(i) for i in own if int(i) not in taken] or [int(own[-1])]
             tests += [int(i) for i in rng.permutation(free)[:TESTS_PER_SPEAKER]]
         for design in DESIGNS:
@@ -271,11 +273,12 @@ class _Problem:
     target: NDArray[np.bool_]
     weight: NDArray[np.float64]
     corpus: NDArray[np.str_]
+    owner: NDArray[np.int32]  # speaker of the profile, within the corpus
 
 
 def _problem(trials: Sequence[Trials], pooling: str, seed: int = 0) -> _Problem:
     rng = np.random.default_rng((seed, 11))
-    values, target, corpus, weight = [], [], [], []
+    values, target, corpus, weight, owner = [], [], [], [], []
     for each in trials:
         share = NONTARGETS_PER_CORPUS // len(DESIGNS)
         nontargets = np.flatnonzero(~each.target)
@@ -287,21 +290,25 @@ def _problem(trials: Sequence[Trials], pooling: str, seed: int = 0) -> _Problem:
         target.append(some.target)
         corpus.append(np.full(len(some.target), each.corpus))
         weight.append(_speaker_weight(some))
-    return _Problem(np.concatenate(values), np.concatenate(target), np.concatenate(weight), np.concatenate(corpus))
+        owner.append(some.profile)
+    return _Problem(
+        np.concatenate(values),
+        np.concatenate(target),
+        np.concatenate(weight),
+        np.concatenate(corpus),
+        np.concatenate(owner),
+    )
 
 
 def _speaker_weight(trials: Trials) -> NDArray[np.float64]:
-    """Each test speaker weighs the same within targets and within non-targets; a class sums to the root of their number.
-
-    A corpus of 100 speakers says more than one of 9, but not eleven times more: its room and its
-    microphone are one.
-    """
+    """Every target speaker weighs the same, whatever the corpus; its non-targets weigh as much as its targets."""
     weight = np.zeros(len(trials.target))
+    owners = len(np.unique(trials.speaker[trials.target]))
     for kind in (True, False):
         rows = trials.target == kind
         if rows.any():
             _, inverse, counts = np.unique(trials.speaker[rows], return_inverse=True, return_counts=True)
-            weight[rows] = 1.0 / counts[inverse] / math.sqrt(len(counts))
+            weight[rows] = owners / len(counts) / counts[inverse]
     return weight
 
 
@@ -354,16 +361,40 @@ def _weighted_cllr(llr: NDArray[np.float64], target: NDArray[np.bool_], weight: 
     return float((weight * np.logaddexp(0.0, np.where(target, -llr, llr))).sum() / math.log(2.0))
 
 
+def _affine_cllr(llr: NDArray[np.float64], target: NDArray[np.bool_], weight: NDArray[np.float64]) -> float:
+    """The least Cllr of scale x LLR + offset: what the ordering is worth, whatever the corpus's own offset."""
+    centre = float(np.average(llr, weights=weight))
+    spread = math.sqrt(float(np.average((llr - centre) ** 2, weights=weight))) + 1e-9
+    x = np.stack(((llr - centre) / spread, np.ones(len(llr))), axis=1)
+    found = np.zeros(2)
+    for _ in range(50):  # Newton on two parameters
+        chance = 1.0 / (1.0 + np.exp(-np.clip(x @ found, -50.0, 50.0)))
+        gradient = x.T @ (weight * (chance - target)) + 1e-6 * found
+        curve = (x * (weight * chance * (1.0 - chance))[:, None]).T @ x + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curve, gradient)
+        found -= step * min(1.0, 2.0 / (float(np.abs(step).max()) + 1e-12))
+        if float(np.abs(step).max()) < 1e-9:
+            break
+    return _weighted_cllr(x @ found, target, weight)
+
+
 def _unseen(problem: _Problem, names: Sequence[str]) -> dict[str, float]:
-    """Cllr on each corpus with the weights fitted on the others."""
+    """Cllr on each corpus of the weights fitted on the others, the corpus's own scale and offset granted.
+
+    Scale and offset belong to its rooms, microphones and language, which differ by more than any term
+    is worth (see `leave_one_corpus_out` for Cllr without that grant) and would drown the comparison.
+    """
     out = {}
     for corpus in np.unique(problem.corpus):
         held = problem.corpus == corpus
-        if len(np.unique(problem.target[held])) < 2:
+        if len(np.unique(problem.owner[held & problem.target])) < JUDGED_SPEAKERS:
             continue
         bias, weights = _fit_weights(problem, names, ~held)
-        weight = _class_weights(problem, held)
-        out[str(corpus)] = _weighted_cllr(_llr(problem, names, bias, weights)[held], problem.target[held], weight[held])
+        weight = _class_weights(problem, held)[held]
+        llr = _llr(problem, names, bias, weights)[held]
+        out[str(corpus)] = _affine_cllr(llr, problem.target[held], weight)
+    if not out:
+        raise ValueError(f"expected a corpus with {JUDGED_SPEAKERS} enrolled speakers or more to judge terms on")
     return out
 
 
@@ -453,6 +484,7 @@ def term_table(trials: Sequence[Trials], pooling: str, names: Sequence[str]) -> 
     """`leave_one_corpus_out` for the cosine alone, with the F0 terms, and with all of `names`."""
     return {
         "cosine": leave_one_corpus_out(trials, pooling, ("cosine",)),
+        "cosine + f0_shift": leave_one_corpus_out(trials, pooling, ("cosine", "f0_shift")),
         "cosine + f0": leave_one_corpus_out(trials, pooling, ("cosine", *GROUPS["f0"])),
         " + ".join(names): leave_one_corpus_out(trials, pooling, names),
     }
@@ -476,16 +508,12 @@ def far_table(trials: Sequence[Trials], calibration: Calibration, num_profiles: 
     llrs, weights, speakers = [], [], []
     for llr, some in _impostors(trials, calibration):
         order = np.lexsort((-llr, some.test))
-        tests, starts, counts = np.unique(some.test[order], return_index=True, return_counts=True)
-        rank = np.arange(len(order)) - np.repeat(starts, counts)
-        share = np.array([_chances(int(count), num_profiles) for count in np.unique(counts)], dtype=object)
-        lookup = dict(zip(np.unique(counts).tolist(), share, strict=True))
+        _, counts = np.unique(some.test[order], return_counts=True)
+        lookup = {int(count): _chances(int(count), num_profiles) for count in np.unique(counts)}
         chance = np.concatenate([lookup[int(count)] for count in counts])
-        assert len(rank) == len(chance)
         llrs.append(llr[order])
         weights.append(chance)
         speakers.append(np.char.add(f"{some.corpus} ", some.speaker[order].astype(str)))
-        del tests
     llr, weight, speaker = np.concatenate(llrs), np.concatenate(weights), np.concatenate(speakers)
     _, code = np.unique(speaker, return_inverse=True)
     mass = np.bincount(code, weights=weight)
@@ -522,6 +550,7 @@ def fit_speech(
     pooling: str = "centroid",
     names: Sequence[str] | None = None,
     source: str | None = None,
+    impostors: DevelopmentSpeech | None = None,
 ) -> Calibration:
     """The calibration of measured development speech.
 
@@ -534,6 +563,8 @@ def fit_speech(
         The terms; chosen by `select_terms` unless given.
     source : str, optional
         What the speech was; by default its corpora and numbers of speakers.
+    impostors : DevelopmentSpeech, optional
+        Further speech for the thresholds alone: one clip a speaker is enough there.
     """
     trials = make_trials(speech)
     if names is None:
@@ -547,19 +578,20 @@ def fit_speech(
             (-1.0, 1.0) if name == "cosine" else np.quantile(problem.values[:, TERMS.index(name)], (0.002, 0.998))
         )
         terms.append(Term(name, weight, float(low), float(high)))
-    impostors = {(each.corpus, int(code)) for each in trials for code in np.unique(each.speaker[~each.target])}
+    everyone = [*trials, *(make_trials(impostors) if impostors is not None else ())]
+    tried = {(each.corpus, int(code)) for each in everyone for code in np.unique(each.speaker[~each.target])}
     if source is None:
-        counts = {
-            corpus: sum(1 for key in impostors if key[0] == corpus) for corpus in sorted({k[0] for k in impostors})
-        }
-        source = ", ".join(f"{corpus} ({count} speakers)" for corpus, count in counts.items())
+        corpora = sorted({corpus for corpus, _ in tried})
+        source = ", ".join(f"{corpus} ({sum(key[0] == corpus for key in tried)} speakers)" for corpus in corpora)
     placeholder = FarTable(1, (0.5, 0.4), (0.0, 0.0))
-    bare = Calibration(pooling, bias, tuple(terms), (placeholder,), len(impostors), source)
-    tables = [table for count in NUM_PROFILES if (table := far_table(trials, bare, count)) is not None]
+    bare = Calibration(pooling, bias, tuple(terms), (placeholder,), len(tried), source)
+    tables = [table for count in NUM_PROFILES if (table := far_table(everyone, bare, count)) is not None]
     return dataclasses.replace(bare, far_tables=tuple(tables))
 
 
-def fit_calibration(encoder: Encoder, clips: Iterable[PreparedSet]) -> Calibration:
+def fit_calibration(
+    encoder: Encoder, clips: Iterable[PreparedSet], impostors: Iterable[PreparedSet] = ()
+) -> Calibration:
     """Measure development speech with `encoder` and fit its calibration; what `export` calls.
 
     Parameters
@@ -567,6 +599,9 @@ def fit_calibration(encoder: Encoder, clips: Iterable[PreparedSet]) -> Calibrati
     encoder : Encoder
         The int8 model whose file the calibration will be written into.
     clips : iterable of PreparedSet
-        Two corpora or more that the encoder was not trained on.
+        Two corpora or more that the encoder was not trained on, with several clips a speaker.
+    impostors : iterable of PreparedSet
+        Further corpora that the encoder was not trained on, for the false-accept rates alone.
     """
-    return fit_speech(measure(encoder, clips))
+    others = list(impostors)
+    return fit_speech(measure(encoder, clips), impostors=measure(encoder, others) if others else None)
