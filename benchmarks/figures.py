@@ -187,7 +187,7 @@ def curves(
     """Lines with points (name, colour, [[x, y], ...]) on linear or logarithmic axes."""
     legend, top = _legend([(name, colour) for name, colour, _ in series], 16)
     plot = 210
-    height = top + plot + BOTTOM + 8
+    height = top + plot + BOTTOM + 16
     xs = [x for *_, points in series for x, _ in points]
     ys = [y for *_, points in series for _, y in points]
     x_low, x_high = (min(xs), max(xs)) if log_x else (0.0, nice_ticks(max(xs))[-1])
@@ -205,7 +205,8 @@ def curves(
         return top + 8 + plot * (1.0 - scale(y, y_low, y_high, log_y))
 
     parts = list(legend)
-    parts.append(_text(4, top + 3, y_label, "start", 11, SOFT))
+    parts.append(_text(4, top, y_label, "start", 11, SOFT))
+    top += 8
     for tick in log_ticks(y_low, y_high) if log_y else nice_ticks(y_high):
         parts += [
             _line(LEFT, py(tick), WIDTH - RIGHT, py(tick)),
@@ -228,7 +229,7 @@ def det(title: str, series: Sequence[tuple[str, str, bool, Sequence[Sequence[flo
     """Detection error trade-off: (name, colour, ours, [[false accepts, false rejects], ...]) on normal-deviate axes."""
     legend, top = _legend([(name, colour) for name, colour, *_ in series], 16)
     plot = 300
-    height = top + plot + BOTTOM + 8
+    height = top + plot + BOTTOM + 16
     ticks = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
     deviate = statistics.NormalDist().inv_cdf
     low, high = deviate(0.0007), deviate(0.55)
@@ -243,7 +244,8 @@ def det(title: str, series: Sequence[tuple[str, str, bool, Sequence[Sequence[flo
         return top + 8 + plot * (1.0 - part(rate))
 
     parts = list(legend)
-    parts.append(_text(4, top + 3, "false rejects, %", "start", 11, SOFT))
+    parts.append(_text(4, top, "false rejects, %", "start", 11, SOFT))
+    top += 8
     for tick in ticks:
         name = f"{100 * tick:g}"
         parts += [

@@ -25,7 +25,10 @@ PACKAGE = ROOT / "emoinv_edge"
 HEAVY = ("cryptography", "numpy", "onnxruntime", "rich", "sounddevice", "soundfile", "soxr", "sqlite3", "webrtcvad")
 NOT_FOR_A_DECISION = ("cryptography", "rich", "sounddevice", "soundfile", "soxr", "sqlite3")
 IMPORT_BUDGET_S = 0.030  # of CPU time above a bare interpreter
-COLD_START_TARGET = 0.6 / 0.35  # first decision, in times of `import numpy, onnxruntime` alone
+# First decision in a fresh process: 0.6 s, and on a machine where `import numpy, onnxruntime` alone takes more
+# than 0.35 s in proportion.
+COLD_START_S = 0.6
+COLD_START_TARGET = 0.6 / 0.35
 LOADED_TARGET_MB = 120.0
 SIZE_TARGET_MB = {"base": 8.0, "small": 3.0}
 
@@ -37,9 +40,9 @@ FIRST_DECISION = """
 import datetime, sys
 import numpy as np
 from emoinv_edge import Encoder, Exemplar, Profile, Verifier
-from emoinv_edge.cli.bench import stand_in_calibration
 from emoinv_edge.encoder import MODEL_NAMES
 from emoinv_edge.quality import SpeechQuality
+from emoinv_edge.scoring import Calibration, FarTable, Term
 
 model, waveform = sys.argv[1], np.load(sys.argv[2])
 encoder = Encoder.load(model) if model in MODEL_NAMES else Encoder(model)
@@ -49,7 +52,10 @@ profile = Profile(
     "ana", encoder.fingerprint,
     (Exemplar(vector, SpeechQuality(3.0, 25.0, 0.0, -25.0, 4.8, 0.2, -10.0, 0.6), now),), now,
 )
-verifier = Verifier(encoder, profile, calibration=encoder.calibration or stand_in_calibration())
+calibration = encoder.calibration or Calibration(
+    "centroid", 0.0, (Term("cosine", 1.0, -1.0, 1.0),), (FarTable(1, (0.5, 0.001), (0.0, 1.0)),), 3000, "none"
+)
+verifier = Verifier(encoder, profile, calibration=calibration)
 decision = verifier.verify(waveform, 16000)
 assert decision.score is not None, decision.reason
 """
@@ -137,7 +143,8 @@ def test_cold_start(benchmark, model_path, clip, sizes):
         start = time.perf_counter()
         python(FIRST_DECISION, model_path, clip)
         benchmark.extra_info["wall_s"] = time.perf_counter() - start
-        assert decided / floor <= COLD_START_TARGET, f"{decided:.3f} s of CPU, {floor:.3f} s for its imports alone"
+        allowed = max(COLD_START_S, COLD_START_TARGET * floor)
+        assert decided <= allowed, f"{decided:.3f} s of CPU, {floor:.3f} s for its imports alone"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read from /proc")
