@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from . import gates
 from .frontend import add_frontend
 from .gates import Gate, GateFailed
 from .graph import encoder_graph
-from .quantise import Scheme, choose_ranges, correct_weights, equalise, observe
+from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe
 from .speech import Portion, take_portion
 
 __all__ = ["Options", "export_model", "golden_inputs", "quantise", "write_model"]
@@ -86,11 +86,14 @@ def quantise(
     scheme: Scheme,
     correct_clips: int = 24,
     progress: Progress = _silent,
+    observed: Mapping[str, Observed] | None = None,
 ) -> onnx.ModelProto:
-    """Int8 graph of `model`, fitted on `fit`."""
+    """Int8 graph of `model`, fitted on `fit`; `observed` saves a run over it where it is at hand."""
     if scheme.equalisation:
         model = equalise(model, spec, fit.features[::2], scheme.equalisation, progress("equalisation"))
-    observed = observe(model, spec, fit.features, progress("ranges"))
+        observed = None
+    if observed is None:
+        observed = observe(model, spec, fit.features, progress("ranges"))
     activations = {
         name: affine for name, affine in choose_ranges(observed, scheme).items() if name not in scheme.kept_float
     }
