@@ -260,11 +260,13 @@ class Vault:
         if kinds and all(other == "plaintext" != kind for other in kinds):
             return SealError(
                 f"store {self.path}: is in plaintext, but a key was given; open it with key=PLAINTEXT, "
-                "and seal it with `emoinv profiles rotate` or ProfileStore.rotate"
+                "or --plaintext, and seal it with `emoinv profiles rotate --plaintext --new-key-file FILE`"
             )
         if kinds and all(other in ("key", "passphrase") and other != kind for other in kinds):
-            wanted = "passphrase" if kinds[0] == "passphrase" else "key (a key file, an environment variable, 32 bytes)"
-            return SealError(f"store {self.path}: is sealed with a {wanted}, not with what was given; give that")
+            wanted, cure = "key", "a key file (--key-file), 32 bytes, or a variable such as EMOINV_STORE_KEY"
+            if kinds[0] == "passphrase":
+                wanted, cure = "passphrase", "Passphrase(...), or --passphrase on the command line"
+            return SealError(f"store {self.path}: is sealed with a {wanted}, not with what was given; give {cure}")
         return SealError(
             f"store {self.path}: does not open: the key is another one, or the file was altered. "
             "Give the key that it was made with, or restore it from a copy"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from profile_samples import FULL, sample_profile
 
@@ -156,7 +156,7 @@ def edits(draw: st.DrawFn, data: bytes) -> bytes:
 @given(st.binary(max_size=300) | edits(PLAIN))
 @example(b"")
 @example(PLAIN)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_parser_of_the_opened_profile_never_crashes(data: bytes) -> None:
     """Bytes that passed the seal, as from a foreign program that knows the passphrase."""
     try:
@@ -183,7 +183,7 @@ SEALED = _sealed_cheaply()
 
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(MAGIC.__add__) | edits(SEALED) | edits(PLAIN))
 @example(SEALED)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_import_of_any_bytes_is_an_error_or_the_profile(data: bytes) -> None:
     original, portable.scrypt_key = portable.scrypt_key, _cheap
     try:

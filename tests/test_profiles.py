@@ -9,7 +9,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from profile_samples import MODEL, QUALITY, WHEN, sample_exemplar, sample_profile
 
@@ -118,7 +118,7 @@ profiles = st.builds(
 
 
 @given(profiles)
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 def test_every_profile_survives_its_encoding(profile: Profile) -> None:
     assert decode_profile(encode_profile(profile)) == profile
 

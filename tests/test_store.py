@@ -115,7 +115,7 @@ def test_reading_makes_no_file(store: ProfileStore, folder: Path) -> None:
 
 def test_the_file_is_what_the_documentation_says(store: ProfileStore) -> None:
     store.put(sample_profile("ana"))
-    with contextless_db(store.path) as db:
+    with raw_connection(store.path) as db:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert db.execute("PRAGMA user_version").fetchone() == (2,)
         assert db.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"emoi", "big"),)
@@ -665,7 +665,7 @@ def test_a_store_of_schema_1_that_does_not_open_stays_as_it_is(folder: Path) -> 
     with pytest.raises(SealError):
         ProfileStore(path, b"x" * 32).names()
     assert path.read_bytes() == before
-    with contextless_db(path) as db:
+    with raw_connection(path) as db:
         db.execute(
             "UPDATE profile SET sealed = zeroblob(length(sealed)) WHERE rowid = (SELECT min(rowid) FROM profile)"
         )
@@ -677,7 +677,7 @@ def test_a_store_of_schema_1_that_does_not_open_stays_as_it_is(folder: Path) -> 
 
 def test_a_newer_schema_is_refused_and_left_alone(store: ProfileStore) -> None:
     store.put(sample_profile("ana"))
-    with contextless_db(store.path) as db:
+    with raw_connection(store.path) as db:
         db.execute("PRAGMA user_version = 3")
     before = store.path.read_bytes()
     for act in (store.names, lambda: store.put(sample_profile("bo")), lambda: store.remove("ana")):
@@ -688,7 +688,7 @@ def test_a_newer_schema_is_refused_and_left_alone(store: ProfileStore) -> None:
 
 def test_a_current_store_that_claims_to_be_older_is_refused_and_left_alone(store: ProfileStore) -> None:
     store.put(sample_profile("ana"))
-    with contextless_db(store.path) as db:
+    with raw_connection(store.path) as db:
         db.execute("PRAGMA user_version = 1")
     before = store.path.read_bytes()
     with pytest.raises(SealError):
@@ -707,7 +707,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_alone(folder: Path, content
 
 
 def test_a_database_of_another_program_is_refused(folder: Path) -> None:
-    with contextless_db(folder / "p.db") as db:
+    with raw_connection(folder / "p.db") as db:
         db.execute("CREATE TABLE profile (name)")
     with pytest.raises(StoreError, match="no profile store"):
         ProfileStore(folder / "p.db", KEY).put(sample_profile("ana"))
@@ -719,7 +719,7 @@ def test_a_database_of_another_program_is_refused(folder: Path) -> None:
 def test_the_wait_for_another_writer_is_bounded(store: ProfileStore) -> None:
     store.put(sample_profile("ana"))
     hasty = ProfileStore(store.path, KEY, timeout_s=0.3)
-    with contextless_db(store.path) as db:
+    with raw_connection(store.path) as db:
         db.execute("BEGIN IMMEDIATE")
         start = time.monotonic()
         with pytest.raises(StoreError, match=r"locked for 0\.3 s; nothing was changed"):
@@ -734,7 +734,7 @@ def test_a_removal_that_cannot_rebuild_the_file_says_so_and_purge_makes_up_for_i
     store.put(sample_profile("anastasia", (1, 2), dim=64))
     before = sealed_columns(store.path, "profile", "exemplar")
     hasty = ProfileStore(store.path, KEY, timeout_s=0.2)
-    with contextless_db(store.path) as reader:
+    with raw_connection(store.path) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM store").fetchall()
         with pytest.raises(StoreError, match=r"is done, but old sealed bytes may still lie in the file.*purge"):
@@ -935,12 +935,12 @@ def test_secrets_reach_no_log_exception_or_repr(
         attempt(lambda: copy.copy(opened))
         attempt(lambda: ProfileStore(opened.path, b"x" * 32).names())
         attempt(lambda: ProfileStore(opened.path, wrong_word).get("ana"))
-        with contextless_db(opened.path) as db:
+        with raw_connection(opened.path) as db:
             db.execute("UPDATE exemplar SET vector = zeroblob(200)")
         attempt(lambda: opened.get("ana"))
         attempt(opened.list)
         attempt(opened.rotate)
-        with contextless_db(opened.path) as db:
+        with raw_connection(opened.path) as db:
             db.execute("UPDATE store SET keys = zeroblob(92)")
         attempt(opened.names)
 
@@ -961,7 +961,7 @@ def test_secrets_reach_no_log_exception_or_repr(
 # -- helpers -------------------------------------------------------------------------------------------------
 
 
-class contextless_db:
+class raw_connection:
     """A plain connection to a store's file, for looking at it and for damaging it."""
 
     def __init__(self, path: Path) -> None:
@@ -976,7 +976,7 @@ class contextless_db:
 
 def sealed_columns(path: Path, *tables: str) -> set[bytes]:
     """Every blob in these tables (by default in all)."""
-    with contextless_db(path) as db:
+    with raw_connection(path) as db:
         return {
             value
             for table in tables or ("store", "profile", "exemplar")
@@ -998,20 +998,20 @@ def pieces_of_file(path: Path) -> set[bytes]:
 
 
 def rows(path: Path, table: str) -> int:
-    with contextless_db(path) as db:
+    with raw_connection(path) as db:
         return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
 def stored_vector(path: Path) -> np.ndarray:
     """The vector in the only exemplar of a plaintext store of 256 dimensions."""
-    with contextless_db(path) as db:
+    with raw_connection(path) as db:
         (sealed,) = db.execute("SELECT vector FROM exemplar").fetchone()
     return np.frombuffer(sealed[-1024:], "<f4")
 
 
 def schema_1(folder: Path, kind: str) -> Path:
     path = folder / "old.db"
-    with contextless_db(path) as db:
+    with raw_connection(path) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript((DATA / f"store_schema1_{kind}.sql").read_text())
     return path
