@@ -173,10 +173,11 @@ class VerificationStream:
             If the chunk's type, dtype or shape is wrong: a fault of the program, not of the audio.
         """
         out: list[Decision] = []
-        if isinstance(chunk, np.ndarray) and chunk.dtype.kind == "f" and chunk.ndim in (1, 2):
-            with np.errstate(invalid="ignore"):
-                sound = np.abs(chunk) <= MAX_PEAK  # False for NaN too
-            if not sound.all():
+        if isinstance(chunk, np.ndarray) and chunk.dtype.kind == "f" and chunk.ndim in (1, 2) and chunk.size:
+            amplitude = np.abs(chunk)
+            if not amplitude.max() <= MAX_PEAK:  # written so that NaN comes here
+                with np.errstate(invalid="ignore"):
+                    sound = amplitude <= MAX_PEAK
                 self._damaged(chunk, sound if sound.ndim == 1 else sound.all(axis=1), out)
                 return out
         mono = mono_chunk(chunk)
@@ -244,7 +245,7 @@ class VerificationStream:
         for begin in range(0, len(mono), self._watch):  # memory must not depend on the length of a chunk
             part = mono[begin : begin + self._watch]
             self._taken += len(part)
-            self._feed(self._resampler.process(part), out)
+            self._feed(part if self._in_rate == self._rate else self._resampler.process(part), out)
 
     def _feed(self, samples: NDArray[np.float32], out: list[Decision]) -> None:
         """Hand samples at the encoder's rate to the segmenter, and watch their power and clipping."""
@@ -258,7 +259,8 @@ class VerificationStream:
             self._part = joined[whole * block :].copy()
             if whole:
                 blocks = joined[: whole * block].reshape(-1, block)
-                self._power.extend(np.square(blocks - blocks.mean(axis=1, keepdims=True)).mean(axis=1).tolist())
+                centred = blocks - np.add.reduce(blocks, axis=1, keepdims=True) / np.float32(block)
+                self._power.extend((np.add.reduce(centred * centred, axis=1) / np.float32(block)).tolist())
                 self._num_blocks += whole
                 self._full_scale += _num_clipped(blocks)
             for segment in self._segmenter.process(part):

@@ -106,7 +106,7 @@ class WebRtcDetector:
         """Judge the next frame of the stream, shape (frame_length,), float32 in [-1, 1], finite."""
         # Pre-emphasis takes the offset and the rumble out of the level.
         sharp = frame[1:] - PREEMPHASIS * frame[:-1]
-        sharp -= sharp.mean()
+        sharp -= np.add.reduce(sharp) / np.float32(len(sharp))
         energy = 10.0 * math.log10(float(sharp @ sharp) / len(sharp) + 1e-12)
         self._level = level = energy if self._level is None else 0.5 * (self._level + energy)
         self._peak = max(level, self._peak - self._decay_db)
@@ -116,8 +116,8 @@ class WebRtcDetector:
             self._floors.append(self._lowest)
             self._lowest = math.inf
         gain_db = min(max(TARGET_DB - self._peak, -MAX_CUT_DB), MAX_GAIN_DB)
-        scaled = frame * np.float32(32768.0 * 10.0 ** (gain_db / 20.0))
-        pcm = np.clip(np.rint(scaled), -32768, 32767).astype(np.int16)
+        scaled = np.rint(frame * np.float32(32768.0 * 10.0 ** (gain_db / 20.0)))
+        pcm = np.minimum(np.maximum(scaled, np.float32(-32768)), np.float32(32767)).astype(np.int16)
         # The detector adapts to every frame, so it is asked about every frame.
         speech = bool(self._vad.is_speech(pcm.tobytes(), self._rate))
         if not speech or self._num_frames < FREE_BLOCKS * self._block:
@@ -312,11 +312,12 @@ class SpeechSegmenter:
         if count == 0:
             return []
         frames = samples[: count * length].reshape(count, length)
-        with np.errstate(invalid="ignore"):
-            sound = np.abs(frames) <= np.float32(MAX_PEAK)  # False for NaN too
-        if sound.all():
+        amplitude = np.abs(frames)
+        if amplitude.max() <= MAX_PEAK:
             damaged = [0] * count
-        else:
+        else:  # NaN too
+            with np.errstate(invalid="ignore"):
+                sound = amplitude <= MAX_PEAK
             frames = np.where(sound, frames, np.float32(0))
             damaged = (length - np.count_nonzero(sound, axis=1)).tolist()
         out: list[SpeechSegment] = []
