@@ -93,6 +93,8 @@ class ProfileInfo:
     expired : bool
     adaptations : int
         How many times `ProfileStore.rollback` can be called.
+    num_enrolled : int
+        The first so many exemplars are the enrolment's; adaptation added the others.
     """
 
     name: str
@@ -106,6 +108,7 @@ class ProfileInfo:
     consent: str = ""
     last_used: datetime.datetime | None = None
     adaptations: int = 0
+    num_enrolled: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -602,4 +605,5 @@ def _info(opened: Transaction, name: str) -> ProfileInfo:
         consent=record.consent,
         last_used=None if last_used is None else datetime.datetime.fromisoformat(last_used),
         adaptations=len(record.history),
+        num_enrolled=record.num_enrolled,
     )

@@ -234,24 +234,28 @@ class Verifier:
         TypeError, AudioError
             If the array's type, dtype, shape or rate is wrong: a fault of the program, not of the speech.
         """
+        return self.examine(waveform, sample_rate)[0]
+
+    def examine(self, waveform: NDArray[Any], sample_rate: int) -> tuple[Decision, NDArray[np.float32] | None]:
+        """`verify`, and the embedding behind the decision; None where there is none."""
         if isinstance(waveform, np.ndarray) and waveform.ndim in (1, 2):
             fault = _broken(waveform)
             if fault is not None:
-                return self.no_decision(fault)
+                return self.no_decision(fault), None
         rate = self._encoder.spec.sample_rate
         mono = to_mono(waveform, sample_rate, rate)
         speech = speech_only(mono, rate)
         quality = measure_quality(mono, rate, speech)
         refusal = unusable(quality)
         if refusal is not None:
-            return self.no_decision(refusal[1], quality, end=len(mono))
+            return self.no_decision(refusal[1], quality, end=len(mono)), None
         try:
             embedding = self._encoder.embed(speech, rate)
         except AudioError:
             raise
         except EmoinvError as error:  # the model failed on this input: no score, no accept
-            return self.no_decision(f"the model gave no usable embedding ({error})", quality, end=len(mono))
-        return self.decide(embedding, quality, end=len(mono))
+            return self.no_decision(f"the model gave no usable embedding ({error})", quality, end=len(mono)), None
+        return self.decide(embedding, quality, end=len(mono)), embedding
 
     def decide(
         self,

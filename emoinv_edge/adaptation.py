@@ -1,0 +1,162 @@
+"""Guarded adaptation: what an accepted utterance may teach a profile, and what it may not.
+
+Off unless it is used: `Verifier` never changes a profile. An `Adapter` verifies as a `Verifier`
+does, and after a clear ACCEPT on good speech adds that utterance to the stored profile, so that it
+comes to know the owner in other moods and rooms. What keeps an impostor from creeping in:
+
+- the score must be clear: above the strictest threshold that the calibration supports, by a margin;
+- it must be clear against the exemplars of the *enrolment alone*. Adapted exemplars vouch for
+  nobody, so that each of a chain of impostors, every one a little further off, is measured against
+  the owner and not against the one before;
+- the speech must be good, and no replay of an exemplar;
+- at most `limit` adapted exemplars are kept, the oldest goes first, the enrolment's never;
+- every change is in the store's audit trail, and ``emoinv profiles rollback`` undoes it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .enrolment import REPLAY_COSINE
+from .profiles import Exemplar, Profile
+from .quality import SpeechQuality
+from .scoring import Calibration, ProfileBank
+from .verifier import Decision, Verifier, require_calibration
+
+if TYPE_CHECKING:
+    from .encoder import Encoder
+    from .store import ProfileStore
+
+__all__ = ["Adapter", "admissible"]
+
+MARGIN = 1.0  # nats above the strictest supported threshold
+MIN_SPEECH_S = 1.5
+MIN_SNR_DB = 10.0
+LIMIT = 8
+
+
+def admissible(
+    calibration: Calibration,
+    enrolled: tuple[Exemplar, ...],
+    held: tuple[Exemplar, ...],
+    embedding: NDArray[np.float32],
+    quality: SpeechQuality,
+    margin: float = MARGIN,
+) -> bool:
+    """Whether an utterance may become an exemplar.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    enrolled : tuple of Exemplar
+        Those of the enrolment: the score is taken against them alone.
+    held : tuple of Exemplar
+        All that the profile holds; none of them may be replayed.
+    embedding, quality
+        Of the utterance.
+    margin : float
+        Nats above the strictest threshold that the calibration supports.
+    """
+    if quality.net_speech_s < MIN_SPEECH_S or quality.snr_db < MIN_SNR_DB or quality.clipped_fraction > 0.0:
+        return False
+    if any(float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in held):
+        return False
+    bank = ProfileBank.from_arrays(
+        ["enrolled"],
+        np.stack([exemplar.embedding for exemplar in enrolled]),
+        [exemplar.quality for exemplar in enrolled],
+        [len(enrolled)],
+    )
+    llr = float(calibration.llr(bank.evidence(embedding, quality, calibration.pooling))[0])
+    table = calibration.far_tables[0]
+    strictest = calibration.threshold(max(calibration.supported_far, table.rates[-1])).llr
+    return llr >= strictest + margin
+
+
+class Adapter:
+    """Verifies one stored speaker and lets the profile learn from clear accepts.
+
+    Not for use from several threads at once; other processes may use the same store.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    store : ProfileStore
+    name : str
+        Of the profile.
+    target_far : float
+        As for `Verifier`.
+    limit : int
+        Adapted exemplars kept beside those of the enrolment.
+    margin : float
+        Nats above the strictest supported threshold that an utterance must reach to be kept.
+    calibration : Calibration, optional
+        Instead of the model's own.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        store: ProfileStore,
+        name: str,
+        target_far: float = 0.01,
+        *,
+        limit: int = LIMIT,
+        margin: float = MARGIN,
+        calibration: Calibration | None = None,
+    ) -> None:
+        if limit < 1:
+            raise ValueError(f"expected a limit of 1 or more adapted exemplars, got {limit}")
+        if not margin >= 0.0:
+            raise ValueError(f"expected a margin of 0 or more, got {margin!r}")
+        self._encoder = encoder
+        self._store = store
+        self._name = name
+        self._target_far = target_far
+        self._limit = limit
+        self._margin = margin
+        self._calibration = require_calibration(encoder, calibration)
+        self._load(store.get(name, model_fingerprint=encoder.fingerprint, audio=False))
+
+    def _load(self, profile: Profile) -> None:
+        self._profile = profile
+        self._num_enrolled = self._store.info(self._name).num_enrolled
+        self._verifier = Verifier(self._encoder, profile, self._target_far, calibration=self._calibration)
+
+    @property
+    def profile(self) -> Profile:
+        """The profile as it is now."""
+        return self._profile
+
+    @property
+    def verifier(self) -> Verifier:
+        """The verifier of the profile as it is now."""
+        return self._verifier
+
+    def verify(self, waveform: NDArray[Any], sample_rate: int) -> tuple[Decision, bool]:
+        """Decide as `Verifier.verify` does, and whether the profile learnt from it."""
+        decision, embedding = self._verifier.examine(waveform, sample_rate)
+        return decision, embedding is not None and self.consider(decision, embedding)
+
+    def consider(self, decision: Decision, embedding: NDArray[np.float32]) -> bool:
+        """Add the utterance behind a decision to the profile if it may be; whether it was."""
+        if not (decision.accepted and decision.final) or decision.quality is None:
+            return False
+        held = self._profile.exemplars
+        enrolled = held[: self._num_enrolled]
+        if not admissible(self._calibration, enrolled, held, embedding, decision.quality, self._margin):
+            return False
+        exemplar = Exemplar(embedding, decision.quality, datetime.datetime.now(datetime.timezone.utc))
+        self._load(
+            self._store.adapt(
+                self._name,
+                exemplar,
+                model_fingerprint=self._encoder.fingerprint,
+                limit=self._num_enrolled + self._limit,
+            )
+        )
+        return True
