@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -157,9 +158,8 @@ def evaluation(corpus: str, gender: bool) -> dict[str, tuple[list[Path], list[Pa
     return speakers
 
 
-def first_accept_s(verifier: Verifier, waveform: NDArray[np.float32]) -> tuple[float | None, bool]:
+def first_accept_s(stream: VerificationStream, waveform: NDArray[np.float32]) -> tuple[float | None, bool]:
     """Seconds from the onset to the first accept, if any, and whether the utterance was accepted in the end."""
-    stream = verifier.stream()
     sound = np.concatenate([room(1.0, level=1e-4), waveform, room(1.0, 1, level=1e-4)])
     onset = RATE + int(np.flatnonzero(np.abs(waveform) > 0.1 * np.abs(waveform).max())[0])
     first, final = None, False
@@ -171,40 +171,89 @@ def first_accept_s(verifier: Verifier, waveform: NDArray[np.float32]) -> tuple[f
     return first, final
 
 
+def trials(corpus: str, per_speaker: int) -> Iterator[tuple[list[Path], Path, Path]]:
+    """Enrolment clips of a speaker, a test clip of theirs, and one of another speaker of that gender."""
+    speakers = evaluation(corpus, corpus == "ravdess")
+    names = sorted(speakers)
+    for index, name in enumerate(names):
+        enrolment, tests, gender = speakers[name]
+        others = [other for other in names if other != name and speakers[other][2] == gender]
+        for turn, path in enumerate(tests[:: max(1, len(tests) // per_speaker)]):
+            theirs = speakers[others[(index + 7 * turn) % len(others)]][1]
+            yield enrolment, path, theirs[(11 * turn) % len(theirs)]
+
+
+def enrolled(encoder: Encoder, paths: list[Path]) -> Verifier | None:
+    enroller = Enroller(encoder)
+    for path in paths:
+        enroller.add(clip(path), RATE)
+    return Verifier(encoder, enroller.profile("speaker")) if enroller.ready else None
+
+
 @pytest.mark.accuracy
 @pytest.mark.skipif(not EVAL.is_dir(), reason="the evaluation speech is not there (../shared/eval)")
 @pytest.mark.parametrize("corpus", ["ravdess", "librispeech"])
 def test_latency_and_errors_on_real_speech(encoder: Encoder, corpus: str) -> None:
     """At the shipped threshold; an impostor counts as accepted if any decision, provisional or final, accepts."""
-    speakers = evaluation(corpus, corpus == "ravdess")
-    waits, found, finally_found, owners = [], 0, 0, 0
-    intruded, finally_intruded, impostors = 0, 0, 0
-    names = sorted(speakers)
-    for index, name in enumerate(names):
-        enrolment, tests, gender = speakers[name]
-        enroller = Enroller(encoder)
-        for path in enrolment:
-            enroller.add(clip(path), RATE)
-        if not enroller.ready:
+    waits, owners, impostors = [], np.zeros(3, int), np.zeros(3, int)
+    before, verifier = None, None
+    for enrolment, own, other in trials(corpus, 6):
+        if enrolment is not before:
+            before, verifier = enrolment, enrolled(encoder, enrolment)
+        if verifier is None:
             continue
-        verifier = Verifier(encoder, enroller.profile(name))
-        others = [other for other in names if other != name and speakers[other][2] == gender]
-        for turn, path in enumerate(tests[:: max(1, len(tests) // 6)]):
-            first, final = first_accept_s(verifier, clip(path))
-            owners, found, finally_found = owners + 1, found + (first is not None), finally_found + final
-            if first is not None:
+        for path, counts in ((own, owners), (other, impostors)):
+            first, final = first_accept_s(verifier.stream(), clip(path))
+            counts += (1, first is not None, final)
+            if first is not None and path is own:
                 waits.append(first)
-            theirs = speakers[others[(index + 7 * turn) % len(others)]][1]
-            first, final = first_accept_s(verifier, clip(theirs[(11 * turn) % len(theirs)]))
-            impostors, intruded = impostors + 1, intruded + (first is not None)
-            finally_intruded += final
     quantiles = np.percentile(waits, (10, 50, 90)).round(2).tolist()
     print(
-        f"\n{encoder.spec.name}, {corpus}: of {owners} utterances {found} accepted at some time, "
-        f"{finally_found} in the end; of {impostors} impostors {intruded} and {finally_intruded}; "
+        f"\n{encoder.spec.name}, {corpus}: of {owners[0]} utterances {owners[1]} accepted at some time, "
+        f"{owners[2]} in the end; of {impostors[0]} impostors {impostors[1]} and {impostors[2]}; "
         f"latency p10, p50, p90 {quantiles} s"
     )
     assert quantiles[1] <= 1.5
+
+
+@pytest.mark.accuracy
+@pytest.mark.skipif(not EVAL.is_dir(), reason="the evaluation speech is not there (../shared/eval)")
+def test_a_cascade_keeps_the_error_rates_of_base() -> None:
+    try:
+        base, small = Encoder.load("base"), Encoder.load("small")
+    except ModelFormatError as error:
+        pytest.skip(str(error))
+    wrong = {name: np.zeros(3, int) for name in ("base", "small", "cascade")}  # trials, misses, false accepts
+    seconds = dict.fromkeys(wrong, 0.0)
+    heard = 0.0
+    before, large, watch = None, None, None
+    for enrolment, own, other in trials("ravdess", 6):
+        if enrolment is not before:
+            before, large, watch = enrolment, enrolled(base, enrolment), enrolled(small, enrolment)
+        if large is None or watch is None:
+            continue
+        streams = {
+            "base": large.stream(),
+            "small": watch.stream(),
+            "cascade": VerificationStream(watch, confirm=large),
+        }
+        waves = clip(own), clip(other)
+        heard += sum(len(wave) for wave in waves) / RATE + 4.0
+        for name, stream in streams.items():
+            start = time.process_time()
+            accepted = [first_accept_s(stream, wave)[1] for wave in waves]
+            seconds[name] += time.process_time() - start
+            wrong[name] += (1, not accepted[0], accepted[1])
+    for name, (count, missed, false) in wrong.items():
+        print(
+            f"\n{name}: of {count} owners {missed} missed, of {count} impostors {false} accepted; "
+            f"{seconds[name] / heard:.2%} of a core",
+            end="",
+        )
+    count = wrong["base"][0]
+    assert wrong["cascade"][2] <= wrong["base"][2] + 1
+    assert wrong["cascade"][1] <= wrong["base"][1] + 0.02 * count
+    assert seconds["cascade"] < seconds["base"]
 
 
 def resident_mb() -> float:
