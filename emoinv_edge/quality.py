@@ -250,6 +250,7 @@ def _power_db(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.flo
     if len(waveform) < frame:
         return np.empty(0, np.float32)
     blocks = waveform[: len(waveform) // hop * hop].reshape(-1, hop)
+    blocks = blocks - blocks.mean(axis=1, keepdims=True)  # an offset is no noise
     power = np.einsum("ij,ij->i", blocks, blocks) / np.float32(hop)
     power = 0.5 * (power[:-1] + power[1:])
     return np.asarray(10.0 * np.log10(np.maximum(power, np.float32(1e-12))), np.float32)

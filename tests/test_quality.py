@@ -165,3 +165,13 @@ def test_measuring_takes_far_less_than_the_speech_lasts() -> None:
         measure_quality(wave)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.05 * 4.0  # 1 ms per second is the aim (see benchmarks/); this only guards the order
+
+
+@pytest.mark.parametrize("offset", [0.05, 0.3])
+def test_an_offset_of_the_converter_is_no_noise(offset: float) -> None:
+    pause = 0.0005 * np.random.default_rng(0).standard_normal(RATE)
+    speech = synthesise(3.0, 100, 210.0)
+    waveform = np.concatenate([pause.astype(np.float32), speech])
+    clean = measure_quality(waveform, RATE, speech)
+    shifted = measure_quality(waveform + np.float32(offset), RATE, speech)
+    assert shifted.snr_db == pytest.approx(clean.snr_db, abs=0.1)
