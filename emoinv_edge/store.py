@@ -35,7 +35,7 @@ import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -326,14 +326,7 @@ class ProfileStore:
         self._must_exist(name)
         with self._vault.transaction(write=True) as opened:
             profile = opened.profile(name)
-            _refuse_expired(profile)
-            if model_fingerprint is not None:
-                _refuse_other_model(profile, model_fingerprint, "emoinv profiles upgrade")
-            if exemplar.embedding.size != profile.embedding_dim:
-                raise ModelMismatchError(
-                    f"profile {name!r} has {profile.embedding_dim} values an embedding, not {exemplar.embedding.size}; "
-                    "use the model that made it, or enrol again"
-                )
+            _refuse_misfit(profile, exemplar, model_fingerprint)
             record = opened.record(name)
             if record.num_enrolled >= limit:
                 raise StoreError(f"profile {name!r} has {record.num_enrolled} enrolled exemplars, the limit is {limit}")
@@ -344,6 +337,67 @@ class ProfileStore:
             history = (*record.history, record.exemplars)[-MAX_ROLLBACKS:]
             opened.write(dataclasses.replace(record, exemplars=(*kept, added), history=history))
             opened.note_event(name, "adapted")
+            return opened.profile(name)
+
+    def extend(
+        self,
+        name: str,
+        exemplars: Sequence[Exemplar],
+        *,
+        model_fingerprint: str | None = None,
+        expires: datetime.datetime | None = None,
+        consent: str | None = None,
+    ) -> Profile:
+        """Add exemplars to the enrolment itself, in one transaction on the profile's state of that moment.
+
+        What adaptation added stays adaptation: it still counts as such, and `rollback` undoes it but not this.
+
+        Parameters
+        ----------
+        name : str
+        exemplars : sequence of Exemplar
+            At least one, by the model of the profile.
+        model_fingerprint : str, optional
+            Of that model.
+        expires, consent
+            In the place of the present ones, if given.
+
+        Raises
+        ------
+        UnknownSpeakerError, ProfileExpiredError, ModelMismatchError
+            As in `adapt`.
+        """
+        name = _wanted_name(name)
+        self._must_exist(name)
+        if not exemplars:
+            raise ValueError("expected at least one exemplar to add")
+        with self._vault.transaction(write=True) as opened:
+            present = opened.profile(name)
+            for exemplar in exemplars:
+                _refuse_misfit(present, exemplar, model_fingerprint)
+            record = opened.record(name)
+            changed = dataclasses.replace(
+                present,
+                exemplars=(*present.exemplars, *exemplars),  # checked as a profile before anything is written
+                expires=present.expires if expires is None else expires,
+                consent=present.consent if consent is None else consent,
+            )
+            added = tuple(opened.add_exemplar(record, exemplar) for exemplar in exemplars)
+
+            def with_added(ids: tuple[int, ...]) -> tuple[int, ...]:
+                return (*ids[: record.num_enrolled], *added, *ids[record.num_enrolled :])
+
+            opened.write(
+                dataclasses.replace(
+                    record,
+                    expires=changed.expires,
+                    consent=changed.consent,
+                    num_enrolled=record.num_enrolled + len(added),
+                    exemplars=with_added(record.exemplars),
+                    history=tuple(with_added(ids) for ids in record.history),
+                )
+            )
+            opened.note_event(name, "enrolled further")
             return opened.profile(name)
 
     def rollback(self, name: str) -> Profile:
@@ -553,6 +607,18 @@ def _refuse_expired(profile: Profile) -> None:
         raise ProfileExpiredError(
             f"profile {profile.name!r} expired on {profile.expires:%Y-%m-%d %H:%M} UTC; enrol the speaker again, "
             "and remove what is left with `emoinv profiles purge`"
+        )
+
+
+def _refuse_misfit(profile: Profile, exemplar: Exemplar, fingerprint: str | None) -> None:
+    """Refuse to add an exemplar to a profile that has expired or that another model made."""
+    _refuse_expired(profile)
+    if fingerprint is not None:
+        _refuse_other_model(profile, fingerprint, "emoinv profiles upgrade")
+    if exemplar.embedding.size != profile.embedding_dim:
+        raise ModelMismatchError(
+            f"profile {profile.name!r} has {profile.embedding_dim} values an embedding, not {exemplar.embedding.size}; "
+            "use the model that made it, or enrol again"
         )
 
 

@@ -455,6 +455,32 @@ def test_what_can_be_undone_is_bounded_and_so_are_the_rows(store: ProfileStore) 
     assert same(store.get("ana"), sample_profile("ana", (1, 22, 23)))
 
 
+def test_further_enrolment_loses_no_adaptation_and_makes_none_permanent(store: ProfileStore) -> None:
+    later = datetime.datetime.now(UTC) + datetime.timedelta(days=9)
+    store.put(sample_profile("ana", (1, 2), consent="on paper"))
+    store.adapt("ana", sample_exemplar(3))
+    store.adapt("ana", sample_exemplar(4))
+    more = (sample_exemplar(5), sample_exemplar(6))
+    extended = store.extend("ana", more, model_fingerprint=MODEL, expires=later)
+    expected = sample_profile("ana", (1, 2, 5, 6, 3, 4), consent="on paper", expires=later)
+    assert same(extended, expected) and same(store.get("ana"), expected)
+    assert (store.info("ana").num_enrolled, store.info("ana").adaptations) == (4, 2)
+    assert same(store.rollback("ana"), sample_profile("ana", (1, 2, 5, 6, 3), consent="on paper", expires=later))
+    assert same(store.rollback("ana"), sample_profile("ana", (1, 2, 5, 6), consent="on paper", expires=later))
+    assert [event for _, event in store.audit("ana").events][3] == "enrolled further"
+    with pytest.raises(ModelMismatchError):
+        store.extend("ana", more, model_fingerprint=OTHER_MODEL)
+    with pytest.raises(ModelMismatchError, match="8 values"):
+        store.extend("ana", [sample_exemplar(7, dim=16)])
+    with pytest.raises(ValueError, match="at least one"):
+        store.extend("ana", [])
+    with pytest.raises(ValueError, match="at most 4096"):
+        store.extend("ana", more, consent="x" * 5000)
+    with pytest.raises(UnknownSpeakerError):
+        store.extend("bo", more)
+    assert rows(store.path, "exemplar") == 4
+
+
 def test_adaptation_by_another_model_is_refused(store: ProfileStore) -> None:
     store.put(sample_profile("ana"))
     with pytest.raises(ModelMismatchError):

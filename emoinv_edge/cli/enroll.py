@@ -214,7 +214,8 @@ def run(args: argparse.Namespace) -> int:
         raise EnrolmentError("say which recordings to enrol, or --mic to record here; see `emoinv enroll --help`")
     encoder = open_encoder(args)
     store = open_store(args)
-    enroller = Enroller(encoder, profile=existing_profile(store, encoder, args), keep_audio=args.keep_audio)
+    existing = existing_profile(store, encoder, args)
+    enroller = Enroller(encoder, profile=existing, keep_audio=args.keep_audio)
     answers = []
     source = from_microphone if args.mic else from_files
     for each in source(args, enroller, encoder.spec.sample_rate):
@@ -225,7 +226,16 @@ def run(args: argparse.Namespace) -> int:
         reasons = "; ".join(f"{each['file']}: {each['message']}" for each in answers)
         raise EnrolmentError(f"nothing was taken. {reasons}" if args.json else "nothing was taken; see why above")
     profile = finished_profile(enroller, args)
-    store.put(profile, replace=args.add or args.replace)
+    if existing is None:
+        store.put(profile, replace=args.replace)
+    else:  # on what is there by now: adaptation may have gone on while these were recorded
+        profile = store.extend(
+            profile.name,
+            profile.exemplars[len(existing.exemplars) :],
+            model_fingerprint=encoder.fingerprint,
+            expires=profile.expires,
+            consent=profile.consent,
+        )
     if args.json:
         print_json(
             {
