@@ -14,8 +14,8 @@ conversion between them. Scales of activations are scalars: with tensors of one 
 
 The first convolution stays in float: it has one input channel, for which the integer kernels are
 slower than the float one, and the features' range is long (digital silence lies 30 below the mean).
-The statistics enter the linear layer as the sum of two 8-bit parts, a coarse and a fine one, so that
-its weights need one byte each and its input keeps 16 bits.
+The statistics enter the linear layer as two 8-bit parts, a coarse and a fine one, so that its weights
+need one byte each and its input keeps 16 bits.
 """
 
 from __future__ import annotations
@@ -238,11 +238,20 @@ def _pooling(
         weight = w.constant("linear.weight", model.linear.weight.detach().numpy())
         w.node("Gemm", ["statistics", weight, w.constant("linear.bias", values)], "embedding", transB=1)
         return
+    # Both parts lie in one tensor and meet the weights in one product: the fine part is enlarged 255 times
+    # and lifted to lie in the coarse part's range, and the lift is taken off with the bias.
+    step = rounded.scale
     weight = w.weights("linear", quantised, np.ascontiguousarray(quantised.values.T), axis=1)
     coarse = w.quantise("statistics", rounded)
     w.node("Sub", ["statistics", coarse], "statistics/rest")
-    fine = w.quantise("statistics/rest", Affine(rounded.scale / 255.0, 128, "uint8"))
-    w.node("MatMul", [coarse, weight], "linear/coarse")
-    w.node("MatMul", [fine, weight], "linear/fine")
-    # One Sum, not two Adds: ONNX Runtime would make a float Gemm of a MatMul and an Add.
-    w.node("Sum", ["linear/coarse", "linear/fine", w.constant("linear.bias", values)], "embedding")
+    w.node("Mul", ["statistics/rest", w.constant("statistics/255", np.float32(255.0))], "statistics/enlarged")
+    w.node("Add", ["statistics/enlarged", w.constant("statistics/lift", np.float32(128.0 * step))], "statistics/fine")
+    axes = w.constant("statistics/axes", np.array([1], np.int64))
+    parts = [w.node("Unsqueeze", [part, axes], f"{part}/row") for part in (coarse, "statistics/fine")]
+    w.node("Concat", parts, "statistics/parts", axis=1)
+    w.node("MatMul", [w.quantise("statistics/parts", rounded), weight], "linear/parts")
+    shares = w.constant("linear/shares", np.array([[1.0], [1.0 / 255.0]], np.float32))
+    w.node("Mul", ["linear/parts", shares], "linear/shared")
+    w.node("ReduceSum", ["linear/shared", axes], "linear/product", keepdims=0)
+    lift = 128.0 * step / 255.0 * (quantised.values.astype(np.float64).sum(axis=1) * quantised.scale)
+    w.node("Add", ["linear/product", w.constant("linear.bias", (values - lift).astype(np.float32))], "embedding")
