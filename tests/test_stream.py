@@ -517,7 +517,7 @@ def test_memory_does_not_grow_with_an_endless_utterance(verifier: Verifier) -> N
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
 def test_ten_minutes_of_everything_change_nothing(verifier: Verifier, talk: NDArray[np.float32]) -> None:
-    """The short form of the day's soak in benchmarks/test_stream.py."""
+    """The short form of the soak in benchmarks/test_stream.py."""
 
     def resident() -> float:
         gc.collect()
