@@ -128,7 +128,7 @@ def fit(
     device: str = "cpu",
     num_workers: int = 1,
     judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
-    progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
     provenance: dict[str, Any] | None = None,
 ) -> ResidualEncoder:
     """Fine-tune an encoder on parallel pairs.
@@ -190,7 +190,7 @@ def fit(
         if not leads:
             continue
         losses = {name: float(value.detach()) for name, value in parts.items()}
-        progress(step + 1, losses)
+        progress(step + 1, schedule.steps)
         finished = step + 1 == schedule.steps
         if judge and schedule.judge_every and ((step + 1) % schedule.judge_every == 0 or finished):
             _log(out / "log.csv", step + 1, losses | judge(_averaged(encoder, average)))

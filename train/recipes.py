@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,27 +32,26 @@ from .data import MorphedSet, PairBatches, Recipe, Source
 from .embed import embed_waveforms
 from .evaluate import evaluate_embeddings
 from .loop import Schedule, fit
-from .model import EncoderShape, ResidualEncoder
+from .model import EncoderShape, ResidualEncoder, save_checkpoint
 from .prepare import SAMPLE_RATE, PreparedClip, PreparedSet
 
 __all__ = [
-    "BASE_SCHEDULE",
-    "BASE_SHARES",
+    "BASE_RUNS",
+    "SMALL_RUN",
     "SMALL_SHAPE",
     "Judge",
+    "Run",
     "fit_base",
+    "fit_run",
     "fit_small",
     "morph",
     "open_sources",
+    "part_way",
     "teach",
 ]
 
 TEACHER_SECONDS = 4.0  # of each clip: longer ones say little more about the voice
 MORPH_SECONDS = 3.2
-# Share of the pairs that each corpus gives: by speakers and variety rather than by hours.
-BASE_SHARES = {
-    "speechocean762": 0.30, "librispeech": 0.20, "malayalam": 0.24, "arabic_commands": 0.13, "speech_commands": 0.13,
-}  # fmt: skip
 # Every fifth speaker of these is never trained on: the ordinary speech of the development figures.
 HELD_OUT = ("malayalam", "speechocean762")
 FEWEST_CLIPS = {"speech_commands": 3}
@@ -60,16 +59,46 @@ FEWEST_CLIPS = {"speech_commands": 3}
 MORPHS_PER_SPEAKER = {
     "speechocean762": 21, "librispeech": 60, "malayalam": 22, "arabic_commands": 60, "speech_commands": 3,
 }  # fmt: skip
-BASE_SCHEDULE = Schedule(steps=1600, rate=1.5e-4, frozen_stages=2, judge_every=400)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One fine-tuning: what it learns from (share of the pairs each corpus gives), how, and how long."""
+
+    recipe: Recipe
+    schedule: Schedule
+    shares: dict[str, float]
+
+
+# By speakers and variety rather than by hours.
+_SHARES = {
+    "speechocean762": 0.34, "librispeech": 0.25, "malayalam": 0.29, "arabic_commands": 0.05, "speech_commands": 0.07,
+}  # fmt: skip
+_TWO_STAGES = Schedule(steps=140, rate=1e-4, frozen_stages=2, warmup_steps=40, judge_every=140)
+# `base` is the mean of three short runs, and then goes only half the way from the initial weights to it.
+# Each run alone trades errors on one kind of speech for another; their mean keeps what they agree on
+# (Wortsman et al., arXiv:2109.01903 and arXiv:2203.05482). The figures are in RESULTS.md.
+BASE_RUNS = {
+    "plain": Run(Recipe(morph=0.0, pair_weight=0.15), _TWO_STAGES, _SHARES),
+    "morphed": Run(Recipe(channel=0.0, mask=0.0, pair_weight=0.15), _TWO_STAGES, _SHARES),
+    "last_stage": Run(
+        Recipe(own_share=1.0, own_weight=1.0, pair_weight=0.2, channel=0.25, mask=0.2, min_s=1.5, max_s=3.5),
+        Schedule(steps=180, rate=1.5e-4, frozen_stages=3, warmup_steps=40, judge_every=180),
+        {"speechocean762": 0.30, "librispeech": 0.27, "malayalam": 0.35, "arabic_commands": 0.03,
+         "speech_commands": 0.05},
+    ),
+}  # fmt: skip
+BASE_WAY = 0.5
 SMALL_SHAPE = EncoderShape(blocks=(1, 3, 3, 1), stem_stride=(2, 2))
 SMALL_STAGES = Schedule(steps=700, rate=1.5e-3)
 # The whole of it then learns the initial encoder's clip embeddings and the pairs.
-SMALL_PAIR_SHARES = {
-    "speechocean762": 0.25, "librispeech": 0.17, "malayalam": 0.20, "arabic_commands": 0.12, "speech_commands": 0.16,
-    "emogator": 0.10,
-}  # fmt: skip
-SMALL_RECIPE = Recipe(own_share=0.6, morph=0.35, mask=0.2, channel=0.35, pair_weight=0.1, softmax_weight=0.02)
-SMALL_SCHEDULE = Schedule(steps=2400, rate=8e-4, lower_rate=1.0, frozen_stages=0, judge_every=600)
+SMALL_RUN = Run(
+    Recipe(own_share=0.6, own_weight=0.7, morph=0.35, mask=0.2, channel=0.35, pair_weight=0.05),
+    Schedule(steps=2400, rate=8e-4, lower_rate=1.0, frozen_stages=0, judge_every=600),
+    {"speechocean762": 0.27, "librispeech": 0.22, "malayalam": 0.23, "arabic_commands": 0.08, "speech_commands": 0.11,
+     "emogator": 0.09},
+)  # fmt: skip
+SMALL_PAIRS = 24
 
 
 def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
@@ -210,6 +239,41 @@ class Judge:
         return figures | ({"mean.pairs": float(np.mean(pairs))} if pairs else {})
 
 
+def fit_run(
+    start: ResidualEncoder,
+    spec: EncoderSpec,
+    prepared: Path,
+    out: Path,
+    run: Run,
+    noises: list[NDArray[np.float32]],
+    rooms: list[NDArray[np.float32]],
+    pairs: int = 16,
+    seed: int = 1,
+    use: str = "open",
+    **options: Any,
+) -> ResidualEncoder:
+    """Fine-tune an encoder by one run; options go to `train.loop.fit`."""
+    sources, morphs = open_sources(prepared, run.shares, use)
+    batches = PairBatches(sources, spec, run.recipe, pairs, run.schedule.steps, seed, morphs, noises, rooms)
+    provenance = {"corpora": corpora_of(run.shares)}
+    return fit(start, spec, batches, run.recipe, run.schedule, out, provenance=provenance, **options)
+
+
+def corpora_of(shares: Iterable[str]) -> list[dict[str, str]]:
+    """Names and licences, as the model file's provenance wants them."""
+    return [{"name": name, "licence": CORPORA[name].licence} for name in shares]
+
+
+def part_way(start: ResidualEncoder, runs: list[ResidualEncoder], way: float) -> ResidualEncoder:
+    """The weights `way` (0 to 1) of the way from `start` to the mean of `runs`."""
+    first, rest = start.state_dict(), [run.state_dict() for run in runs]
+    mixed = ResidualEncoder(start.shape)
+    mixed.load_state_dict(
+        {name: value + way * (torch.stack([r[name] for r in rest]).mean(0) - value) for name, value in first.items()}
+    )
+    return mixed.eval()
+
+
 def fit_base(
     start: ResidualEncoder,
     spec: EncoderSpec,
@@ -217,19 +281,18 @@ def fit_base(
     out: Path,
     noises: list[NDArray[np.float32]],
     rooms: list[NDArray[np.float32]],
-    shares: dict[str, float] = BASE_SHARES,
-    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
-    schedule: Schedule = BASE_SCHEDULE,
-    pairs: int = 16,
-    seed: int = 1,
-    use: str = "open",
     **options: Any,
 ) -> ResidualEncoder:
-    """Fine-tune the initial encoder by the full method; options go to `train.loop.fit`."""
-    sources, morphs = open_sources(prepared, shares, use)
-    batches = PairBatches(sources, spec, recipe, pairs, schedule.steps, seed, morphs, noises, rooms)
-    provenance = {"corpora": [{"name": name, "licence": CORPORA[name].licence} for name in shares]}
-    return fit(start, spec, batches, recipe, schedule, out, provenance=provenance, **options)
+    """`base`: every run of `BASE_RUNS` from the same start, then `BASE_WAY` of the way to their mean; ``best.pt``."""
+    runs = []
+    for name, run in BASE_RUNS.items():
+        begun = ResidualEncoder(start.shape)
+        begun.load_state_dict(start.state_dict())
+        runs.append(fit_run(begun, spec, prepared, out / name, run, noises, rooms, **options))
+    base = part_way(start, runs, BASE_WAY)
+    corpora = corpora_of(dict.fromkeys(corpus for run in BASE_RUNS.values() for corpus in run.shares))
+    save_checkpoint(out / "best.pt", base, spec, provenance={"corpora": corpora, "runs": list(BASE_RUNS)})
+    return base
 
 
 class Crops(Dataset[Tensor]):
@@ -277,7 +340,7 @@ def fit_small(
     num_workers: int = 1,
     progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> ResidualEncoder:
-    """Cut `large` to `shape` and teach it stage by stage; `fit_base` then goes on with pairs and targets."""
+    """Cut `large` to `shape` and teach it stage by stage; `fit_run` of `SMALL_RUN` then goes on with the pairs."""
     sets = [PreparedSet(prepared / corpus) for corpus in SMALL_SHARES]
     crops = Crops(sets, list(SMALL_SHARES.values()), spec, schedule.steps, batch, seed)
     loader = DataLoader(crops, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)

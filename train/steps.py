@@ -97,7 +97,6 @@ examples:
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared root")
     parser.add_argument("--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings")
     parser.add_argument("--rooms", type=int, default=150, help="simulated rooms (150)")
-    parser.add_argument("--steps", type=int, help="of the last phase (as the recipe says)")
     parser.add_argument(
         "--judge", nargs="*", default=[], metavar="CORPUS", help="prepared sets for development figures"
     )
@@ -193,20 +192,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
     import torch
 
     from .channels import read_noises, simulate_rooms
-    from .data import Recipe
     from .distributed import process_group
     from .model import load_checkpoint
-    from .recipes import (
-        BASE_SCHEDULE,
-        BASE_SHARES,
-        SMALL_PAIR_SHARES,
-        SMALL_RECIPE,
-        SMALL_SCHEDULE,
-        SMALL_STAGES,
-        Judge,
-        fit_base,
-        fit_small,
-    )  # fmt: skip
+    from .recipes import SMALL_PAIRS, SMALL_RUN, SMALL_STAGES, Judge, fit_base, fit_run, fit_small
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -214,15 +202,12 @@ def run_fit(arguments: argparse.Namespace) -> int:
     noises = read_noises(arguments.noise) if arguments.noise else []
     rooms = simulate_rooms(arguments.rooms, 0) if arguments.rooms else []
     judge = Judge(arguments.prepared, spec, dict.fromkeys(arguments.judge, 600)) if arguments.judge else None
-    schedule, recipe, shares = (
-        (BASE_SCHEDULE, Recipe(), BASE_SHARES)
-        if arguments.tier == "base"
-        else (SMALL_SCHEDULE, SMALL_RECIPE, SMALL_PAIR_SHARES)
-    )
-    if arguments.steps:
-        schedule = dataclasses.replace(schedule, steps=arguments.steps)
+    shown = Progress(f"fit {arguments.tier}")
+    options = {"device": arguments.device, "judge": judge}
     with process_group():
-        if arguments.tier == "small":
+        if arguments.tier == "base":
+            fit_base(encoder, spec, arguments.prepared, arguments.out, noises, rooms, progress=shown, **options)
+        else:
             spec = dataclasses.replace(spec, name="small")
             stages = arguments.out / "stages.pt"
             if stages.is_file():
@@ -230,14 +215,23 @@ def run_fit(arguments: argparse.Namespace) -> int:
             else:
                 stages_shown = Progress("stages")
                 encoder = fit_small(
-                    encoder, spec, arguments.prepared, arguments.out,
+                    encoder,
+                    spec,
+                    arguments.prepared,
+                    arguments.out,
                     progress=lambda step, _: stages_shown(step, SMALL_STAGES.steps),
-                )  # fmt: skip
-        shown = Progress(f"fit {arguments.tier}")
-        fit_base(
-            encoder, spec, arguments.prepared, arguments.out, noises, rooms,
-            shares=shares, recipe=recipe, schedule=schedule, device=arguments.device, judge=judge,
-            progress=lambda step, _: shown(step, schedule.steps),
-        )  # fmt: skip
+                )
+            fit_run(
+                encoder,
+                spec,
+                arguments.prepared,
+                arguments.out,
+                SMALL_RUN,
+                noises,
+                rooms,
+                pairs=SMALL_PAIRS,
+                progress=shown,
+                **options,
+            )
     print(f"{arguments.out / 'best.pt'}: export it with `python -m export`", file=sys.stderr)
     return 0
