@@ -469,7 +469,7 @@ def test_sets_of_one_name_are_refused(folder, tiny_encoder_path, capsys):
 
 
 def test_help_of_every_command_has_an_example(capsys):
-    for command in ("evaluate",):
+    for command in ("corpora", "prepare", "teach", "morph", "fit", "evaluate", "ablate"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
