@@ -305,6 +305,14 @@ def test_a_second_evaluation_embeds_nothing(folder, tiny_encoder_path, tmp_path,
     assert evaluate_model(tiny_encoder_path, [folder], resamples=0, cache_folder=tmp_path) == first
 
 
+def test_a_large_set_is_thinned_before_it_is_embedded(folder, tiny_encoder_path, tmp_path):
+    results = evaluate_model(tiny_encoder_path, [folder], resamples=0, cache_folder=tmp_path, max_clips=18)
+    result = results["sets"]["voices"]
+    assert (result["clips"], result["clips_used"]) == (33, 18) and result["pairs"]["targets"] > 0
+    with EmbeddingCache(tmp_path, results["fingerprint"], TINY_SPEC.embedding_dim) as cache:
+        assert len(cache) == 18
+
+
 def test_ranks_share_the_clips_and_rank_0_reports(folder, tiny_encoder_path, tmp_path, monkeypatch):
     alone = evaluate_model(tiny_encoder_path, [folder], resamples=0, cache_folder=tmp_path / "alone")
     monkeypatch.setattr("train.distributed.barrier", lambda: None)

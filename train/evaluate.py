@@ -383,6 +383,19 @@ def open_set(folder: Path) -> EvaluationSet:
     return EvaluationSet(table.parent.name, clips, waveform, _seconds(clips))
 
 
+def _thinned(evaluation: EvaluationSet, most: int) -> EvaluationSet:
+    """The set itself, or an even part of it (see `thin`)."""
+    kept = thin(evaluation.clips, most)
+    if len(kept) == len(evaluation.clips):
+        return evaluation
+    return EvaluationSet(
+        evaluation.name,
+        [evaluation.clips[i] for i in kept],
+        lambda index: evaluation.waveform(int(kept[index])),
+        evaluation.seconds[kept],
+    )
+
+
 class EmbeddingCache:
     """Embeddings on disk, keyed by the model's fingerprint and each clip's samples.
 
@@ -619,8 +632,9 @@ def evaluate_llr(
     genders = np.array([gender_of[name] for name in names])
     used = {i for indices in enrolled.values() for i in indices}
     spare = {name for name in enrolled if any(i not in used for i in speakers[name])}
-    rows: list[tuple[float, bool, str, int, int]] = []  # llr, target, emotion, profile, test speaker
     people = {name: k for k, name in enumerate(dict.fromkeys(clip.speaker for clip in clips))}
+    owner = np.array([people[name] for name in names])
+    parts: list[tuple[NDArray[Any], ...]] = []  # per test clip: llr, target, emotion, profile's and test's speaker
     for i, clip in enumerate(clips):
         embedding = speech[i].embedding
         if not clip.speaker or embedding is None or not clip.emotion:
@@ -628,21 +642,20 @@ def evaluate_llr(
         own_clip_enrolled = i in used
         if own_clip_enrolled and (clip.speaker in spare or len(enrolled[clip.speaker]) < 2):
             continue
-        llrs = calibration.llr(everyone.evidence(embedding, speech[i].quality, calibration.pooling))
-        for k, name in enumerate(names):
-            if genders[k] != clip.gender and genders[k] and clip.gender:
-                continue
-            llr = float(llrs[k])
-            if own_clip_enrolled and name == clip.speaker:
-                rest = bank([(name, [j for j in enrolled[name] if j != i])])
-                llr = float(calibration.llr(rest.evidence(embedding, speech[i].quality, calibration.pooling))[0])
-            rows.append((llr, name == clip.speaker, clip.emotion, people[name], people[clip.speaker]))
-    if not rows:
+        tried = calibration.llr(everyone.evidence(embedding, speech[i].quality, calibration.pooling))
+        if own_clip_enrolled:
+            rest = bank([(clip.speaker, [j for j in enrolled[clip.speaker] if j != i])])
+            alone = calibration.llr(rest.evidence(embedding, speech[i].quality, calibration.pooling))
+            tried[names.index(clip.speaker)] = alone[0]
+        fits = (genders == clip.gender) | (genders == "") | (clip.gender == "")
+        count = int(fits.sum())
+        parts.append(
+            (tried[fits], owner[fits] == people[clip.speaker], np.full(count, clip.emotion), owner[fits],
+             np.full(count, people[clip.speaker]))
+        )  # fmt: skip
+    if not parts:
         return None
-    llrs = np.array([row[0] for row in rows])
-    target = np.array([row[1] for row in rows])
-    emotion = np.array([row[2] for row in rows])
-    profile, tested = np.array([row[3] for row in rows]), np.array([row[4] for row in rows])
+    llrs, target, emotion, profile, tested = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not target.any() or target.all():
         return None
 
@@ -764,7 +777,9 @@ def evaluate_model(
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not use_cache:
         raise ValueError("several processes share their embeddings through the cache; leave --no-cache out")
-    sets = [open_set(folder) for folder in folders]
+    whole = [open_set(folder) for folder in folders]
+    counts = [len(evaluation.clips) for evaluation in whole]
+    sets = [_thinned(evaluation, max_clips or MAX_CLIPS) for evaluation in whole]
     names = [evaluation.name for evaluation in sets]
     if len(set(names)) < len(names):
         raise ValueError(f"the sets' folder names tell them apart, got {names}; rename one or give it once")
@@ -783,17 +798,15 @@ def evaluate_model(
             return None
     cache = EmbeddingCache(folder, model.fingerprint, model.embedding_dim, rank) if use_cache else None
     try:
-        for evaluation in sets:
+        for evaluation, num_clips in zip(sets, counts, strict=True):
             embeddings = embed_set(model, evaluation, cache, progress(evaluation.name))
-            result = evaluate_embeddings(
-                embeddings, evaluation, resamples=resamples, seed=seed, max_clips=max_clips or MAX_CLIPS
-            )
+            result = evaluate_embeddings(embeddings, evaluation, resamples=resamples, seed=seed, max_clips=num_clips)
+            result["clips"] = num_clips
             result["det"] = {}
-            kept = thin(evaluation.clips, max_clips or MAX_CLIPS)
             for protocol in PROTOCOLS:
                 if protocol in result:
-                    trials = make_trials([evaluation.clips[i] for i in kept], protocol)
-                    result["det"][protocol] = det_points(trials.scores(embeddings[kept]), trials.target)
+                    trials = make_trials(evaluation.clips, protocol)
+                    result["det"][protocol] = det_points(trials.scores(embeddings), trials.target)
             calibration = model.encoder.calibration if model.encoder is not None else None
             if llr and calibration is not None:
                 speech = acquire_set(model, evaluation, cache, progress(f"{evaluation.name}, speech alone"))
