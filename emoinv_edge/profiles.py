@@ -1,4 +1,4 @@
-"""Exemplar and Profile: what enrolment leaves of a speaker, as values; and their one encoding in bytes.
+"""Exemplar, Profile and what may be told of one, as values; and a profile's one encoding in bytes.
 
 `ProfileStore` (store.py) keeps profiles, `portable.py` carries one from device to device; both write
 a profile with `encode_profile`::
@@ -23,14 +23,16 @@ import json
 import math
 import struct
 import unicodedata
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import StoreError
+from .errors import EnrolmentError, StoreError
 
 if TYPE_CHECKING:
+    from .encoder import Encoder
     from .quality import SpeechQuality
 
 __all__ = ["Exemplar", "Profile", "checked_name", "decode_profile", "decode_quality", "encode_profile"]
@@ -187,6 +189,78 @@ class Profile:
         if self.expires is None:
             return False
         return (now or datetime.datetime.now(datetime.timezone.utc)) >= self.expires
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProfileInfo:
+    """What may be told of a stored profile without giving any of its speech away.
+
+    Parameters
+    ----------
+    name : str
+    problem : str
+        Why the profile cannot be used (damaged or expired), or empty.
+    model_fingerprint, num_exemplars, num_clips, created, expires, consent, last_used
+        As stored; empty, 0 or None where the profile does not open.
+    expired : bool
+    adaptations : int
+        How many times `ProfileStore.rollback` can be called.
+    num_enrolled : int
+        The first so many exemplars are the enrolment's; adaptation added the others.
+    """
+
+    name: str
+    problem: str = ""
+    model_fingerprint: str = ""
+    num_exemplars: int = 0
+    num_clips: int = 0
+    created: datetime.datetime | None = None
+    expires: datetime.datetime | None = None
+    expired: bool = False
+    consent: str = ""
+    last_used: datetime.datetime | None = None
+    adaptations: int = 0
+    num_enrolled: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AuditTrail:
+    """What was done with a profile.
+
+    Parameters
+    ----------
+    events : tuple of (datetime, str)
+        Enrolled, adapted, exported and so on, the oldest first; the last 1000.
+    last_used : datetime or None
+        The last verification against it.
+    verified : mapping of date to mapping of outcome to count
+        Verifications by day in UTC, of the last 400 days on which there were any.
+    """
+
+    events: tuple[tuple[datetime.datetime, str], ...]
+    last_used: datetime.datetime | None
+    verified: Mapping[str, Mapping[str, int]]
+
+
+def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
+    """The profile with embeddings by `encoder`, from the clips that its exemplars keep.
+
+    Raises
+    ------
+    EnrolmentError
+        If no exemplar has one.
+    """
+    exemplars = []
+    for exemplar in profile.exemplars:
+        if exemplar.audio is not None:
+            waveform = np.frombuffer(exemplar.audio, "<i2").astype(np.float32) / np.float32(32768.0)
+            exemplars.append(dataclasses.replace(exemplar, embedding=encoder.embed(waveform, CLIP_RATE)))
+    if not exemplars:
+        raise EnrolmentError(
+            f"profile {profile.name!r} has no speech to enrol again from (it was enrolled without --keep-audio); "
+            "record the speaker again"
+        )
+    return dataclasses.replace(profile, model_fingerprint=encoder.fingerprint, exemplars=tuple(exemplars))
 
 
 def encode_profile(profile: Profile) -> bytes:

@@ -35,15 +35,13 @@ import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-
-from .errors import EnrolmentError, ModelMismatchError, ProfileExpiredError, StoreError, UnknownSpeakerError
+from .errors import ModelMismatchError, ProfileExpiredError, StoreError, UnknownSpeakerError
 from .ledger import Record, Transaction
 from .portable import read_profile_file, seal_profile, write_profile_file
-from .profiles import CLIP_RATE, Exemplar, Profile, checked_name
+from .profiles import AuditTrail, Exemplar, Profile, ProfileInfo, checked_name, reenrolled
 from .sealing import KEY_VARIABLE, PLAINTEXT, KeyFile, KeySource, KeyVariable, Passphrase
 from .vault import Vault
 
@@ -77,57 +75,6 @@ def default_store_path() -> pathlib.Path:
     else:
         base = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
     return pathlib.Path(base) / "emoinv" / "profiles.db"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ProfileInfo:
-    """What may be told of a stored profile without giving any of its speech away.
-
-    Parameters
-    ----------
-    name : str
-    problem : str
-        Why the profile cannot be used (damaged or expired), or empty.
-    model_fingerprint, num_exemplars, num_clips, created, expires, consent, last_used
-        As stored; empty, 0 or None where the profile does not open.
-    expired : bool
-    adaptations : int
-        How many times `ProfileStore.rollback` can be called.
-    num_enrolled : int
-        The first so many exemplars are the enrolment's; adaptation added the others.
-    """
-
-    name: str
-    problem: str = ""
-    model_fingerprint: str = ""
-    num_exemplars: int = 0
-    num_clips: int = 0
-    created: datetime.datetime | None = None
-    expires: datetime.datetime | None = None
-    expired: bool = False
-    consent: str = ""
-    last_used: datetime.datetime | None = None
-    adaptations: int = 0
-    num_enrolled: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class AuditTrail:
-    """What was done with a profile.
-
-    Parameters
-    ----------
-    events : tuple of (datetime, str)
-        Enrolled, adapted, exported and so on, the oldest first; the last 1000.
-    last_used : datetime or None
-        The last verification against it.
-    verified : mapping of date to mapping of outcome to count
-        Verifications by day in UTC, of the last 400 days on which there were any.
-    """
-
-    events: tuple[tuple[datetime.datetime, str], ...]
-    last_used: datetime.datetime | None
-    verified: Mapping[str, Mapping[str, int]]
 
 
 # Inside the class `list` is the method.
@@ -572,27 +519,6 @@ class ProfileStore:
             if name is None:
                 raise StoreError(f"store {self.path}: does not exist; enrol a speaker first, or give another path")
             raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist; enrol the speaker first")
-
-
-def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
-    """The profile with embeddings by `encoder`, from the clips that its exemplars keep.
-
-    Raises
-    ------
-    EnrolmentError
-        If no exemplar has one.
-    """
-    exemplars = []
-    for exemplar in profile.exemplars:
-        if exemplar.audio is not None:
-            waveform = np.frombuffer(exemplar.audio, "<i2").astype(np.float32) / np.float32(32768.0)
-            exemplars.append(dataclasses.replace(exemplar, embedding=encoder.embed(waveform, CLIP_RATE)))
-    if not exemplars:
-        raise EnrolmentError(
-            f"profile {profile.name!r} has no speech to enrol again from (it was enrolled without --keep-audio); "
-            "record the speaker again"
-        )
-    return dataclasses.replace(profile, model_fingerprint=encoder.fingerprint, exemplars=tuple(exemplars))
 
 
 def _wanted_name(name: str) -> str:
