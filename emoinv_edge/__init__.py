@@ -37,6 +37,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .adaptation import Adapter
     from .audio import read_audio
     from .encoder import Encoder
     from .enrolment import Enroller, EnrolmentFeedback
@@ -56,6 +57,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PLAINTEXT",
+    "Adapter",
     "AudioError",
     "Calibration",
     "CalibrationError",
@@ -97,6 +99,7 @@ __all__ = [
 
 # Public name -> the module that defines it; loaded on first use (PEP 562).
 _HOME = {
+    "Adapter": "adaptation",
     "PLAINTEXT": "store",
     "Calibration": "scoring",
     "Decision": "verifier",

@@ -133,6 +133,39 @@ def test_what_was_done_to_the_audio_is_told(with_ana: Shell, recording: Callable
     assert with_ana.answer()["notes"] == ["resampled from 48000 to 16000 Hz"]
 
 
+def test_a_clear_accept_teaches_the_profile_only_when_asked(with_ana: Shell, recording: Callable[..., Path]) -> None:
+    later = recording("later", seconds=4.0, seed=9)
+    assert with_ana("verify", "ana", later, "--json") == 0
+    assert with_ana.answer()["learnt"] is False
+    assert with_ana("verify", "ana", later, "--adapt", "--json") == 0
+    assert with_ana.answer()["learnt"] is True
+    assert with_ana("verify", "ana", recording("bob", seed=9, f0_hz=BOB_HZ), "--adapt", "--json") == 1
+    assert with_ana.answer()["learnt"] is False
+    assert with_ana("profiles", "rollback", "ana", model=False) == 0
+
+
+def test_a_calibration_of_this_device_changes_the_scores_and_is_shown(
+    with_ana: Shell, recording: Callable[..., Path]
+) -> None:
+    later = recording("later", seed=9)
+    with_ana("verify", "ana", later, "--json")
+    before = with_ana.answer()
+    for number in range(5):
+        clip = recording(f"visitor-{number}", seed=20 + number, f0_hz=180.0 + 20.0 * number)
+        folder = with_ana.folder / "visitors" / str(number)
+        folder.mkdir(parents=True)
+        clip.rename(folder / clip.name)
+    assert with_ana("calibrate", "--impostors", with_ana.folder / "visitors", "--json") == 0
+    shift = with_ana.answer()["shift"]
+    assert abs(shift) > 0.01
+    with_ana("verify", "ana", later, "--json")
+    assert with_ana.answer()["score"] == pytest.approx(before["score"] + shift)
+    assert "5 impostor speakers" in doctor_answers(with_ana)["device calibration"]["value"]
+    assert with_ana("calibrate", "--reset") == 0
+    with_ana("verify", "ana", later, "--json")
+    assert with_ana.answer()["score"] == before["score"]
+
+
 def test_a_lower_false_accept_rate_asks_for_a_higher_score(with_ana: Shell, recording: Callable[..., Path]) -> None:
     later = recording("later", seed=9)
     thresholds = []

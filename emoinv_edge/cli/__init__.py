@@ -25,12 +25,23 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import EmoinvError
-from . import bench, demo, doctor, enroll, identify, listen, model, profiles, terminal, verify
+from . import bench, calibrate, demo, doctor, enroll, identify, listen, model, profiles, terminal, verify
 from .terminal import EXIT_ERROR, EXIT_INTERRUPTED
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS: tuple[ModuleType, ...] = (demo, enroll, verify, identify, listen, model, profiles, doctor, bench)
+COMMANDS: tuple[ModuleType, ...] = (
+    demo,
+    enroll,
+    verify,
+    identify,
+    listen,
+    profiles,
+    calibrate,
+    model,
+    bench,
+    doctor,
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import MicrophoneError
+from ..errors import CalibrationError, MicrophoneError
 from .options import add_command, add_json, add_store, open_store
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
 
@@ -266,6 +266,23 @@ def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
     return Finding(name, OK, f"{value} (false-accept rates down to {calibration.supported_far:.2g})")
 
 
+def check_refinement(store_path: Path) -> list[Finding]:
+    """What `emoinv calibrate` changed for this device, if anything."""
+    from ..recalibration import read_refinement, refinement_path
+
+    try:
+        found = read_refinement(refinement_path(store_path))
+    except CalibrationError as error:
+        return [Finding("device calibration", FAULT, str(error), "emoinv calibrate --reset")]
+    if found is None:
+        return [Finding("device calibration", OK, "none: the model's own holds (emoinv calibrate)")]
+    value = (
+        f"scores shifted by {found.shift:+.2f} from {found.num_impostor_speakers} impostor speakers on "
+        f"{found.created:%Y-%m-%d}, for model {found.model_fingerprint[:12]}"
+    )
+    return [Finding("device calibration", OK, f"{value}; undo: emoinv calibrate --reset")]
+
+
 def check_store(args: argparse.Namespace) -> list[Finding]:
     """The store: where it is, whether it opens, and which model made the profiles in it."""
     store = open_store(args)
@@ -284,6 +301,7 @@ def check_store(args: argparse.Namespace) -> list[Finding]:
     for profile in profiles:
         makers.setdefault(profile.model_fingerprint[:12], []).append(profile.name)
     findings += [Finding(f"  by model {maker}", OK, ", ".join(names)) for maker, names in makers.items()]
+    findings += check_refinement(store.path)
     cure = "enrol the speaker again, or remove the profile: emoinv profiles remove NAME"
     findings += [Finding(f"  {profile.name}", NOTE, profile.problem, cure) for profile in profiles if profile.problem]
     return findings

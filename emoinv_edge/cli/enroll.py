@@ -209,13 +209,15 @@ def answer(feedback: EnrolmentFeedback) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Enrol from files or at the microphone; 0 when the profile was stored, 3 when not."""
     from ..enrolment import Enroller
+    from ..recalibration import device_calibration
 
     if args.mic == bool(args.files):
         raise EnrolmentError("say which recordings to enrol, or --mic to record here; see `emoinv enroll --help`")
     encoder = open_encoder(args)
     store = open_store(args)
     existing = existing_profile(store, encoder, args)
-    enroller = Enroller(encoder, profile=existing, keep_audio=args.keep_audio)
+    calibration = device_calibration(encoder, store.path)
+    enroller = Enroller(encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio)
     answers = []
     source = from_microphone if args.mic else from_files
     for each in source(args, enroller, encoder.spec.sample_rate):

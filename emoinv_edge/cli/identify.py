@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare one file with every profile and return the exit status of the decision."""
     from ..audio import read_audio
     from ..identification import Identifier
+    from ..recalibration import device_calibration
 
     encoder = open_encoder(args)
     store = open_store(args)
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
             print_error(f"left out: {error}")
     if not profiles:
         raise UnknownSpeakerError(f"no profile to compare with in {store.path}; enrol a speaker first (emoinv enroll)")
-    identifier = Identifier(encoder, profiles, args.far, extrapolate=args.extrapolate)
+    calibration = device_calibration(encoder, store.path)
+    identifier = Identifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
     waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
     start = time.perf_counter()
     decision = identifier.identify(waveform, encoder.spec.sample_rate)

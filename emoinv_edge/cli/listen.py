@@ -320,6 +320,7 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
 
 def open_stream(args: argparse.Namespace, encoder: Encoder) -> VerificationStream:
     """The stream for the profiles and the detector that the command line names."""
+    from ..recalibration import device_calibration
     from ..store import reenrolled
     from ..stream import VerificationStream
     from ..vad import SileroDetector
@@ -328,7 +329,8 @@ def open_stream(args: argparse.Namespace, encoder: Encoder) -> VerificationStrea
     store = open_store(args)
     names = dict.fromkeys(args.names)
     profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=args.cascade) for name in names]
-    verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate)
+    calibration = device_calibration(encoder, store.path)
+    verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
     detector = SileroDetector() if args.vad == "silero" else None
     if not args.cascade:
         return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)

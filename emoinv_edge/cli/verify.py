@@ -6,8 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
+from ..errors import CalibrationError
 from .options import add_command, add_far, add_json, add_model, add_store, note_verified, open_encoder, open_store
-from .terminal import exit_status, print_decision
+from .terminal import exit_status, print_decision, print_error
 
 __all__ = ["add_parser", "run"]
 
@@ -22,6 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("name", help="the enrolled speaker")
     parser.add_argument("file", type=Path, help="the recording (WAV, FLAC, OGG, MP3, ...)")
+    parser.add_argument(
+        "--adapt", action="store_true", help="let a clear accept teach the profile (undo: emoinv profiles rollback)"
+    )
     add_far(parser)
     add_store(parser)
     add_model(parser)
@@ -32,16 +36,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Verify one file and return the exit status of the decision."""
     from ..audio import read_audio
-    from ..verifier import Verifier
+    from ..recalibration import device_calibration
 
+    if args.adapt and args.extrapolate:
+        raise CalibrationError("--adapt needs a supported false-accept rate; leave --extrapolate out")
     encoder = open_encoder(args)
     store = open_store(args)
     profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
-    verifier = Verifier(encoder, profile, args.far, extrapolate=args.extrapolate)
+    calibration = device_calibration(encoder, store.path)
     waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
     start = time.perf_counter()
-    decision = verifier.verify(waveform, encoder.spec.sample_rate)
+    learnt = False
+    if args.adapt:
+        from ..adaptation import Adapter
+
+        adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration)
+        decision, learnt = adapter.verify(waveform, encoder.spec.sample_rate)
+    else:
+        from ..verifier import Verifier
+
+        verifier = Verifier(encoder, profile, args.far, extrapolate=args.extrapolate, calibration=calibration)
+        decision = verifier.verify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
     note_verified(store, profile.name, decision)
-    print_decision(args, decision, profile.name, notes, took_ms)
+    print_decision(args, decision, profile.name, notes, took_ms, {"learnt": learnt})
+    if learnt and not args.json:
+        print_error(f"the profile learnt from this; undo: emoinv profiles rollback {profile.name}")
     return exit_status(decision)
