@@ -33,6 +33,7 @@ def prepared(
     emotions: tuple[str, ...] = ("neutral", "angry"),
     takes: int = 2,
     seconds: float = 0.9,
+    genders: tuple[str, ...] = ("male", "female"),
 ) -> PreparedSet:
     """A prepared set of synthetic voices, written straight to disk."""
     folder.mkdir(parents=True)
@@ -46,7 +47,7 @@ def prepared(
                     wave = synthesise(seconds, 97 * number + 7 * mood + take, 90.0 + 25.0 * number + 6.0 * mood)
                     samples = np.rint(wave * 32767).astype("<i2")
                     audio.write(samples.tobytes())
-                    gender = ("male", "female")[number % 2]
+                    gender = genders[number % len(genders)]
                     name = f"{corpus}-{number}"
                     path = f"{number}-{emotion}-{take}.wav"
                     rows.writerow((corpus, name, gender, emotion, "", start, len(samples), path))

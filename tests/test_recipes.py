@@ -1,0 +1,201 @@
+"""How the shipped models are made, on tiny sets: targets, morphs, what may train what, runs and their mean."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import synthesise
+from training import TINY_SHAPE, TINY_SPEC, prepared, tiny_encoder
+
+import train.recipes as recipes
+from train.__main__ import main
+from train.channels import LONGEST_NOISE_S, read_noises, simulate_rooms
+from train.corpora import CORPORA
+from train.data import MorphedSet, Recipe
+from train.loop import Schedule
+from train.model import EncoderShape, ResidualEncoder, load_checkpoint, save_checkpoint
+from train.recipes import Judge, Run, fit_base, fit_run, fit_small, morph, open_sources, part_way, teach
+
+QUICK = Schedule(steps=2, frozen_stages=1, warmup_steps=1)
+SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A prepared root with two open corpora and a research one, taught by a tiny encoder."""
+    for corpus in ("malayalam", "librispeech", "ased"):
+        prepared(tmp_path / corpus, corpus, speakers=6, takes=2, seconds=0.6, genders=("female",))
+        teach(tiny_encoder(), TINY_SPEC, tmp_path / corpus)
+    return tmp_path
+
+
+def test_targets_are_one_unit_row_a_clip(root):
+    targets = np.load(root / "ased" / "public.npy")
+    assert targets.shape == (24, 16) and np.allclose(np.linalg.norm(targets, axis=1), 1, atol=1e-5)
+    assert not list((root / "ased").glob("*.part*"))
+
+
+def test_open_models_learn_from_open_corpora_only(root):
+    sources, _ = open_sources(root, {"malayalam": 1.0, "librispeech": 2.0})
+    assert [source.share for source in sources] == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"ased is for research only \(none stated\); not for base"):
+        open_sources(root, {"ased": 1.0})
+    assert len(open_sources(root, {"ased": 1.0}, use="research")[0]) == 1
+
+
+def test_every_corpus_of_the_shipped_recipes_is_open():
+    runs = [*recipes.BASE_RUNS.values(), recipes.SMALL_RUN]
+    used = {corpus for run in runs for corpus in run.shares} | recipes.SMALL_SHARES.keys()
+    assert {CORPORA[corpus].use for corpus in used} == {"open"}
+
+
+def test_a_set_without_targets_or_with_those_of_another_is_refused(root):
+    np.save(root / "malayalam" / "public.npy", np.ones((3, 16), np.float32))
+    with pytest.raises(ValueError, match="has 3 rows, expected 24; teach again"):
+        open_sources(root, {"malayalam": 1.0})
+    (root / "malayalam" / "public.npy").unlink()
+    with pytest.raises(ValueError, match=r"no public\.npy; make it with"):
+        open_sources(root, {"malayalam": 1.0})
+
+
+def test_held_out_speakers_are_the_same_in_training_and_in_judging(root):
+    (source,), _ = open_sources(root, {"malayalam": 1.0})
+    judge = Judge(root, TINY_SPEC, {"malayalam": 100})
+    clips, indices, protocols = judge.sets["malayalam"]
+    assert {clips.clips[i].speaker for i in indices} == source.held_out == {"malayalam-0", "malayalam-5"}
+    assert protocols == ("same",)
+
+
+def test_the_judge_gives_percent_for_each_corpus_and_their_mean(root):
+    figures = Judge(root, TINY_SPEC, {"ased": 100, "malayalam": 100})(tiny_encoder())
+    assert set(figures) == {"ased.pairs", "ased.neutral", "malayalam.same", "mean.pairs"}
+    assert all(0.0 <= value <= 100.0 for value in figures.values()) and max(figures.values()) > 1.0
+    assert figures["mean.pairs"] == figures["ased.pairs"]
+
+
+def test_morphs_are_made_for_each_speaker_whatever_the_workers(root):
+    made = []
+    assert morph(root / "malayalam", 1, 0, 1, lambda done, total: made.append((done, total))) == 6
+    assert made[-1] == (6, 6)
+    first = (root / "malayalam" / "morphs" / "audio.i16").read_bytes()
+    morph(root / "malayalam", 1, 0, 2)
+    assert (root / "malayalam" / "morphs" / "audio.i16").read_bytes() == first
+    _, (found,) = open_sources(root, {"malayalam": 1.0})
+    speakers = {recipes.PreparedSet(root / "malayalam").clips[index].speaker for _, index in found.of}
+    assert len(speakers) == 6 and isinstance(found, MorphedSet)
+    for (corpus, index), places in found.of.items():
+        assert len(places) == 1 and len(found.waveforms(corpus, index)) == 1
+
+
+def test_a_stopped_morph_leaves_no_manifest(root):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        morph(root / "ased", 1, 0, 1, stop)
+    assert not (root / "ased" / "morphs" / "manifest.csv").exists()
+
+
+def test_a_run_says_in_its_checkpoint_what_it_learnt_from(root, tmp_path):
+    run = Run(SHORT, QUICK, {"malayalam": 1.0, "librispeech": 1.0})
+    fit_run(tiny_encoder(), TINY_SPEC, root, tmp_path / "run", run, [], [], pairs=2, num_workers=0)
+    provenance = load_checkpoint(tmp_path / "run" / "best.pt")[2]["provenance"]
+    assert provenance["corpora"] == [
+        {"name": "malayalam", "licence": "CC BY-SA 4.0"}, {"name": "librispeech", "licence": "CC BY 4.0"},
+    ]  # fmt: skip
+
+
+def test_part_way_lies_between_the_start_and_the_mean_of_the_runs():
+    start, runs = tiny_encoder(0), [tiny_encoder(1), tiny_encoder(2)]
+    weights = [model.state_dict()["linear.weight"] for model in (start, *runs)]
+    assert torch.allclose(part_way(start, runs, 0.0).state_dict()["linear.weight"], weights[0])
+    assert torch.allclose(part_way(start, runs, 1.0).state_dict()["linear.weight"], (weights[1] + weights[2]) / 2)
+    expected = 0.7 * weights[0] + 0.15 * weights[1] + 0.15 * weights[2]
+    assert torch.allclose(part_way(start, runs, 0.3).state_dict()["linear.weight"], expected, atol=1e-6)
+
+
+def test_base_is_the_mixture_of_its_runs_each_from_the_same_start(root, tmp_path, monkeypatch):
+    run = Run(SHORT, QUICK, {"malayalam": 1.0})
+    monkeypatch.setattr(recipes, "BASE_RUNS", {"a": run, "b": dataclasses.replace(run, shares={"librispeech": 1.0})})
+    start = tiny_encoder()
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    base = fit_base(start, TINY_SPEC, root, tmp_path / "base", [], [], pairs=2, num_workers=0)
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
+    runs = [load_checkpoint(tmp_path / "base" / name / "best.pt")[0] for name in ("a", "b")]
+    saved, spec, extra = load_checkpoint(tmp_path / "base" / "best.pt")
+    expected = part_way(start, runs, recipes.BASE_WAY).state_dict()
+    for name, value in expected.items():
+        assert torch.allclose(value, saved.state_dict()[name]) and torch.allclose(value, base.state_dict()[name])
+    assert spec == TINY_SPEC and [c["name"] for c in extra["provenance"]["corpora"]] == ["malayalam", "librispeech"]
+
+
+def test_small_is_cut_and_taught_to_follow_the_large_one(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "SMALL_SHARES", {"malayalam": 1.0, "librispeech": 1.0})
+    torch.manual_seed(0)
+    large = ResidualEncoder(dataclasses.replace(TINY_SHAPE, blocks=(2, 2, 2), stem_stride=(1, 1)))
+    shape = EncoderShape((1, 1, 1), (4, 6, 8), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
+    seen = []
+    small = fit_small(
+        large, TINY_SPEC, root, tmp_path, shape, Schedule(30, rate=3e-3, warmup_steps=3), 8, num_workers=0,
+        progress=lambda step, losses: seen.append(losses),
+    )  # fmt: skip
+    assert small.shape == shape and len(seen) == 30
+    assert np.mean([s["hints"] for s in seen[-6:]]) < np.mean([s["hints"] for s in seen[:6]])
+    loaded, _, _ = load_checkpoint(tmp_path / "stages.pt")
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+# Channels
+
+
+def test_noises_are_read_from_folders_and_what_is_no_sound_is_left_out(tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.tile(synthesise(1.0, 0), 40), 16000)
+    soundfile.write(tmp_path / "short.flac", synthesise(0.5, 1), 16000)
+    (tmp_path / "broken.wav").write_text("no sound")
+    (tmp_path / "notes.txt").write_text("hello")
+    noises = read_noises([tmp_path])
+    assert [len(noise) for noise in noises] == [round(16000 * LONGEST_NOISE_S), 8000]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no sound under"):
+        read_noises([tmp_path / "empty"])
+
+
+def test_rooms_are_finite_echoes_that_depend_on_the_seed():
+    rooms = simulate_rooms(3, seed=1)
+    again = simulate_rooms(3, seed=1)
+    assert all(np.array_equal(a, b) for a, b in zip(rooms, again, strict=True))
+    assert not np.array_equal(rooms[0], simulate_rooms(1, seed=2)[0])
+    for room in rooms:
+        assert np.isfinite(room).all() and np.abs(room).max() == 1.0 and len(room) <= 0.8 * 16000
+        energy = np.cumsum(room[::-1] ** 2)[::-1]
+        assert energy[len(room) // 2] < 0.1 * energy[0]  # it dies away
+
+
+# The commands
+
+
+def test_commands_teach_and_morph_prepared_sets(root, tmp_path, capsys):
+    save_checkpoint(tmp_path / "start.pt", tiny_encoder(), TINY_SPEC)
+    before = np.load(root / "ased" / "public.npy")
+    (root / "ased" / "public.npy").unlink()
+    assert main(["teach", str(tmp_path / "start.pt"), str(root / "ased")]) == 0
+    assert np.allclose(np.load(root / "ased" / "public.npy"), before)
+    assert main(["morph", str(root / "ased"), "--per-speaker", "1", "--workers", "1"]) == 0
+    assert "6 morphs" in capsys.readouterr().out
+
+
+def test_ablate_runs_from_the_command_line(root, tmp_path, capsys):
+    save_checkpoint(tmp_path / "start.pt", tiny_encoder(), TINY_SPEC)
+    command = [
+        "ablate", "--start", str(tmp_path / "start.pt"), "--prepared", str(root), "--corpora", "ased",
+        "-o", str(tmp_path / "out"), "--arms", "aam", "+cosine", "--seeds", "1", "--steps", "2", "--pairs", "2",
+    ]  # fmt: skip
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    assert "| +cosine | 1 |" in table and (tmp_path / "out" / "table.md").read_text() == table
+    assert main([*command, "--arms", "cosine"]) == 1
+    assert "no arm cosine; there are aam, +copypaste" in capsys.readouterr().err
