@@ -424,6 +424,12 @@ def test_the_microphone_tells_what_it_refused_and_why(emoinv: Shell, speaking: C
     assert "does not sound like" in lines[2]
 
 
+def test_a_click_at_the_microphone_is_not_worth_a_word(emoinv: Shell, speaking: Callable[..., Any]) -> None:
+    speaking((0.12, 1, ANA_HZ), (4.0, 2, ANA_HZ))
+    assert emoinv("enroll", "ana", "--mic", "--json") == 0
+    assert [each["reason"] for each in emoinv.answer()["utterances"]] == ["accepted"]
+
+
 def test_an_utterance_with_lost_audio_is_dropped_and_told(emoinv: Shell, speaking: Callable[..., Any]) -> None:
     items = speaking((3.0, 1, ANA_HZ), (3.0, 2, ANA_HZ))
     items[1:2] = [items[1][:16000], Gap(8000, "the reader fell behind")]

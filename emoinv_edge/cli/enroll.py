@@ -18,6 +18,7 @@ from .terminal import EXIT_ACCEPT, console, print_json, track
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from ..encoder import Encoder
     from ..enrolment import Enroller, EnrolmentFeedback
@@ -29,6 +30,7 @@ __all__ = ["add_parser", "run", "utterances"]
 
 PAUSE_MS = 800  # a pause as long ends an utterance at the microphone
 MARGIN_S = 0.4  # of what came before and after it is kept: the noise is judged from there
+SHORTEST_S = 0.4  # anything shorter is a click or a cough, and not worth a word
 LONGEST_MS = 20_000
 METER_FLOOR_DB = -60.0
 
@@ -144,8 +146,9 @@ def utterances(
             continue
         meter(level_dbfs(chunk), segmenter.in_speech)
         recent.append(chunk)
-        segments = segmenter.process(chunk)
-        for segment in segments:
+        for segment in segmenter.process(chunk):
+            if segment.end - segment.start < SHORTEST_S * rate:
+                continue
             heard = np.concatenate(recent)
             yield heard[max(0, segment.start - margin - first) : segment.end + margin - first]
         while recent and segmenter.position - first - len(recent[0]) > keep:
@@ -160,7 +163,7 @@ def level_dbfs(chunk: NDArray[np.float32]) -> float:
     return 10.0 * math.log10(max(power, 1e-12))
 
 
-def from_files(args: argparse.Namespace, enroller: Enroller, rate: int) -> Iterator[dict[str, Any]]:
+def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
     """Enrol from the files of the command line; the answer for each."""
     from ..audio import read_audio
 
@@ -174,14 +177,17 @@ def from_files(args: argparse.Namespace, enroller: Enroller, rate: int) -> Itera
             yield {"file": str(path), "notes": list(notes), **answer(enroller.add(waveform, rate))}
 
 
-def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int) -> Iterator[dict[str, Any]]:
-    """Enrol at the microphone, with prompts and a level meter, until there is enough; the answer for each take."""
+def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
+    """Enrol at the microphone, with prompts and a level meter, until there is enough; the answer for each take.
+
+    Whatever else is printed meanwhile must go to `out` too, or it runs into the meter.
+    """
     from rich.live import Live
     from rich.markup import escape
 
     from ..microphone import Microphone
 
-    with Microphone(rate, args.device) as microphone, Live(console=console(stderr=True), transient=True) as live:
+    with Microphone(rate, args.device) as microphone, Live(console=out, transient=True) as live:
 
         def show(level: float, speech: bool) -> None:
             filled = round(30.0 * max(0.0, 1.0 - level / METER_FLOOR_DB))
@@ -219,11 +225,12 @@ def run(args: argparse.Namespace) -> int:
     calibration = device_calibration(encoder, store.path)
     enroller = Enroller(encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio)
     answers = []
+    out = console(stderr=args.json)
     source = from_microphone if args.mic else from_files
-    for each in source(args, enroller, encoder.spec.sample_rate):
+    for each in source(args, enroller, encoder.spec.sample_rate, out):
         answers.append(each)
         if not args.json:
-            print_answer(each)
+            print_answer(each, out)
     if not any(each["accepted"] for each in answers):
         reasons = "; ".join(f"{each['file']}: {each['message']}" for each in answers)
         raise EnrolmentError(f"nothing was taken. {reasons}" if args.json else "nothing was taken; see why above")
@@ -254,7 +261,6 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return EXIT_ACCEPT
-    out = console()
     out.print(
         f"{profile.name!r} is enrolled: {len(profile.exemplars)} recordings, {enroller.seconds:.1f} s of speech, "
         f"{enroller.progress:.0%} of what is advised; in {store.path}",
@@ -265,8 +271,10 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_ACCEPT
 
 
-def print_answer(each: dict[str, Any]) -> None:
+def print_answer(each: dict[str, Any], out: Console) -> None:
     """One line on one recording."""
-    out = console()
-    out.print("[green]taken[/]   " if each["accepted"] else "[yellow]refused[/] ", end="")
-    out.print("; ".join([f"{each['file']}: {each['message']}", *each["notes"]]), markup=False, soft_wrap=True)
+    from rich.text import Text
+
+    mark = ("taken   ", "green") if each["accepted"] else ("refused ", "yellow")
+    text = "; ".join([f"{each['file']}: {each['message']}", *each["notes"]])
+    out.print(Text.assemble(mark, text), soft_wrap=True)

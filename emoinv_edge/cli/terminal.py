@@ -110,9 +110,9 @@ def print_decision(
             f"  (threshold for {one_in(args.far)} impostors{marked}; "
             f"{decision.quality.net_speech_s:.1f} s of speech, {took_ms:.0f} ms)"
         )
-    out = console()
-    out.print(f"{verdict_text(decision)}  ", end="")
-    out.print(f"{speaker}  {line}", markup=False, soft_wrap=True)
+    from rich.markup import escape
+
+    console().print(f"{verdict_text(decision)}  {escape(f'{speaker}  {line}')}", soft_wrap=True)
 
 
 def one_in(rate: float) -> str:
