@@ -44,6 +44,7 @@ __all__ = ["add_parser", "file_chunks", "listen", "run"]
 
 CHUNK_S = 0.02
 REFRESH_S = 0.1
+BLIP_S = 0.3
 LAST_DECISIONS = 8
 METER_FLOOR_DB = -60.0
 BAR = 40
@@ -168,7 +169,7 @@ class Lines:
 
     def decided(self, decision: Decision) -> None:
         """Print a final decision."""
-        if decision.final:
+        if decision.final and not is_blip(decision, self._rate):
             console().print(decision_line(decision, self._rate), soft_wrap=True)
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
@@ -210,7 +211,7 @@ class Screen(Lines):
     def decided(self, decision: Decision) -> None:
         """Keep it for the next drawing."""
         self._running = None if decision.final else decision
-        if decision.final:
+        if decision.final and not is_blip(decision, self._rate):
             self._last.append(decision_line(decision, self._rate))
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
@@ -261,6 +262,11 @@ class Screen(Lines):
         bar[BAR // 2] = "|"
         bar[place] = "O"
         return f"{''.join(bar)} {decision.score:5.1f}  {verdict_text(decision)} {escape(decision.speaker)}"
+
+
+def is_blip(decision: Decision, rate: int) -> bool:
+    """Whether this is a click or a cough, which a person watching need not read about."""
+    return decision.score is None and 0 < decision.end - decision.start < BLIP_S * rate
 
 
 def decision_line(decision: Decision, rate: int) -> str:
