@@ -1,4 +1,4 @@
-"""On-device speaker verification that recognises its owner in any mood.
+"""On-device speaker verification, robust to emotion.
 
 ::
 
