@@ -78,11 +78,13 @@ def keep_gradients(folder: Path) -> None:
 
 def teach_share(folder: Path) -> None:
     """What each rank runs: its share of the targets."""
+    from train import recipes
     from train.prepare import PreparedSet
     from train.teacher import open_teacher, teach
 
     with process_group():
         found = teach(open_teacher(folder / "teacher.pt"), PreparedSet(folder / "toy"), folder / "targets")
+        recipes.teach(tiny_encoder(), TINY_SPEC, folder / "toy")
     assert (found is None) == (rank() != 0)
 
 
@@ -130,6 +132,8 @@ def test_targets_of_two_processes_equal_those_of_one(folder):
     assert [each.name for each in (folder / "targets").iterdir()] == [path.name]
     alone = teach(teacher, clips, folder / "alone")
     assert np.allclose(np.load(path), alone, atol=2e-3)  # batches of other sizes round otherwise
+    assert np.allclose(np.load(folder / "toy" / "public.npy"), alone, atol=2e-3)
+    assert not list((folder / "toy").glob("*part*"))
 
 
 @pytest.mark.parametrize("count, processes", [(0, 2), (1, 2), (7, 3), (9, 3), (2, 5)])

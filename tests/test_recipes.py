@@ -178,12 +178,17 @@ def test_rooms_are_finite_echoes_that_depend_on_the_seed():
 # The commands
 
 
-def test_commands_teach_and_morph_prepared_sets(root, tmp_path, capsys):
+def test_commands_teach_and_morph_prepared_sets(root, tmp_path, capsys, tiny_encoder_path):
     save_checkpoint(tmp_path / "start.pt", tiny_encoder(), TINY_SPEC)
     before = np.load(root / "ased" / "public.npy")
     (root / "ased" / "public.npy").unlink()
     assert main(["teach", str(tmp_path / "start.pt"), str(root / "ased")]) == 0
     assert np.allclose(np.load(root / "ased" / "public.npy"), before)
+    command = ["teach", str(tmp_path / "start.pt"), str(root / "ased"), "--beside", str(tiny_encoder_path)]
+    assert main(command) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "ased, start", "ased, tiny", "ased, together",
+    ]  # fmt: skip
     assert main(["morph", str(root / "ased"), "--per-speaker", "1", "--workers", "1"]) == 0
     assert "6 morphs" in capsys.readouterr().out
 

@@ -29,6 +29,7 @@ from . import augment
 from .compress import cut, fit_stages
 from .corpora import CORPORA
 from .data import MorphedSet, PairBatches, Recipe, Source
+from .distributed import barrier, rank, share, world_size
 from .embed import embed_waveforms
 from .evaluate import evaluate_embeddings
 from .loop import Schedule, fit
@@ -109,16 +110,29 @@ def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
 def teach(
     encoder: ResidualEncoder, spec: EncoderSpec, folder: Path, progress: Callable[[int], None] = lambda done: None
 ) -> None:
-    """Embed every clip of a prepared set by the initial encoder, into ``public.npy`` beside it."""
+    """Embed every clip of a prepared set by the initial encoder, into ``public.npy`` beside it.
+
+    Under ``torchrun`` each rank embeds its share, and rank 0 joins them.
+    """
     clips = PreparedSet(folder)
+    mine = share(len(clips.clips))
     longest = round(TEACHER_SECONDS * SAMPLE_RATE)
     embeddings = embed_waveforms(
-        encoder, spec, lambda i: clips.waveform(i)[:longest], [min(clip.samples, longest) for clip in clips.clips],
+        encoder, spec, lambda i: clips.waveform(mine[i])[:longest], [min(clips.clips[i].samples, longest) for i in mine],
         progress,
     )  # fmt: skip
-    part = folder / "public.part.npy"
-    np.save(part, embeddings)
-    part.replace(folder / "public.npy")
+    parts = [folder / f"public.{r}of{world_size()}.part.npy" for r in range(world_size())]
+    np.save(parts[rank()], embeddings)
+    barrier()
+    if rank() == 0:
+        whole = np.empty((len(clips.clips), spec.embedding_dim), np.float32)
+        for r, part in enumerate(parts):
+            whole[r :: world_size()] = np.load(part)
+        np.save(folder / "public.part.npy", whole)
+        (folder / "public.part.npy").replace(folder / "public.npy")
+        for part in parts:
+            part.unlink()
+    barrier()
 
 
 _opened: dict[Path, PreparedSet] = {}  # of a worker process of `morph`
@@ -310,13 +324,20 @@ class Crops(Dataset[Tensor]):
     def __getitem__(self, step: int) -> Tensor:
         rng = np.random.default_rng((self.seed, step))
         frames = int(rng.integers(100, 260))
-        samples = self.spec.frame_length + (frames - 1) * self.spec.frame_shift
+        samples = (self.spec.frame_length + (frames - 1) * self.spec.frame_shift) // 40 * 40
         features = []
         for _ in range(self.batch):
             clips = self.sets[int(rng.choice(len(self.sets), p=self.shares))]
-            waveform = augment.crop(clips.waveform(int(rng.integers(len(clips.clips)))), samples, rng)
-            if rng.random() < 0.2:
-                waveform = augment.random_gain(waveform, rng)
+            waveform = clips.waveform(int(rng.integers(len(clips.clips))))
+            if rng.random() < 0.7:
+                # Faster or slower is another voice, and the teacher answers for any voice.
+                waveform = augment.change_speed(waveform, rng.uniform(0.78, 1.28))
+            waveform = augment.crop(waveform, samples, rng)
+            if rng.random() < 0.3:
+                noise = augment.crop(clips.waveform(int(rng.integers(len(clips.clips)))), samples, rng)
+                hiss = rng.standard_normal(samples).astype(np.float32)
+                noise = hiss if rng.random() < 0.5 else rng.permutation(noise.reshape(-1, 40)).reshape(-1)
+                waveform = augment.add_noise(waveform, noise, rng.uniform(8.0, 30.0), rng)
             features.append(mean_normalise(log_mel(waveform, self.spec)))
         return torch.from_numpy(np.stack(features))
 

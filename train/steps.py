@@ -7,8 +7,15 @@ import functools
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .prepare import PreparedSet
 
 __all__ = ["add_steps"]
 
@@ -61,11 +68,17 @@ examples:
         commands,
         "teach",
         "Embed every clip of prepared sets by the initial encoder, once.",
-        """examples:
-  python -m train teach resnet34-lm.onnx prepared/*""",
+        """The embeddings are kept as public.npy beside each set. With --beside, other teachers embed the sets too (kept
+in a folder teachers/), and what their mean score reaches is printed: the ceiling of distilling them together.
+
+examples:
+  python -m train teach resnet34-lm.onnx prepared/*
+  python -m train teach resnet34-lm.onnx prepared/nemo --beside ecapa.onnx
+  torchrun --nproc-per-node 8 -m train teach resnet34-lm.onnx prepared/voxceleb""",
     )
     parser.add_argument("start", type=Path, help="the public ResNet34-LM (.onnx), or a checkpoint")
     parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="TEACHER", help="other .onnx or .pt")
     parser.set_defaults(run=run_teach)
 
     parser = _command(
@@ -166,14 +179,39 @@ def _show(shown: Progress, total: int, done: int) -> None:
 
 
 def run_teach(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from .distributed import process_group, rank, share
     from .prepare import PreparedSet
     from .recipes import teach
+    from .teacher import open_teacher
+    from .teacher import teach as teach_beside
 
     encoder, spec = _start(arguments.start)
-    for folder in arguments.sets:
-        shown, total = Progress(f"teach {folder.name}"), len(PreparedSet(folder).clips)
-        teach(encoder, spec, folder, functools.partial(_show, shown, total))
+    others = [open_teacher(path) for path in arguments.beside]
+    with process_group():
+        for folder in arguments.sets:
+            prepared = PreparedSet(folder)
+            shown, total = Progress(f"teach {folder.name}"), len(share(len(prepared.clips)))
+            teach(encoder, spec, folder, functools.partial(_show, shown, total))
+            found = {
+                other.name: teach_beside(other, prepared, folder / "teachers", Progress(f"{other.name} {folder.name}"))
+                for other in others
+            }
+            if others and rank() == 0:
+                _print_ceiling(prepared, {arguments.start.stem: np.load(folder / "public.npy"), **found})
     return 0
+
+
+def _print_ceiling(prepared: PreparedSet, embeddings: dict[str, NDArray[np.float32]]) -> None:
+    """Error rates of each teacher, and of the mean of their scores."""
+    from .evaluate import PROTOCOLS, evaluate_embeddings
+    from .teacher import fused_similarity
+
+    for name, each in {**embeddings, "together": fused_similarity(*embeddings.values())}.items():
+        figures = evaluate_embeddings(each, prepared, detail=False)
+        rates = ", ".join(f"{p} {100 * figures[p]['eer']:.2f} %" for p in PROTOCOLS if p in figures)
+        print(f"{prepared.folder.name}, {name}: EER {rates or 'not to be had'}")
 
 
 def run_morph(arguments: argparse.Namespace) -> int:
