@@ -13,10 +13,15 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.spec import EncoderSpec
+
+# On a busy machine one example may take any time; what is slow is found by pytest --durations.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 TINY_SPEC = EncoderSpec(name="tiny", embedding_dim=32)
 

@@ -12,6 +12,7 @@ from training import TINY_SPEC
 from emoinv_edge.features import log_mel, mean_normalise
 from train.augment import (
     add_noise,
+    change_speed,
     copy_paste,
     crop,
     energy_mask,
@@ -45,6 +46,7 @@ EVERY = {
     "random_gain": random_gain,
     "telephone_band": lambda wave, g: telephone_band(wave),
     "shift_prosody": shift_prosody,
+    "change_speed": lambda wave, g: change_speed(wave, g.uniform(0.8, 1.25)),
 }
 
 
@@ -80,7 +82,7 @@ def test_crop_reaches_both_ends():
     assert starts == {0, 1, 2}
 
 
-@given(st.integers(200, 6000), st.integers(200, 6000), st.integers(400, 9000), st.integers(0, 50), st.booleans())
+@given(st.integers(200, 6000), st.integers(200, 6000), st.integers(4000, 9000), st.integers(0, 50), st.booleans())
 @settings(max_examples=50)
 def test_copy_paste_has_the_length_asked_for_and_both_sides(first, second, samples, seed, match):
     joined = copy_paste(np.full(first, 0.1, np.float32), np.full(second, -0.4, np.float32), rng(seed), samples, match)
@@ -207,3 +209,13 @@ def test_a_prosody_shift_is_another_manner_of_the_same_words():
         a, b = (mean_normalise(log_mel(x, spec))[:frames] for x in (wave, morph))
         changed += np.abs(a - b).mean() > 0.3
     assert changed == 4
+
+
+@pytest.mark.parametrize("factor", [0.78, 1.0, 1.25])
+def test_a_faster_voice_is_shorter_and_higher_by_the_same_factor(factor):
+    wave = tone(400, 1.0)
+    out = change_speed(wave, factor)
+    assert len(out) == pytest.approx(len(wave) / factor, abs=2)
+    peak = np.argmax(np.abs(np.fft.rfft(out * np.hanning(len(out))))) * RATE / len(out)
+    assert peak == pytest.approx(400 * factor, rel=0.01)
+    assert rms(out) == pytest.approx(rms(wave), rel=0.05)
