@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -374,14 +375,40 @@ def make(folder: Path = RESULTS, out: Path | None = None) -> list[Path]:
     return written
 
 
+def readme(results: dict[str, dict[str, Any]], text: str, folder: str) -> str:
+    """The README with the tables and two figures between its markers; `folder` is where the results lie from there.
+
+    Raises
+    ------
+    ValueError
+        If the README has no such markers.
+    """
+    found = re.search(r"(<!-- figures: begin[^\n]*-->\n).*?(<!-- figures: end -->)", text, re.DOTALL)
+    if found is None:
+        raise ValueError("the README has no lines '<!-- figures: begin -->' and '<!-- figures: end -->'")
+    drawn = draw(results)
+    parts = [
+        f"![{drawn[name][0]}]({folder}/{name}.svg)" for name in ("accuracy-latency", "emotions", "det") if name in drawn
+    ]
+    body = markdown({name: value for name, value in results.items() if name != "speed"})
+    more = f"Every stage, growth, start-up and memory: [tables]({folder}/tables.md), [page]({folder}/report.html)."
+    filled = "\n".join([*parts, "", body, more, ""])
+    return text[: found.end(1)] + filled + text[found.start(2) :]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="the folder of a run's JSON")
     parser.add_argument("--out", type=Path, help="where to write (default: beside the results)")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="also fill the figures of this README")
     args = parser.parse_args(arguments)
     for path in make(args.results, args.out):
         print(path)
+    if args.readme is not None:
+        folder = os.path.relpath(args.out or args.results, args.readme.parent).replace(os.sep, "/")
+        filled = readme(load(args.results), args.readme.read_text(encoding="utf-8"), folder)
+        args.readme.write_text(filled, encoding="utf-8")
     return 0
 
 

@@ -13,7 +13,9 @@ from emoinv_edge.quality import measure_quality
 from emoinv_edge.vad import speech_only
 from emoinv_edge.verifier import Verdict, Verifier
 
-pytestmark = pytest.mark.benchmark(timer=time.process_time, min_rounds=7, max_time=0.7, warmup=True)
+pytestmark = pytest.mark.benchmark(
+    timer=time.process_time, min_rounds=5, max_time=0.5, warmup=True, warmup_iterations=1
+)
 
 LENGTHS_S = (1, 2, 3, 5, 10)
 

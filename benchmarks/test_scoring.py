@@ -10,7 +10,9 @@ import pytest
 from emoinv_edge.quality import SpeechQuality
 from emoinv_edge.scoring import ProfileBank
 
-pytestmark = pytest.mark.benchmark(timer=time.process_time, min_rounds=7, max_time=0.7, warmup=True)
+pytestmark = pytest.mark.benchmark(
+    timer=time.process_time, min_rounds=5, max_time=0.5, warmup=True, warmup_iterations=1
+)
 
 QUALITY = SpeechQuality(3.0, 25.0, 0.0, -25.0, 4.8, 0.2, -10.0, 0.6)
 

@@ -330,6 +330,22 @@ def test_the_tables_say_what_was_measured(made: Path) -> None:
     assert "asimddp" in text and "python 3.12.0" in text
 
 
+def test_the_readme_is_filled_between_its_markers_and_can_be_filled_again(made: Path, tmp_path: Path) -> None:
+    target = tmp_path / "README.md"
+    before = "# Title\n\n<!-- figures: begin (by a command) -->\nold\n<!-- figures: end -->\n\n## Limits\n"
+    target.write_text(before)
+    for _ in range(2):
+        assert report.main([str(made), "--readme", str(target)]) == 0
+        text = target.read_text()
+        assert text.startswith("# Title\n") and text.endswith("<!-- figures: end -->\n\n## Limits\n")
+        assert "old" not in text and text.count("| base | 7.0 |") == 1
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (tmp_path / link).resolve().is_file()
+    target.write_text("# Title\n")
+    with pytest.raises(ValueError, match="figures: begin"):
+        report.main([str(made), "--readme", str(target)])
+
+
 def test_a_report_of_one_step_alone_is_made_too(made: Path, tmp_path: Path) -> None:
     shutil.copy(made / "peers.json", tmp_path)
     assert {path.name for path in report.make(tmp_path)} == {"report.html", "tables.md"}
