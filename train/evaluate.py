@@ -880,10 +880,16 @@ def _llr_lines(name: str, llr: Mapping[str, Any]) -> list[str]:
         at = ", ".join(
             f"at {100 * float(rate):g} %: FAR {_percent(point['far'], point.get('far_interval'))} "
             f"FRR {_percent(point['frr'], point.get('frr_interval'))}"
-            for rate, point in figures["thresholds"].items()
+            for rate, point in _told(figures["thresholds"])
         )
         lines.append(
             f"  {part:<15} EER {_percent(figures['eer'])}  Cllr {figures['cllr']:.3f} (least {figures['min_cllr']:.3f})"
             f"  {at}"
         )
     return lines
+
+
+def _told(thresholds: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The rates that the table has room for: 10 %, 5 % and the lowest; JSON and the report have them all."""
+    lowest = min(thresholds, key=float, default=None)
+    return [(rate, point) for rate, point in thresholds.items() if rate in ("0.1", "0.05", lowest)]
