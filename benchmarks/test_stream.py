@@ -65,7 +65,7 @@ def enrol(encoder: Encoder) -> Profile:
 
 @pytest.fixture(scope="module")
 def verifier(encoder: Encoder) -> Verifier:
-    return Verifier(encoder, enrol(encoder))
+    return Verifier(encoder, enrol(encoder), extrapolate=True)
 
 
 def run(stream: VerificationStream, waveform: NDArray[np.float32], chunk: int = CHUNK) -> list[Decision]:
@@ -187,7 +187,7 @@ def enrolled(encoder: Encoder, paths: list[Path]) -> Verifier | None:
     enroller = Enroller(encoder)
     for path in paths:
         enroller.add(clip(path), RATE)
-    return Verifier(encoder, enroller.profile("speaker")) if enroller.ready else None
+    return at_one_in_a_hundred(encoder, enroller.profile("speaker")) if enroller.ready else None
 
 
 @pytest.mark.accuracy
@@ -293,9 +293,10 @@ def test_hours_of_everything_change_nothing(verifier):
         elif kind == 2:
             wave = room(5.0, int(rng.integers(1000)), 10.0 ** rng.uniform(-4, -1))
         else:
-            wave = room(rng.uniform(5.0, 30.0), int(rng.integers(1000)))
+            wave = room(5.0, int(rng.integers(1000)))
         run(stream, wave, 1600)
         taken += len(wave)
+        del wave  # what is measured is the stream, not what it is fed with
         if taken > 60 * RATE:
             now = resident_mb()
             flat = now if flat is None else flat
