@@ -48,7 +48,7 @@ def alter(waveform: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np
     if kind < 3:
         return waveform.copy()
     if kind == 3:
-        return waveform * np.float32(10.0 ** (rng.uniform(-40.0, -12.0) / 20.0))
+        return np.asarray(waveform * np.float32(10.0 ** (rng.uniform(-40.0, -12.0) / 20.0)), np.float32)
     if kind == 4:
         gain = rng.uniform(1.0, 3.0) / max(float(np.abs(waveform).max()), 1e-4)
         return np.clip(waveform * np.float32(gain), -1.0, 1.0)

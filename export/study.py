@@ -11,7 +11,7 @@ import dataclasses
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from train.progress import Progress
 from . import gates
 from .chain import _machine, quantise
 from .frontend import add_frontend
-from .graph import FEATURES, encoder_graph, layers
+from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers
 from .quantise import Scheme, choose_ranges, observe, round_weights
 from .session import open_session
 from .speech import Portion, take_portion
@@ -44,6 +44,7 @@ SCHEMES: dict[str, Scheme] = {
     "balanced (shipped)": Scheme(),
     "balanced, bias corrected": Scheme(correction="bias"),
     "balanced, equalised 0.5": Scheme(equalisation=0.5),
+    "balanced, equalised 0.5, bias corrected": Scheme(equalisation=0.5, correction="bias"),
     "balanced, S8S8": Scheme(activations="int8"),
     "balanced, 7-bit weights": Scheme(weight_bits=7),
 }
@@ -122,22 +123,23 @@ def sensitivity(
     names = [*(layer.name for layer in layers(model)), "linear"]
     out = {}
     for i, name in enumerate(names):
-        losses = []
-        for a, w in (({}, {name: weights.get(name)}), ({name: activations.get(name)}, {})):
-            chosen = {key: value for key, value in (a | w).items() if value is not None}
-            if name == "linear" and w:
-                chosen_a, chosen_w = {"statistics": activations["statistics"]}, w
-            else:
-                chosen_a, chosen_w = (chosen, {}) if a else ({}, chosen)
-            if not chosen_a and not chosen_w:
-                losses.append(0.0)
-                continue
-            losses.append(
-                float(1.0 - (exact * _embed(encoder_graph(model, spec, chosen_a, chosen_w), features)).sum(1).mean())
-            )
+        alone: list[tuple[dict[str, Affine], dict[str, QuantisedWeights]]]
+        alone = [({}, {name: weights[name]} if name in weights else {}), (_only(activations, name), {})]
+        if name == "linear":  # its weights are written in int8 where its input is rounded too
+            alone = [({"statistics": activations["statistics"]}, {name: weights[name]}), ({}, {})]
+        losses = [
+            float(1.0 - np.sum(exact * _embed(encoder_graph(model, spec, *chosen), features), axis=1).mean())
+            if any(chosen)
+            else 0.0
+            for chosen in alone
+        ]
         out[name] = (losses[0], losses[1])
         progress(i + 1, len(names))
     return dict(sorted(out.items(), key=lambda item: -sum(item[1])))
+
+
+def _only(activations: Mapping[str, Affine], name: str) -> dict[str, Affine]:
+    return {name: activations[name]} if name in activations else {}
 
 
 def _embed(graph: onnx.ModelProto, features: NDArray[np.float32]) -> NDArray[np.float64]:
