@@ -178,7 +178,10 @@ def test_a_lower_false_accept_rate_asks_for_a_higher_score(with_ana: Shell, reco
 def test_a_rate_beyond_the_calibration_is_refused_or_marked(with_ana: Shell, recording: Callable[..., Path]) -> None:
     later = recording("later", seed=9)
     assert with_ana("verify", "ana", later, "--far", "1/1000000") == 3
+    refusal = with_ana.err
     assert "3000 impostor speakers" in with_ana.err
+    assert with_ana("verify", "ana", later, "--far", "1/1000") in (0, 1)  # the rate that the message names
+    assert "1/1000, at best" in refusal
     assert with_ana("verify", "ana", later, "--far", "1/1000000", "--extrapolate", "--json") in (0, 1)
     assert with_ana.answer()["extrapolated"] is True
 
@@ -463,6 +466,15 @@ def test_the_doctor_names_versions_models_and_the_store(with_ana: Shell) -> None
         assert found[name]["status"] == "ok", found[name]
     assert "3000 impostor speakers" in found["--model"]["value"]
     assert str(with_ana.store) in found["store"]["value"]
+
+
+def test_the_doctor_tells_where_the_usual_rate_is_not_supported(
+    emoinv: Shell, make_encoder: Callable[..., Path]
+) -> None:
+    emoinv.model = make_encoder(metadata={"emoinv.calibration": {**CALIBRATION, "num_impostor_speakers": 100}})
+    found = doctor_answers(emoinv)["--model"]
+    assert found["status"] == "note"
+    assert "--far 1/33," in found["cure"]
 
 
 def test_the_doctor_cures_a_missing_portaudio(emoinv: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

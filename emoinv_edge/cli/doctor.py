@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.resources
+import math
 import os
 import platform
 import shutil
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import CalibrationError, MicrophoneError
-from .options import add_command, add_json, add_store, open_store
+from .options import DEFAULT_FAR, add_command, add_json, add_store, open_store
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
 
 if TYPE_CHECKING:
@@ -262,8 +263,14 @@ def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
         cure = "it gives embeddings but no decisions: export it with a calibration (python -m export)"
         return Finding(name, FAULT, f"{value}, no calibration", cure)
     calibration = encoder.calibration
-    value += f", calibrated on {calibration.num_impostor_speakers} impostor speakers"
-    return Finding(name, OK, f"{value} (false-accept rates down to {calibration.supported_far:.2g})")
+    lowest = f"1/{math.floor(1.0 / calibration.supported_far)}"  # rounded towards what is supported
+    value += (
+        f", calibrated on {calibration.num_impostor_speakers} impostor speakers (false-accept rates down to {lowest})"
+    )
+    if calibration.supported_far > DEFAULT_FAR:
+        cure = f"the usual rate of {DEFAULT_FAR:g} is refused: pass --far {lowest}, or --extrapolate"
+        return Finding(name, NOTE, value, cure)
+    return Finding(name, OK, value)
 
 
 def check_refinement(store_path: Path) -> list[Finding]:
