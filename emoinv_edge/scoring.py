@@ -263,7 +263,8 @@ class Calibration:
             return (
                 f"a false-accept rate of {target_far:g} cannot be supported: {self.num_impostor_speakers} impostor "
                 f"speakers were measured, which supports {self.supported_far:.2g}, "
-                f"1/{math.floor(1.0 / self.supported_far)}, at best (rule of three); ask for that, calibrate with more impostors (emoinv calibrate), or pass extrapolate=True (--extrapolate)"
+                f"1/{math.floor(1.0 / self.supported_far)}, at best (rule of three); ask for that, "
+                f"calibrate with more impostors (emoinv calibrate), or pass extrapolate=True (--extrapolate)"
             )
         return (
             f"thresholds were measured for up to {self.far_tables[-1].num_profiles} profiles at once, "
