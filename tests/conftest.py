@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ from emoinv_edge.spec import EncoderSpec
 # On a busy machine one example may take any time; what is slow is found by pytest --durations.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# A shell that starts us in the background has SIGINT ignored, and every child would inherit that;
+# the tests of ctrl-C need it as at a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_SPEC = EncoderSpec(name="tiny", embedding_dim=32)
 
