@@ -34,6 +34,7 @@ MIN_IMPOSTORS = 5
 MIN_GENUINE = 5
 # The model's calibration counts as much as this many of the device's impostor speakers.
 PRIOR_SPEAKERS = 20.0
+ROUNDING = 1e-9  # of sums of LLRs: a score at a quantile must not pass the threshold made of it
 MATCHED_RATES = (0.5, 0.3, 0.2, 0.1)
 
 
@@ -144,7 +145,7 @@ def refine(
     for rate in calibration.far_tables[0].rates:
         if rate * len(groups) >= 1.0:
             rise = _quantile(scores, weights, rate) + shift - calibration.threshold(rate, extrapolate=True).llr
-            raises.append((float(rate), max(0.0, float(rise))))
+            raises.append((float(rate), max(0.0, float(rise) + ROUNDING)))
     now = datetime.datetime.now(datetime.timezone.utc)
     return Refinement(fingerprint, shift, tuple(raises), len(groups), len(own), now)
 

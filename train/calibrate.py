@@ -26,7 +26,8 @@ from emoinv_edge.vad import speech_only
 from emoinv_edge.verifier import unusable
 
 from .metrics import cllr, eer, frr_at_far, min_cllr
-from .prepare import PreparedSet
+from .prepare import PreparedClip, PreparedSet
+from .recipes import HELD_OUT, held_out_speakers
 
 __all__ = [
     "DESIGNS",
@@ -45,6 +46,7 @@ __all__ = [
 DESIGNS = ("single", "neutral", "varied")
 ENROL_CLIPS = 4
 TESTS_PER_SPEAKER = 60
+CLIPS_PER_MOOD = 16  # of a speaker, as many of each emotion, spread over the corpus's order
 NONTARGETS_PER_CORPUS = 18000  # of the fit; thresholds use them all
 SHRINKAGE = 1e-4  # on the weights of the standardised terms
 # A term must lower the mean Cllr of unseen corpora by this much, in bits, and harm none by HARM.
@@ -53,6 +55,9 @@ HARM = 0.01
 JUDGED_SPEAKERS = 8  # a corpus with fewer profiles helps to fit, but is too small to judge
 RATES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
 NUM_PROFILES = (1, 2, 4, 8, 16)
+# A corpus in which even neutral voices are confused more often than this has labels or a channel too poor
+# to learn weights from; its speakers still count as impostors.
+LEGIBLE_EER = 0.15
 # Where a corpus does not say the gender, speakers are parted by the pitch of their neutral clips: trials
 # across genders would be easy, and would teach that any difference of pitch means another person.
 GENDER_SPLIT_HZ = 165.0
@@ -104,21 +109,33 @@ def measure(
     rate = encoder.spec.sample_rate
     done = 0
     for each in sets:
-        for index, clip in enumerate(each.clips):
+        for index in _spread(each.clips):
             done += 1
             progress(done)
-            if not clip.speaker:
-                continue
             waveform = each.waveform(index)
             speech = speech_only(waveform, rate)
             quality = measure_quality(waveform, rate, speech)
             if unusable(quality) is None:
-                clips.append(clip)
+                clips.append(each.clips[index])
                 embeddings.append(encoder.embed(speech, rate))
                 qualities.append(quality)
     if not clips:
         raise ValueError("no usable clip in the development speech; prepare it with `python -m train prepare`")
     return DevelopmentSpeech(clips, np.stack(embeddings), qualities)
+
+
+def _spread(clips: Sequence[PreparedClip]) -> list[int]:
+    """At most `CLIPS_PER_MOOD` clips of each speaker and emotion; of corpora in training, the speakers held out."""
+    held_out = {corpus: held_out_speakers(list(clips), corpus) for corpus in HELD_OUT}
+    moods: dict[tuple[str, str], list[int]] = {}
+    for index, clip in enumerate(clips):
+        if clip.speaker and (clip.corpus not in HELD_OUT or clip.speaker in held_out[clip.corpus]):
+            moods.setdefault((clip.speaker, clip.emotion), []).append(index)
+    chosen = []
+    for found in moods.values():
+        count = min(len(found), CLIPS_PER_MOOD)
+        chosen += [found[k * len(found) // count] for k in range(count)]
+    return sorted(chosen)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,6 +151,11 @@ class Trials:
     speaker: NDArray[np.int32]  # speaker of the test
     test: NDArray[np.int32]  # clip
     emotional: NDArray[np.bool_]  # the test is not neutral
+    names: tuple[str, ...]  # of the speakers, by their number
+
+    def name_of(self, speaker: int) -> tuple[str, str]:
+        """Corpus and name of a speaker."""
+        return self.corpus, self.names[speaker]
 
     def with_pooling(self, pooling: str) -> dict[str, NDArray[np.float64]]:
         """The evidence with the cosine of one pooling."""
@@ -261,6 +283,7 @@ def _trials(
         evidence={name: joined[name] for name in TERMS if name != "cosine"},
         target=whole["profile"] == whole["speaker"],
         emotional=np.array([clips[i].emotion not in ("neutral", "") for i in whole["test"]]),
+        names=tuple(code),
         **whole,
     )
 
@@ -398,6 +421,20 @@ def _unseen(problem: _Problem, names: Sequence[str]) -> dict[str, float]:
     return out
 
 
+def _legible(trials: Sequence[Trials], pooling: str) -> set[str]:
+    """The corpora to learn weights from: of several moods, their neutral voices told apart by the cosine."""
+    good = set()
+    for each in trials:
+        some = each.take(~each.emotional)
+        cosines = some.cosines[pooling]
+        moody = each.take(each.emotional)
+        if each.design != "single" or not moody.target.any() or not some.target.any() or some.target.all():
+            continue
+        if eer(cosines[some.target], cosines[~some.target]) <= LEGIBLE_EER:
+            good.add(each.corpus)
+    return good
+
+
 def select_terms(trials: Sequence[Trials], pooling: str) -> tuple[tuple[str, ...], list[dict[str, float | str]]]:
     """Forward selection: add the group that lowers Cllr on unseen corpora most, while one does.
 
@@ -513,7 +550,8 @@ def far_table(trials: Sequence[Trials], calibration: Calibration, num_profiles: 
         chance = np.concatenate([lookup[int(count)] for count in counts])
         llrs.append(llr[order])
         weights.append(chance)
-        speakers.append(np.char.add(f"{some.corpus} ", some.speaker[order].astype(str)))
+        names = np.array([f"{some.corpus} {name}" for name in some.names])
+        speakers.append(names[some.speaker[order]])
     llr, weight, speaker = np.concatenate(llrs), np.concatenate(weights), np.concatenate(speakers)
     _, code = np.unique(speaker, return_inverse=True)
     mass = np.bincount(code, weights=weight)
@@ -566,23 +604,26 @@ def fit_speech(
     impostors : DevelopmentSpeech, optional
         Further speech for the thresholds alone: one clip a speaker is enough there.
     """
-    trials = make_trials(speech)
+    everyone = make_trials(speech)
+    trials = [each for each in everyone if each.corpus in _legible(everyone, pooling)]
     if names is None:
         names, _ = select_terms(trials, pooling)
     problem = _problem(trials, pooling)
-    everything = np.ones(len(problem.target), bool)
-    bias, weights = _fit_weights(problem, names, everything)
+    bias, weights = _fit_weights(problem, names, np.ones(len(problem.target), bool))
     terms = []
     for name, weight in zip(names, weights, strict=True):
-        low, high = (
-            (-1.0, 1.0) if name == "cosine" else np.quantile(problem.values[:, TERMS.index(name)], (0.002, 0.998))
-        )
+        column = problem.values[:, TERMS.index(name)]
+        low, high = (-1.0, 1.0) if name == "cosine" else np.quantile(column, (0.002, 0.998))
         terms.append(Term(name, weight, float(low), float(high)))
-    everyone = [*trials, *(make_trials(impostors) if impostors is not None else ())]
-    tried = {(each.corpus, int(code)) for each in everyone for code in np.unique(each.speaker[~each.target])}
+    if impostors is not None:
+        everyone += make_trials(impostors)
+    tried = {each.name_of(code) for each in everyone for code in np.unique(each.speaker[~each.target])}
     if source is None:
         corpora = sorted({corpus for corpus, _ in tried})
-        source = ", ".join(f"{corpus} ({sum(key[0] == corpus for key in tried)} speakers)" for corpus in corpora)
+        used = {each.corpus for each in trials}
+        counts = {corpus: sum(key[0] == corpus for key in tried) for corpus in corpora}
+        notes = {corpus: "" if corpus in used else ", impostors only" for corpus in corpora}
+        source = ", ".join(f"{corpus} ({counts[corpus]} speakers{notes[corpus]})" for corpus in corpora)
     placeholder = FarTable(1, (0.5, 0.4), (0.0, 0.0))
     bare = Calibration(pooling, bias, tuple(terms), (placeholder,), len(tried), source)
     tables = [table for count in NUM_PROFILES if (table := far_table(everyone, bare, count)) is not None]
