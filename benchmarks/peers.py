@@ -345,7 +345,7 @@ class Worker:
         if not line:
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise Missing(f"its process ended: {''.join(last) or 'no message'}")
+            raise Missing(f"its process ended: {''.join(last) or f'no message, status {self._process.wait()}'}")
         answer: dict[str, Any] = json.loads(line)
         if "missing" in answer:
             raise Missing(answer["missing"])

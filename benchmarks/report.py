@@ -305,7 +305,7 @@ body { margin: 0 auto; max-width: 1180px; padding: 16px; font: 16px/1.5 system-u
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p { max-width: 46rem; }
 .figures { columns: 340px; column-gap: 20px; }
-figure { margin: 0 0 20px; break-inside: avoid; border: 1px solid #d9dde3; border-radius: 8px; padding: 10px; min-width: 0; }
+figure { margin: 0 0 20px; break-inside: avoid; border: 1px solid #d9dde3; border-radius: 8px; padding: 10px; }
 figcaption { font-weight: 600; font-size: .95rem; margin-bottom: 4px; }
 svg { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }

@@ -42,7 +42,7 @@ voice = demo_speech(16000)
 enroller = Enroller(encoder, calibration=calibration)
 for start in (0, 4, 8):
     enroller.add(voice[16000 * start : 16000 * (start + 4)], 16000)
-verifier = Verifier(encoder, enroller.profile("slt"), calibration=calibration)
+verifier = Verifier(encoder, enroller.profile("slt"), extrapolate=True, calibration=calibration)
 # Speech with pauses, never the same twice: 10 s of it, 5 s of a quiet room.
 rng = np.random.default_rng(0)
 stream = verifier.stream(16000)
@@ -125,7 +125,7 @@ def test_scoring_grows_at_most_linearly_with_the_profiles(benchmark, calibration
 
 
 def test_a_stream_costs_the_same_beside_idle_ones(benchmark, encoder, calibration, speech, sizes):
-    verifier = Verifier(encoder, profile_of(encoder, calibration, speech), calibration=calibration)
+    verifier = Verifier(encoder, profile_of(encoder, calibration, speech), extrapolate=True, calibration=calibration)
     chunks = np.split(speech(sizes(6.0, 1.0), "slt", 5), range(480, round(16000 * sizes(6.0, 1.0)), 480))
 
     def measure():

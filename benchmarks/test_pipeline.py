@@ -67,7 +67,7 @@ def test_embed(benchmark, encoder, any_precision, speech, note, seconds):
 
 def test_verify(benchmark, encoder, calibration, profile, speech, note):
     """Speech detection, quality, embedding and score of 3 s against one profile."""
-    verifier = Verifier(encoder, profile, calibration=calibration)
+    verifier = Verifier(encoder, profile, extrapolate=True, calibration=calibration)
     decision = benchmark(verifier.verify, speech(3.0, "slt", 6), 16000)
     assert decision.verdict is not Verdict.NO_DECISION and decision.cosine > 0.3
     note(3.0)
@@ -93,7 +93,7 @@ def test_stream(benchmark, encoder, calibration, profile, speech, note, sizes, c
     """Speech without end, in chunks: a provisional decision every half second."""
     seconds = sizes(10.0, 3.0)
     chunks = np.split(speech(seconds, "slt", 5), range(16 * chunk_ms, round(16000 * seconds), 16 * chunk_ms))
-    verifier = Verifier(encoder, profile, calibration=calibration)
+    verifier = Verifier(encoder, profile, extrapolate=True, calibration=calibration)
 
     def run():
         stream = verifier.stream(16000)

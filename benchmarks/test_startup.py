@@ -55,7 +55,7 @@ profile = Profile(
 calibration = encoder.calibration or Calibration(
     "centroid", 0.0, (Term("cosine", 1.0, -1.0, 1.0),), (FarTable(1, (0.5, 0.001), (0.0, 1.0)),), 3000, "none"
 )
-verifier = Verifier(encoder, profile, calibration=calibration)
+verifier = Verifier(encoder, profile, extrapolate=True, calibration=calibration)
 decision = verifier.verify(waveform, 16000)
 assert decision.score is not None, decision.reason
 """
