@@ -115,7 +115,7 @@ def test_a_device_that_computes_another_voice_is_not_verified(
 ) -> None:
     drifted = copy.deepcopy(golden)
     embedding = np.frombuffer(base64.b64decode(drifted["items"][1]["embedding"]), "<f4").astype(np.float64)
-    embedding += 0.02 * np.random.default_rng(0).standard_normal(len(embedding))
+    embedding += 0.05 * np.random.default_rng(0).standard_normal(len(embedding))
     embedding /= np.linalg.norm(embedding)
     drifted["items"][1]["embedding"] = base64.b64encode(embedding.astype("<f4").tobytes()).decode()
     path = write({"emoinv.provenance": PROVENANCE, "emoinv.golden": drifted})
