@@ -77,6 +77,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def number(value: float) -> str:
     """A short number for an axis."""
+    if value >= 10_000:
+        return f"{value / 1000:g}k"
     return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
