@@ -28,7 +28,8 @@ def main() -> int:
             start = time.perf_counter()
             embeddings[name] = encoder.embed(clips[name], encoder.spec.sample_rate)
             seconds = time.perf_counter() - start
-            print(f"{platform.machine()}  {name}  {len(clips[name]) / encoder.spec.sample_rate:.2f} s of speech, {seconds:.2f} s")
+            speech_s = len(clips[name]) / encoder.spec.sample_rate
+            print(f"{platform.machine()}  {name}  {speech_s:.2f} s of speech, {seconds:.2f} s")
     golden = run_golden(encoder)
     if golden:
         print(f"{platform.machine()}  golden test: least cosine {min(result.cosine for result in golden):.6f}")

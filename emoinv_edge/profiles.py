@@ -35,7 +35,17 @@ if TYPE_CHECKING:
     from .encoder import Encoder
     from .quality import SpeechQuality
 
-__all__ = ["Exemplar", "Profile", "checked_name", "decode_profile", "decode_quality", "encode_profile"]
+__all__ = [
+    "AuditTrail",
+    "Exemplar",
+    "Profile",
+    "ProfileInfo",
+    "checked_name",
+    "decode_profile",
+    "decode_quality",
+    "encode_profile",
+    "reenrolled",
+]
 
 MAX_NAME = 128
 MAX_CONSENT = 4096

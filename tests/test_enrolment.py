@@ -76,7 +76,7 @@ def test_a_profile_keeps_every_exemplar_with_its_quality(begun: Enroller, encode
 
 def test_a_profile_is_refused_before_there_is_enough(encoder: Encoder) -> None:
     enroller = Enroller(encoder)
-    with pytest.raises(EnrolmentError, match="got 0.0 s in 0 utterances"):
+    with pytest.raises(EnrolmentError, match=r"got 0\.0 s in 0 utterances"):
         enroller.profile("ana")
     assert enroller.add(synthesise(1.5, 0, ANA_HZ), RATE).accepted
     assert not enroller.ready

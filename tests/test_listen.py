@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -224,11 +225,23 @@ def test_an_unplugged_microphone_exits_with_3(
     assert {"event": "end"} in lines
 
 
+@contextlib.contextmanager
+def started(command: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A running command that does not outlive its test, whatever fails."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_end_cleanly(house: House, number: int) -> None:
     command = house.command("ana", "--file", house.both, "--json", "--realtime")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command) as process:
         assert process.stdout is not None and process.stderr is not None
         assert json.loads(process.stdout.readline())["event"] == "start"
         time.sleep(0.3)
@@ -335,9 +348,7 @@ def sound_server(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 def test_a_voice_played_through_the_sound_server_is_told(house: House, sound_server: dict[str, str]) -> None:
     command = house.command("ana", "bob", "--json", "--device", "pulse")
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=sound_server
-    ) as process:
+    with started(command, sound_server) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         if not first:

@@ -230,7 +230,7 @@ def test_a_profile_of_another_model_is_refused_with_the_cure(
 ) -> None:
     path = tmp_path_factory.mktemp("other") / "other.onnx"
     other = Encoder(build_encoder(path, seed=9, metadata={"emoinv.calibration": json.loads(CALIBRATION.to_json())}))
-    with pytest.raises(ModelMismatchError, match="'ana' was made by model .* enrol again"):
+    with pytest.raises(ModelMismatchError, match=r"'ana' was made by model .* enrol again"):
         Verifier(other, ana)
 
 

@@ -127,7 +127,11 @@ def test_javascript_gives_the_same_embedding(
     script.write_text(NODE_SCRIPT, encoding="utf-8")
     raw.write_bytes(waveform.astype("<f4").tobytes())
     done = subprocess.run(
-        [node, str(script), package, str(flavours[1]), str(raw)], capture_output=True, text=True, timeout=120, check=False
+        [node, str(script), package, str(flavours[1]), str(raw)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     embedding = np.array(json.loads(done.stdout), np.float32)

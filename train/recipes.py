@@ -118,9 +118,12 @@ def teach(
     mine = share(len(clips.clips))
     longest = round(TEACHER_SECONDS * SAMPLE_RATE)
     embeddings = embed_waveforms(
-        encoder, spec, lambda i: clips.waveform(mine[i])[:longest], [min(clips.clips[i].samples, longest) for i in mine],
+        encoder,
+        spec,
+        lambda i: clips.waveform(mine[i])[:longest],
+        [min(clips.clips[i].samples, longest) for i in mine],
         progress,
-    )  # fmt: skip
+    )
     parts = [folder / f"public.{r}of{world_size()}.part.npy" for r in range(world_size())]
     np.save(parts[rank()], embeddings)
     barrier()
@@ -193,7 +196,7 @@ def open_sources(prepared: Path, shares: dict[str, float], use: str = "open") ->
         If a corpus is not prepared or not taught, or its licence does not allow this use.
     """
     sources, morphs = [], []
-    for corpus, share in shares.items():
+    for corpus, weight in shares.items():
         if use == "open" and CORPORA[corpus].use != "open":
             raise ValueError(f"{corpus} is for {CORPORA[corpus].use} only ({CORPORA[corpus].licence}); not for base")
         folder = prepared / corpus
@@ -212,7 +215,7 @@ def open_sources(prepared: Path, shares: dict[str, float], use: str = "open") ->
             clip if usable[i] and counts[clip.speaker] >= fewest else dataclasses.replace(clip, speaker="")
             for i, clip in enumerate(clips.clips)
         ]
-        sources.append(Source(clips, embeddings, share, held_out_speakers(clips.clips, corpus)))
+        sources.append(Source(clips, embeddings, weight, held_out_speakers(clips.clips, corpus)))
         if (folder / "morphs" / "manifest.csv").is_file():
             morphs.append(MorphedSet(folder / "morphs"))
     return sources, morphs
