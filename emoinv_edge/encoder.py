@@ -121,7 +121,7 @@ class Encoder:
         Parameters
         ----------
         name : {"base", "small"}
-            ``base`` is the most accurate, ``small`` the fastest.
+            ``base`` is the most accurate, ``small`` the fastest (not in this version).
         num_threads : int
             As for `Encoder`.
 
@@ -134,11 +134,14 @@ class Encoder:
         """
         if name not in MODEL_NAMES:
             raise ValueError(f"expected one of {MODEL_NAMES}, got {name!r}; for a file of your own use Encoder(path)")
-        resource = importlib.resources.files("emoinv_edge") / "models" / f"{name}.onnx"
+        folder = importlib.resources.files("emoinv_edge") / "models"
+        resource = folder / f"{name}.onnx"
         if not resource.is_file():
+            held = [other for other in MODEL_NAMES if (folder / f"{other}.onnx").is_file()]
+            cure = f"it holds {', '.join(held)}: use that" if held else "install emoinv-edge again from its wheel"
             raise ModelFormatError(
-                f"this installation holds no model {name!r} (expected {resource}); "
-                "install emoinv-edge again from its wheel, or load a file of your own with Encoder(path)"
+                f"this version of emoinv-edge comes without the model {name!r}; {cure}, "
+                "or load a file of your own with Encoder(path)"
             )
         with importlib.resources.as_file(resource) as path:
             return cls(path, num_threads)

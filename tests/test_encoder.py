@@ -387,3 +387,13 @@ def test_a_missing_shipped_model_says_what_to_do(tmp_path, monkeypatch):
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError, match=r"expected one of .*Encoder\(path\)"):
         Encoder.load(name)
+
+
+def test_a_tier_that_this_version_lacks_is_told_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base.onnx").write_bytes(b"")
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    with pytest.raises(ModelFormatError, match="without the model 'small'; it holds base: use that"):
+        Encoder.load("small")
