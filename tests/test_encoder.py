@@ -379,7 +379,7 @@ def test_a_shipped_model_is_loaded_by_name(tmp_path, monkeypatch, make_encoder):
 
 def test_a_missing_shipped_model_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
-    with pytest.raises(ModelFormatError, match=r"no model 'base'.*install emoinv-edge again"):
+    with pytest.raises(ModelFormatError, match=r"without the model 'base'.*install emoinv-edge again"):
         Encoder.default()
 
 
@@ -389,11 +389,9 @@ def test_an_unknown_name_is_refused(name):
         Encoder.load(name)
 
 
-def test_a_tier_that_this_version_lacks_is_told_with_what_there_is(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_tier_that_this_version_lacks_is_told_with_what_there_is(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "base.onnx").write_bytes(b"")
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     with pytest.raises(ModelFormatError, match="without the model 'small'; it holds base: use that"):
         Encoder.load("small")
