@@ -11,19 +11,11 @@ from pathlib import Path
 
 from emoinv_edge.errors import EmoinvError
 
-from .steps import add_steps
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, text: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=summary, description=f"{summary}\n\n{text}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+from .steps import add_command, add_steps
 
 
 def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "evaluate",
         "Error rates of a model on sets of speech.",
@@ -81,7 +73,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "ablate",
         "The paper's table: each part of the method added in turn, and the controls.",

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from emoinv_edge.spec import EncoderSpec
 
 from .data import PairBatches, Recipe
+from .distributed import rank, world_size
 from .embed import autocast
 from .losses import AngularMarginSoftmax, pair_loss, target_loss
 from .model import ResidualEncoder, save_checkpoint
@@ -113,9 +114,8 @@ def _groups(trained: Trained, schedule: Schedule) -> list[dict[str, Any]]:
 
 def _share_of(batches: Dataset[dict[str, Tensor]], start: int, steps: int) -> tuple[Dataset[dict[str, Tensor]], int]:
     """This rank's batches from `start` on, and the number of ranks."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    return Subset(batches, range(start * ranks + rank, steps * ranks, ranks)), ranks
+    ranks = world_size()
+    return Subset(batches, range(start * ranks + rank(), steps * ranks, ranks)), ranks
 
 
 def fit(
@@ -169,7 +169,7 @@ def fit(
     share, ranks = _share_of(batches, start, schedule.steps)
     loader = DataLoader(share, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
     parallel = DistributedDataParallel(trained) if ranks > 1 else trained
-    leads = int(os.environ.get("RANK", "0")) == 0
+    leads = rank() == 0
     saved_at = time.monotonic()
     trained.train()
     for step, batch in enumerate(loader, start):

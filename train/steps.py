@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from .prepare import PreparedSet
 
-__all__ = ["add_steps"]
+__all__ = ["add_command", "add_steps"]
 
 Commands = argparse._SubParsersAction
 
 
-def _command(commands: Commands, name: str, summary: str, text: str) -> argparse.ArgumentParser:
+def add_command(commands: Commands, name: str, summary: str, text: str) -> argparse.ArgumentParser:
+    """A parser of one command whose help keeps its examples as written."""
     return commands.add_parser(
         name, help=summary, description=f"{summary}\n\n{text}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,7 +31,7 @@ def _command(commands: Commands, name: str, summary: str, text: str) -> argparse
 
 def add_steps(commands: Commands) -> None:
     """Add the commands to `python -m train`."""
-    parser = _command(
+    parser = add_command(
         commands,
         "corpora",
         "The corpora that have a recipe, or what one unpacked folder holds.",
@@ -42,7 +43,7 @@ def add_steps(commands: Commands) -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="where it is unpacked")
     parser.set_defaults(run=run_corpora)
 
-    parser = _command(
+    parser = add_command(
         commands,
         "prepare",
         "Decode, trim and store a corpus as 16 kHz int16 with a manifest.",
@@ -64,7 +65,7 @@ examples:
     )
     parser.set_defaults(run=run_prepare)
 
-    parser = _command(
+    parser = add_command(
         commands,
         "teach",
         "Embed every clip of prepared sets by the initial encoder, once.",
@@ -81,7 +82,7 @@ examples:
     parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="TEACHER", help="other .onnx or .pt")
     parser.set_defaults(run=run_teach)
 
-    parser = _command(
+    parser = add_command(
         commands,
         "morph",
         "Make prosody morphs of the open corpora with the WORLD vocoder.",
@@ -94,7 +95,7 @@ examples:
     parser.add_argument("--workers", type=int, default=2, help="processes (2)")
     parser.set_defaults(run=run_morph)
 
-    parser = _command(
+    parser = add_command(
         commands,
         "fit",
         "Fine-tune an encoder on parallel pairs (base), or compress base (small).",
