@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from training import TINY_SHAPE, TINY_SPEC, tiny_encoder
 
-from train.compress import cut
+from train.compress import cut, kept_channels
 from train.embed import embed_waveforms
 from train.model import (
     BASE,
@@ -201,7 +201,21 @@ def test_cutting_nothing_off_changes_nothing():
         assert torch.allclose(cut(model, TINY_SHAPE)(features()), model(features()), atol=1e-5)
 
 
-def test_an_encoder_cannot_be_cut_to_more_blocks_or_other_widths():
+def test_a_thinner_encoder_keeps_the_channels_that_the_next_layers_weigh_most():
+    torch.manual_seed(0)
+    large = tiny_encoder()
+    with torch.no_grad():
+        large.stages[1][0].conv1.weight[:, [1, 3]] *= 0.01
+    thin = dataclasses.replace(TINY_SHAPE, widths=(2, 6, 8))
+    assert [kept.tolist() for kept in kept_channels(large, thin.widths)] == [[0, 2], list(range(6)), list(range(8))]
+    small = cut(large, thin)
+    assert small.shape == thin
+    assert torch.equal(small.stem.weight, large.stem.weight[[0, 2]])
+    assert torch.equal(small.stages[1][0].shortcut.weight, large.stages[1][0].shortcut.weight[:, [0, 2]])
+    assert small(features()).shape == (2, 16) and torch.isfinite(small(features())).all()
+
+
+def test_an_encoder_cannot_be_cut_to_more_blocks_or_channels():
     for changes in ({"blocks": (1, 2, 1)}, {"widths": (4, 6, 16)}):
-        with pytest.raises(ValueError, match=r"expected (the )?widths"):
+        with pytest.raises(ValueError, match=r"expected at most \(1, 1, 1\) blocks of \(4, 6, 8\) channels"):
             cut(tiny_encoder(), dataclasses.replace(TINY_SHAPE, **changes))

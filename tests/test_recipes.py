@@ -18,7 +18,7 @@ from train.corpora import CORPORA
 from train.data import MorphedSet, Recipe
 from train.loop import Schedule
 from train.model import EncoderShape, ResidualEncoder, load_checkpoint, save_checkpoint
-from train.recipes import Judge, Run, fit_base, fit_run, fit_small, morph, open_sources, part_way, teach
+from train.recipes import Crops, Judge, Run, fit_base, fit_run, fit_small, morph, open_sources, part_way, teach
 
 QUICK = Schedule(steps=2, frozen_stages=1, warmup_steps=1)
 SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
@@ -133,20 +133,66 @@ def test_base_is_the_mixture_of_its_runs_each_from_the_same_start(root, tmp_path
     assert spec == TINY_SPEC and [c["name"] for c in extra["provenance"]["corpora"]] == ["malayalam", "librispeech"]
 
 
-def test_small_is_cut_and_taught_to_follow_the_large_one(root, tmp_path, monkeypatch):
+SMALL = EncoderShape((1, 1, 1), (4, 6, 8), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
+
+
+@pytest.fixture
+def small_run(root, tmp_path, monkeypatch):
+    """Compress a tiny encoder for some steps into a folder of its own."""
     monkeypatch.setattr(recipes, "SMALL_SHARES", {"malayalam": 1.0, "librispeech": 1.0})
     torch.manual_seed(0)
     large = ResidualEncoder(dataclasses.replace(TINY_SHAPE, blocks=(2, 2, 2), stem_stride=(1, 1)))
-    shape = EncoderShape((1, 1, 1), (4, 6, 8), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
+
+    def run(name, progress=lambda step, losses: None, **options):
+        schedule = Schedule(30, rate=3e-3, warmup_steps=3, checkpoint_every_s=0.0)
+        return fit_small(
+            large, TINY_SPEC, root, tmp_path / name, SMALL, schedule, 8, num_workers=0, progress=progress, **options
+        )
+
+    return run
+
+
+def test_small_is_cut_and_taught_to_follow_the_large_one(small_run, tmp_path):
     seen = []
-    small = fit_small(
-        large, TINY_SPEC, root, tmp_path, shape, Schedule(30, rate=3e-3, warmup_steps=3), 8, num_workers=0,
-        progress=lambda step, losses: seen.append(losses),
-    )  # fmt: skip
-    assert small.shape == shape and len(seen) == 30
+    small = small_run("run", lambda step, losses: seen.append(losses))
+    assert small.shape == SMALL and len(seen) == 30
     assert np.mean([s["hints"] for s in seen[-6:]]) < np.mean([s["hints"] for s in seen[:6]])
-    loaded, _, _ = load_checkpoint(tmp_path / "stages.pt")
+    loaded, _, extra = load_checkpoint(tmp_path / "run" / "stages.pt")
+    assert extra["finished"] is True
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_compression_that_was_stopped_goes_on_with_the_same_losses(small_run, tmp_path):
+    whole, parts = [], []
+    small_run("whole", lambda step, losses: whole.append(losses))
+
+    def until_ten(step, losses):
+        parts.append(losses)
+        if step == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_run("stopped", until_ten)
+    assert load_checkpoint(tmp_path / "stopped" / "stages.pt")[2]["finished"] is False
+    small_run("stopped", lambda step, losses: parts.append(losses))
+    assert [p["match"] for p in parts[:10] + parts[11:]] == pytest.approx([w["match"] for w in whole], rel=1e-4)
+
+
+def test_held_out_speakers_are_not_compressed_on(root, monkeypatch):
+    monkeypatch.setattr(recipes, "SMALL_SHARES", {"malayalam": 1.0})
+    heard = []
+    monkeypatch.setattr(recipes, "fit_stages", lambda *args, **options: args)
+    monkeypatch.setattr(recipes, "Crops", lambda sets, *rest: heard.extend(sets))
+    fit_small(tiny_encoder(), TINY_SPEC, root, root / "run", SMALL)
+    assert {clip.speaker for clip in heard[0].clips} == {f"malayalam-{n}" for n in (1, 2, 3, 4)}
+
+
+def test_the_teacher_hears_the_crop_undisturbed(root):
+    sets = [recipes.PreparedSet(root / "malayalam")]
+    batch = Crops(sets, [1.0], TINY_SPEC, 3, 24, seed=1)[0]
+    differs = (batch["features"] != batch["clean"]).flatten(1).any(dim=1)
+    assert 0 < differs.sum() < 24 and batch["features"].shape == batch["clean"].shape
+
 
 
 # Channels

@@ -1,28 +1,61 @@
 """A smaller encoder from a larger one: cut, then taught stage by stage.
 
-`cut` keeps the first block of each stage and as many of the following ones as the small shape has;
-`fit_stages` makes every stage of the small encoder reproduce the large one's stage, sampled at the
-small one's coarser grid of mel bins and frames (hints: Romero et al., arXiv:1412.6550), together
-with the embedding. Whole distillation to clip embeddings and the pairs then go through `loop.fit`.
+`cut` keeps the first block of each stage and as many of the following ones as the small shape has, and of
+each layer the channels that weigh most; `fit_stages` makes the stages of the small encoder reproduce
+the large one's, sampled at the small one's coarser grid of mel bins and frames (hints: Romero et al.,
+arXiv:1412.6550), together with the embedding. The pairs then go through `loop.fit`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from emoinv_edge.spec import EncoderSpec
 
 from .embed import autocast
-from .loop import Schedule, distillation_loss
-from .model import EncoderShape, ResidualEncoder, save_checkpoint
+from .loop import EMA_DECAY, Schedule, averaged, distillation_loss, log_figures
+from .model import BasicBlock, EncoderShape, ResidualEncoder, save_checkpoint
 
-__all__ = ["cut", "fit_stages", "hint_loss"]
+__all__ = ["StageTeacher", "cut", "fit_stages", "hint_loss", "kept_channels"]
+
+
+def _strongest(weight: Tensor, count: int) -> Tensor:
+    """The numbers of the `count` largest weights, in order."""
+    return torch.sort(torch.topk(weight, count).indices).values
+
+
+def kept_channels(large: ResidualEncoder, widths: tuple[int, ...]) -> list[Tensor]:
+    """Which channels of each stage's output a thinner encoder keeps: those that the layers after it weigh most.
+
+    Returns
+    -------
+    list of Tensor, each shape (width,), channel numbers in order
+    """
+    kept = []
+    stages = list(large.stages)
+    for number, (stage, width) in enumerate(zip(stages, widths, strict=True)):
+        channels = large.shape.widths[number]
+        if number + 1 < len(stages):
+            reading = stages[number + 1][0].conv1.weight.square().sum(dim=(0, 2, 3))
+        else:
+            linear = large.linear.weight.view(large.shape.embedding_dim, 2, channels, -1)
+            reading = linear.square().sum(dim=(0, 1, 3))
+        for block in list(stage)[1:]:
+            reading = reading + block.conv1.weight.square().sum(dim=(0, 2, 3))
+        kept.append(_strongest(reading.detach(), width))
+    return kept
 
 
 def cut(large: ResidualEncoder, shape: EncoderShape) -> ResidualEncoder:
@@ -31,39 +64,109 @@ def cut(large: ResidualEncoder, shape: EncoderShape) -> ResidualEncoder:
     Raises
     ------
     ValueError
-        If the shape has more blocks than the large encoder or other widths: there is nothing to start from.
+        If the shape has more blocks or channels than the large encoder, or another number of stages: there is
+        nothing to start from.
     """
-    if shape.widths != large.shape.widths or any(
-        few > many for few, many in zip(shape.blocks, large.shape.blocks, strict=True)
+    fits = len(shape.widths) == len(large.shape.widths)
+    if not fits or any(
+        few > many
+        for few, many in zip(shape.blocks + shape.widths, large.shape.blocks + large.shape.widths, strict=True)
     ):
-        raise ValueError(f"expected widths {large.shape.widths} and at most {large.shape.blocks} blocks, got {shape}")
+        raise ValueError(f"expected at most {large.shape.blocks} blocks of {large.shape.widths} channels, got {shape}")
     small = ResidualEncoder(shape)
-    small.stem.load_state_dict(large.stem.state_dict())
-    for small_stage, large_stage in zip(small.stages, large.stages, strict=True):
-        blocks = list(large_stage)
-        # The first block changes width and stride; of the others the last ones are nearest to the next stage.
-        kept = [blocks[0], *blocks[len(blocks) - len(small_stage) + 1 :]]
-        for block, source in zip(small_stage, kept, strict=True):
-            state = source.state_dict()
-            if isinstance(block.shortcut, nn.Conv2d) and not isinstance(source.shortcut, nn.Conv2d):
-                block.conv1.load_state_dict(source.conv1.state_dict())
-                block.conv2.load_state_dict(source.conv2.state_dict())
-                nn.init.dirac_(block.shortcut.weight)
-                nn.init.zeros_(block.shortcut.bias)
-            else:
-                block.load_state_dict(state)
+    kept = kept_channels(large, shape.widths)
     with torch.no_grad():
+        # The stem writes what the first stage adds to, so it keeps that stage's channels.
+        small.stem.weight.copy_(large.stem.weight[kept[0]])
+        assert small.stem.bias is not None and large.stem.bias is not None
+        small.stem.bias.copy_(large.stem.bias[kept[0]])
+        before = kept[0]
+        for small_stage, large_stage, after in zip(small.stages, large.stages, kept, strict=True):
+            blocks = list(large_stage)
+            # The first block changes width and stride; of the others the last ones are nearest to the next stage.
+            for block, source in zip(
+                small_stage, [blocks[0], *blocks[len(blocks) - len(small_stage) + 1 :]], strict=True
+            ):
+                _cut_block(block, source, before, after)
+                before = after
         small.mean_vector.copy_(large.mean_vector)
         small.linear.bias.copy_(large.linear.bias)
-        channels = shape.widths[-1]
-        dim = shape.embedding_dim
+        dim, channels = shape.embedding_dim, large.shape.widths[-1]
         bins = large.linear.in_features // (2 * channels)
-        few = small.linear.in_features // (2 * channels)
-        weight = large.linear.weight.view(dim, 2 * channels, bins)
+        few = small.linear.in_features // (2 * shape.widths[-1])
         if bins % few:
             raise ValueError(f"{bins} rows of mel bins cannot be joined into {few}; change the strides")
-        small.linear.weight.copy_(weight.view(dim, 2 * channels, few, bins // few).sum(dim=3).flatten(1))
+        weight = large.linear.weight.view(dim, 2, channels, few, bins // few).sum(dim=4)[:, :, kept[-1]]
+        small.linear.weight.copy_(weight.flatten(1))
     return small
+
+
+def _cut_block(block: BasicBlock, source: BasicBlock, before: Tensor, after: Tensor) -> None:
+    """Copy what a smaller block keeps of `source`: the channels `before` of its input and `after` of its output."""
+    writing = source.conv1.weight.square().sum(dim=(1, 2, 3)) * source.conv2.weight.square().sum(dim=(0, 2, 3))
+    inner = _strongest(writing, block.conv1.out_channels)
+    layers = [(block.conv1, source.conv1, inner, before), (block.conv2, source.conv2, after, inner)]
+    if isinstance(source.shortcut, nn.Conv2d):
+        layers.append((block.shortcut, source.shortcut, after, before))
+    elif isinstance(block.shortcut, nn.Conv2d):
+        nn.init.dirac_(block.shortcut.weight)
+        nn.init.zeros_(block.shortcut.bias)
+    for layer, of, out, into in layers:
+        layer.weight.copy_(of.weight[out][:, into])
+        layer.bias.copy_(of.bias[out])
+
+
+class StageTeacher:
+    """Stages and embedding of an int8 model file of `python -m export`: on a CPU several times faster than torch.
+
+    Parameters
+    ----------
+    path : Path
+        The model file; its session is opened at the first call, so that each worker process has its own.
+    stages : tuple of int
+        Numbers, from 0, of the stages whose outputs are given.
+    """
+
+    def __init__(self, path: Path, stages: tuple[int, ...], num_threads: int = 1) -> None:
+        self.path, self.stages, self.num_threads = path, stages, num_threads
+        self._session: Any = None
+        self._scales: dict[str, float] = {}
+
+    def _open(self) -> None:
+        import onnx
+        import onnxruntime
+        from onnx import numpy_helper
+
+        model = onnx.load(str(self.path))
+        made = {output for node in model.graph.node for output in node.output}
+        values = {tensor.name: tensor for tensor in model.graph.initializer}
+        for stage in self.stages:
+            blocks = [m for name in made if (m := re.fullmatch(rf"stage{stage + 1}\.block(\d+)/quantised", name))]
+            if not blocks:
+                raise ValueError(f"{self.path}: no stage {stage + 1} in int8; expected a file of `python -m export`")
+            name = max(blocks, key=lambda match: int(match[1]))[0]
+            affine = name.removesuffix("quantised")
+            if numpy_helper.to_array(values[f"{affine}zero_point"]) != 0:
+                raise ValueError(
+                    f"{self.path}: expected activations in uint8 from 0; export it with --activations uint8"
+                )
+            self._scales[name] = float(numpy_helper.to_array(values[f"{affine}scale"]))
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.num_threads, 1
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, features: NDArray[np.float32]) -> dict[str, Tensor]:
+        """Features (batch, frames, bins) to ``embedding`` and ``stageN`` (uint8) with ``scaleN``, N from 0."""
+        if self._session is None:
+            self._open()
+        embedding, *stages = self._session.run(["embedding", *self._scales], {"features": features})
+        taught = {"embedding": torch.from_numpy(embedding)}
+        for number, values, scale in zip(self.stages, stages, self._scales.values(), strict=True):
+            taught |= {f"stage{number}": torch.from_numpy(values), f"scale{number}": torch.tensor(scale)}
+        return taught
 
 
 def _stage_outputs(model: ResidualEncoder, features: Tensor) -> list[Tensor]:
@@ -71,7 +174,6 @@ def _stage_outputs(model: ResidualEncoder, features: Tensor) -> list[Tensor]:
     outputs = []
     for stage in model.stages:
         x = stage(x)
-        # A copy: the next stage may write in place on what it was given.
         outputs.append(x)
     return outputs
 
@@ -86,51 +188,105 @@ def hint_loss(small: Tensor, large: Tensor) -> Tensor:
     return (small - target).square().mean() / target.square().mean().clamp_min(1e-8)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Taught:
+    """What the large encoder makes of a batch: the outputs of some stages, by number, and the embedding."""
+
+    stages: dict[int, Tensor]
+    embedding: Tensor
+
+
+def _taught(batch: dict[str, Tensor], large: ResidualEncoder) -> _Taught:
+    """As the batch brings it (`StageTeacher`), else computed here."""
+    if "embedding" in batch:
+        stages = {
+            int(name.removeprefix("stage")): values.float() * batch[name.replace("stage", "scale")]
+            for name, values in batch.items()
+            if name.startswith("stage")
+        }
+        return _Taught(stages, batch["embedding"])
+    with torch.no_grad():
+        outputs = _stage_outputs(large, batch["clean"] if "clean" in batch else batch["features"])
+        return _Taught(dict(enumerate(outputs)), large.pool(outputs[-1]))
+
+
 def fit_stages(
     small: ResidualEncoder,
     large: ResidualEncoder,
     spec: EncoderSpec,
-    batches: Iterable[Tensor],
+    batches: Callable[[int], Iterable[dict[str, Tensor]]],
     schedule: Schedule,
     out: Path,
-    hints_until: float = 0.7,
+    hints_until: float = 0.9,
+    judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
     progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> ResidualEncoder:
-    """Teach the small encoder the large one's stages and embedding on batches of features.
+    """Teach the small encoder the large one's stages and embedding.
 
     Parameters
     ----------
-    batches : iterable of Tensor, shape (batch, frames, bins)
-        Mean-normalised features, the same for both encoders.
+    batches : callable
+        Step -> the batches from that step on: ``features`` (batch, frames, bins), mean-normalised, that the
+        small encoder sees; ``clean``, if the large one shall see others; what `StageTeacher` made of them, or
+        else the large encoder computes it here.
+    out : Path
+        Folder for ``last.pt`` (the run goes on from it), ``stages.pt`` (averaged weights, which say in
+        ``finished`` whether the run was) and ``log.csv``.
     hints_until : float
         Share of the steps over which the hints fade out; the embedding's weight grows from 1/4 to 1.
+
+    Returns
+    -------
+    ResidualEncoder
+        The exponential moving average of the weights.
     """
     large = large.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     small = small.train().to(memory_format=torch.channels_last)
+    kept = kept_channels(large, small.shape.widths)
     optimizer = torch.optim.AdamW(small.parameters(), lr=schedule.rate, weight_decay=1e-4)
+    average = {name: value.detach().clone() for name, value in small.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
+    last, start = out / "last.pt", 0
+    if last.is_file():
+        saved = torch.load(last, weights_only=True)
+        small.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average, start = saved["average"], saved["step"]
     saved_at = time.monotonic()
-    for step, features in enumerate(batches):
+    for step, batch in enumerate(batches(start), start):
         if step >= schedule.steps:
             break
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate * schedule.factor(step)
         with autocast():
-            with torch.no_grad():
-                taught = _stage_outputs(large, features)
-                target = large.pool(taught[-1])
-            learnt = _stage_outputs(small, features)
+            taught = _taught(batch, large)
+            learnt = _stage_outputs(small, batch["features"])
             embedding = small.pool(learnt[-1])
-            hints = torch.stack([hint_loss(s, t) for s, t in zip(learnt, taught, strict=True)]).sum()
-            match = distillation_loss(embedding, target)
+            hints = torch.stack(
+                [hint_loss(learnt[number], values[:, kept[number]]) for number, values in taught.stages.items()]
+            ).sum()
+            match = distillation_loss(embedding, taught.embedding)
         fade = max(0.0, 1.0 - step / max(1.0, hints_until * schedule.steps))
         loss = fade * hints + (1.0 - 0.75 * fade) * match
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(small.parameters(), 1.0)
-        optimizer.step()
-        progress(step + 1, {"hints": float(hints.detach()), "match": float(match.detach())})
-        if step + 1 == schedule.steps or time.monotonic() - saved_at > schedule.checkpoint_every_s:
-            save_checkpoint(out / "stages.pt", small, spec, step=step + 1)
+        if torch.isfinite(nn.utils.clip_grad_norm_(small.parameters(), 1.0)):
+            optimizer.step()
+        with torch.no_grad():
+            decay = min(EMA_DECAY, (1 + step) / (10 + step))
+            for name, value in small.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+        losses = {"hints": float(hints.detach()), "match": float(match.detach())}
+        progress(step + 1, losses)
+        finished = step + 1 == schedule.steps
+        if judge and schedule.judge_every and ((step + 1) % schedule.judge_every == 0 or finished):
+            losses |= judge(averaged(small, average))
+        if len(losses) > 2 or (step + 1) % 20 == 0 or finished:
+            log_figures(out / "log.csv", step + 1, losses)
+        if finished or time.monotonic() - saved_at > schedule.checkpoint_every_s:
+            state = {"model": small.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            torch.save(state | {"step": step + 1}, last.with_suffix(".part"))
+            os.replace(last.with_suffix(".part"), last)
+            save_checkpoint(out / "stages.pt", averaged(small, average), spec, step=step + 1, finished=finished)
             saved_at = time.monotonic()
-    return small.eval()
+    return averaged(small, average)

@@ -42,6 +42,8 @@ class Recipe:
         Probability of noise, room, telephone band and gain on a view.
     pair_weight : float
         Lambda of the cosine loss on pairs.
+    relation_weight : float
+        Of the loss between the batch's cosines and those of its targets.
     margin, softmax_weight : float
         Of AAM-softmax.
     speaker_target, own_target : float
@@ -62,6 +64,7 @@ class Recipe:
     mask_fraction: float = 0.15
     channel: float = 0.4
     pair_weight: float = 0.1
+    relation_weight: float = 0.0
     margin: float = 0.15
     softmax_weight: float = 0.0
     speaker_target: float = 1.0

@@ -20,8 +20,9 @@ LENGTH_STEP = 8  # clips of one batch differ by fewer frames than this; the long
 
 
 def autocast(device: str = "cpu") -> torch.autocast:
-    """bfloat16 where matrix units make it faster (AMX on CPU, any recent GPU), float32 elsewhere."""
-    fast = device != "cpu" or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    """bfloat16 where the processor multiplies it faster (AMX or AVX512-BF16, any recent GPU), float32 elsewhere."""
+    supported = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    fast = device != "cpu" or any(getattr(torch.cpu, name, lambda: False)() for name in supported)
     return torch.autocast(device, torch.bfloat16, enabled=fast)
 
 

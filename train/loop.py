@@ -26,10 +26,10 @@ from emoinv_edge.spec import EncoderSpec
 from .data import PairBatches, Recipe
 from .distributed import rank, world_size
 from .embed import autocast
-from .losses import AngularMarginSoftmax, pair_loss, target_loss
+from .losses import AngularMarginSoftmax, pair_loss, relation_loss, target_loss
 from .model import ResidualEncoder, save_checkpoint
 
-__all__ = ["Schedule", "fit"]
+__all__ = ["Schedule", "averaged", "distillation_loss", "fit", "log_figures"]
 
 WEIGHT_DECAY = 1e-4
 CLIP_NORM = 1.0
@@ -82,12 +82,14 @@ class Trained(nn.Module):
         first, second = embeddings.chunk(2)
         parts = {
             "target": target_loss(embeddings, batch["targets"], batch["weights"]),
+            "relation": relation_loss(embeddings, batch["targets"]),
             "pair": pair_loss(first, second),
             "softmax": self.softmax(embeddings, batch["labels"], margin),
         }
         pull = recipe.speaker_target > 0 or recipe.own_target > 0
         parts["loss"] = (
             (parts["target"] if pull else 0.0)
+            + recipe.relation_weight * parts["relation"]
             + recipe.pair_weight * parts["pair"]
             + recipe.softmax_weight * parts["softmax"]
         )
@@ -193,20 +195,21 @@ def fit(
         progress(step + 1, schedule.steps)
         finished = step + 1 == schedule.steps
         if judge and schedule.judge_every and ((step + 1) % schedule.judge_every == 0 or finished):
-            _log(out / "log.csv", step + 1, losses | judge(_averaged(encoder, average)))
+            log_figures(out / "log.csv", step + 1, losses | judge(averaged(encoder, average)))
         elif (step + 1) % 20 == 0 or finished:
-            _log(out / "log.csv", step + 1, losses)
+            log_figures(out / "log.csv", step + 1, losses)
         if finished or time.monotonic() - saved_at > schedule.checkpoint_every_s:
             _save_last(last, trained, optimizer, average, step + 1)
             save_checkpoint(
-                out / "best.pt", _averaged(encoder, average), spec, step=step + 1, provenance=provenance or {},
+                out / "best.pt", averaged(encoder, average), spec, step=step + 1, provenance=provenance or {},
                 recipe=dataclasses.asdict(recipe), schedule=dataclasses.asdict(schedule),
             )  # fmt: skip
             saved_at = time.monotonic()
-    return _averaged(encoder, average)
+    return averaged(encoder, average)
 
 
-def _averaged(encoder: ResidualEncoder, average: dict[str, Tensor]) -> ResidualEncoder:
+def averaged(encoder: ResidualEncoder, average: dict[str, Tensor]) -> ResidualEncoder:
+    """An encoder of the same shape with the averaged weights, ready to embed."""
     model = ResidualEncoder(encoder.shape)
     model.load_state_dict(average)
     return model.eval()
@@ -221,7 +224,7 @@ def _save_last(
     os.replace(part, path)
 
 
-def _log(path: Path, step: int, figures: dict[str, float]) -> None:
+def log_figures(path: Path, step: int, figures: dict[str, float]) -> None:
     """Append one row a figure: step, name, value; rows are never rewritten."""
     new = not path.is_file()
     with open(path, "a", newline="", encoding="utf-8") as file:
@@ -233,6 +236,5 @@ def _log(path: Path, step: int, figures: dict[str, float]) -> None:
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cos to the teacher, plus the mean square difference of the batch's similarity matrices."""
-    student, teacher = functional.normalize(student.float(), dim=1), functional.normalize(teacher.float(), dim=1)
-    direct = (1 - (student * teacher).sum(dim=1)).mean()
-    return direct + (student @ student.T - teacher @ teacher.T).square().mean()
+    direct = (1 - functional.cosine_similarity(student.float(), teacher.float(), dim=1)).mean()
+    return direct + relation_loss(student, teacher)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["AngularMarginSoftmax", "pair_loss", "target_loss"]
+__all__ = ["AngularMarginSoftmax", "pair_loss", "relation_loss", "target_loss"]
 
 
 class AngularMarginSoftmax(nn.Module):
@@ -52,3 +52,13 @@ def target_loss(embeddings: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of 1 - cos(e, target): an embedding pulled to a point of the initial encoder's space."""
     distance = 1 - functional.cosine_similarity(embeddings.float(), targets.float(), dim=1)
     return (distance * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
+def relation_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
+    """Mean square difference between the cosines within a batch and those of its targets.
+
+    A verifier lives by cosines between clips, not by places in a space (Park et al., arXiv:1904.05068).
+    """
+    embeddings = functional.normalize(embeddings.float(), dim=1)
+    targets = functional.normalize(targets.float(), dim=1)
+    return (embeddings @ embeddings.T - targets @ targets.T).square().mean()

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
@@ -28,7 +30,7 @@ from emoinv_edge.errors import AudioError
 
 from .corpora import Clip
 
-__all__ = ["PreparedClip", "PreparedSet", "decode", "prepare", "trim_silence"]
+__all__ = ["PreparedClip", "PreparedSet", "decode", "prepare", "thin_speakers", "trim_silence"]
 
 SAMPLE_RATE = 16000
 SHORTEST_S = 0.4
@@ -77,6 +79,19 @@ def trim_silence(waveform: NDArray[np.float32], below_peak_db: float = 35.0, mar
     loud = np.flatnonzero(energy >= energy.max() * 10 ** (-below_peak_db / 10))
     margin = round(margin_s * SAMPLE_RATE)
     return slice(max(0, loud[0] * frame - margin), min(len(waveform), (loud[-1] + 1) * frame + margin))
+
+
+def thin_speakers(clips: list[Clip], most: int) -> list[Clip]:
+    """At most `most` clips of each speaker, evenly spread over theirs; a clip without a speaker stays."""
+    clips_of: dict[str, list[int]] = defaultdict(list)
+    for index, clip in enumerate(clips):
+        clips_of[clip.speaker].append(index)
+    kept = [
+        index
+        for speaker, indices in clips_of.items()
+        for index in (indices[:: math.ceil(len(indices) / most)] if speaker else indices)
+    ]
+    return [clips[index] for index in sorted(kept)]
 
 
 def _decode_for_set(clip: Clip) -> tuple[Clip, NDArray[np.int16] | None, str]:

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
 from . import augment
-from .compress import cut, fit_stages
+from .compress import StageTeacher, cut, fit_stages
 from .corpora import CORPORA
 from .data import MorphedSet, PairBatches, Recipe, Source
 from .distributed import barrier, rank, share, world_size
@@ -60,6 +60,8 @@ FEWEST_CLIPS = {"speech_commands": 3}
 MORPHS_PER_SPEAKER = {
     "speechocean762": 21, "librispeech": 60, "malayalam": 22, "arabic_commands": 60, "speech_commands": 3,
 }  # fmt: skip
+# Clips of each further voice (`train.voices`).
+CLIPS_PER_VOICE = {"malayalam": 8, "librispeech": 4, "arabic_commands": 16, "speech_commands": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Run:
     recipe: Recipe
     schedule: Schedule
     shares: dict[str, float]
+    targets: str = "public"  # or "fused": of several teachers (`train.fusion`)
 
 
 # By speakers and variety rather than by hours.
@@ -92,6 +95,7 @@ BASE_RUNS = {
 BASE_WAY = 0.5
 SMALL_SHAPE = EncoderShape(blocks=(1, 3, 3, 1), stem_stride=(2, 2))
 SMALL_STAGES = Schedule(steps=700, rate=1.5e-3)
+SMALL_HINTS = (2, 3)  # the stages, from 0, that an int8 teacher gives
 # The whole of it then learns the initial encoder's clip embeddings and the pairs.
 SMALL_RUN = Run(
     Recipe(own_share=0.6, own_weight=0.7, morph=0.35, mask=0.2, channel=0.35, pair_weight=0.05),
@@ -187,8 +191,10 @@ def morph(
     return len(chosen)
 
 
-def open_sources(prepared: Path, shares: dict[str, float], use: str = "open") -> tuple[list[Source], list[MorphedSet]]:
-    """The prepared sets of `shares` as sources of pairs, and their morphs.
+def open_sources(
+    prepared: Path, shares: dict[str, float], use: str = "open", targets: str = "public"
+) -> tuple[list[Source], list[MorphedSet]]:
+    """The prepared sets of `shares` as sources of pairs with the targets ``TARGETS.npy``, and their morphs.
 
     Raises
     ------
@@ -197,16 +203,19 @@ def open_sources(prepared: Path, shares: dict[str, float], use: str = "open") ->
     """
     sources, morphs = [], []
     for corpus, weight in shares.items():
-        if use == "open" and CORPORA[corpus].use != "open":
-            raise ValueError(f"{corpus} is for {CORPORA[corpus].use} only ({CORPORA[corpus].licence}); not for base")
+        known = CORPORA[corpus.split("+")[0]]  # CORPUS+voices
+        if use == "open" and known.use != "open":
+            raise ValueError(f"{corpus} is for {known.use} only ({known.licence}); not for base")
         folder = prepared / corpus
         clips = PreparedSet(folder)
-        if not (folder / "public.npy").is_file():
-            raise ValueError(f"{folder}: no public.npy; make it with `python -m train teach`")
-        embeddings = np.load(folder / "public.npy")
+        taught = folder / f"{targets}.npy"
+        if not taught.is_file():
+            command = "teach" if targets == "public" else "fuse"
+            raise ValueError(f"{folder}: no {taught.name}; make it with `python -m train {command}`")
+        embeddings = np.load(taught)
         if len(embeddings) != len(clips.clips):
             raise ValueError(
-                f"{folder}: public.npy has {len(embeddings)} rows, expected {len(clips.clips)}; teach again"
+                f"{folder}: {taught.name} has {len(embeddings)} rows, expected {len(clips.clips)}; teach again"
             )
         counts = Counter(clip.speaker for clip in clips.clips)
         fewest = FEWEST_CLIPS.get(corpus, 1)
@@ -270,7 +279,7 @@ def fit_run(
     **options: Any,
 ) -> ResidualEncoder:
     """Fine-tune an encoder by one run; options go to `train.loop.fit`."""
-    sources, morphs = open_sources(prepared, run.shares, use)
+    sources, morphs = open_sources(prepared, run.shares, use, run.targets)
     batches = PairBatches(sources, spec, run.recipe, pairs, run.schedule.steps, seed, morphs, noises, rooms)
     provenance = {"corpora": corpora_of(run.shares)}
     return fit(start, spec, batches, run.recipe, run.schedule, out, provenance=provenance, **options)
@@ -278,7 +287,8 @@ def fit_run(
 
 def corpora_of(shares: Iterable[str]) -> list[dict[str, str]]:
     """Names and licences, as the model file's provenance wants them."""
-    return [{"name": name, "licence": CORPORA[name].licence} for name in shares]
+    names = dict.fromkeys(name.split("+")[0] for name in shares)
+    return [{"name": name, "licence": CORPORA[name].licence} for name in names]
 
 
 def part_way(start: ResidualEncoder, runs: list[ResidualEncoder], way: float) -> ResidualEncoder:
@@ -312,43 +322,67 @@ def fit_base(
     return base
 
 
-class Crops(Dataset[Tensor]):
-    """Batch number `step` of unlabelled crops: features (batch, frames, bins) of equal length."""
+class Crops(Dataset[dict[str, Tensor]]):
+    """Batch number `step` of unlabelled crops of equal length: ``features`` and, undisturbed, ``clean``.
+
+    With a `StageTeacher` a batch brings what the teacher makes of the clean crops, so that a worker
+    process does its part.
+    """
 
     def __init__(
-        self, sets: list[PreparedSet], shares: list[float], spec: EncoderSpec, steps: int, batch: int, seed: int
+        self,
+        sets: list[PreparedSet],
+        shares: list[float],
+        spec: EncoderSpec,
+        steps: int,
+        batch: int,
+        seed: int,
+        noises: list[NDArray[np.float32]] | None = None,
+        rooms: list[NDArray[np.float32]] | None = None,
+        teacher: StageTeacher | None = None,
     ) -> None:
         self.sets, self.spec, self.steps, self.batch, self.seed = sets, spec, steps, batch, seed
         self.shares = np.array(shares) / np.sum(shares)
+        self.noises, self.rooms, self.teacher = noises or [], rooms or [], teacher
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Tensor:
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step))
         frames = int(rng.integers(100, 260))
-        samples = (self.spec.frame_length + (frames - 1) * self.spec.frame_shift) // 40 * 40
-        features = []
+        samples = self.spec.frame_length + (frames - 1) * self.spec.frame_shift
+        clean, disturbed = [], []
         for _ in range(self.batch):
             clips = self.sets[int(rng.choice(len(self.sets), p=self.shares))]
             waveform = clips.waveform(int(rng.integers(len(clips.clips))))
-            if rng.random() < 0.7:
+            if rng.random() < 0.8:
                 # Faster or slower is another voice, and the teacher answers for any voice.
-                waveform = augment.change_speed(waveform, rng.uniform(0.78, 1.28))
+                waveform = augment.change_speed(waveform, rng.uniform(0.75, 1.3))
             waveform = augment.crop(waveform, samples, rng)
-            if rng.random() < 0.3:
-                noise = augment.crop(clips.waveform(int(rng.integers(len(clips.clips)))), samples, rng)
-                hiss = rng.standard_normal(samples).astype(np.float32)
-                noise = hiss if rng.random() < 0.5 else rng.permutation(noise.reshape(-1, 40)).reshape(-1)
-                waveform = augment.add_noise(waveform, noise, rng.uniform(8.0, 30.0), rng)
-            features.append(mean_normalise(log_mel(waveform, self.spec)))
-        return torch.from_numpy(np.stack(features))
+            features = mean_normalise(log_mel(waveform, self.spec))
+            clean.append(features)
+            if rng.random() < 0.35:
+                features = mean_normalise(log_mel(self._disturbed(waveform, rng), self.spec))
+            disturbed.append(features)
+        batch = {"features": torch.from_numpy(np.stack(disturbed))}
+        if self.teacher is None:
+            return batch | {"clean": torch.from_numpy(np.stack(clean))}
+        return batch | self.teacher(np.stack(clean))
+
+    def _disturbed(self, waveform: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        """A room, noise, or both; the teacher does not hear them."""
+        if self.rooms and rng.random() < 0.4:
+            waveform = augment.reverberate(waveform, self.rooms[int(rng.integers(len(self.rooms)))])
+        hiss = rng.standard_normal(len(waveform)).astype(np.float32)
+        noise = self.noises[int(rng.integers(len(self.noises)))] if self.noises and rng.random() < 0.8 else hiss
+        return augment.add_noise(waveform, noise, rng.uniform(6.0, 30.0), rng)
 
 
 # What `small` is compressed on: all open speech, bursts and nameless clips included.
 SMALL_SHARES = {
-    "speechocean762": 0.22, "librispeech": 0.15, "malayalam": 0.20, "arabic_commands": 0.08, "speech_commands": 0.10,
-    "emogator": 0.13, "picovoice": 0.12,
+    "speechocean762": 0.22, "librispeech": 0.18, "malayalam": 0.20, "arabic_commands": 0.08, "speech_commands": 0.12,
+    "emogator": 0.08, "picovoice": 0.12,
 }  # fmt: skip
 
 
@@ -361,11 +395,31 @@ def fit_small(
     schedule: Schedule = SMALL_STAGES,
     batch: int = 32,
     seed: int = 77,
+    noises: list[NDArray[np.float32]] | None = None,
+    rooms: list[NDArray[np.float32]] | None = None,
+    teacher: StageTeacher | None = None,
+    start: ResidualEncoder | None = None,
     num_workers: int = 1,
-    progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    **options: Any,
 ) -> ResidualEncoder:
-    """Cut `large` to `shape` and teach it stage by stage; `fit_run` of `SMALL_RUN` then goes on with the pairs."""
+    """Cut `large` to `shape` and teach it stage by stage; `fit_run` of `SMALL_RUN` then goes on with the pairs.
+
+    Parameters
+    ----------
+    teacher : StageTeacher, optional
+        The large encoder as an int8 file; without it the large encoder itself teaches, at several times the cost.
+    start : ResidualEncoder, optional
+        An encoder of that shape to go on from, instead of the cut.
+    """
     sets = [PreparedSet(prepared / corpus) for corpus in SMALL_SHARES]
-    crops = Crops(sets, list(SMALL_SHARES.values()), spec, schedule.steps, batch, seed)
-    loader = DataLoader(crops, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
-    return fit_stages(cut(large, shape), large, spec, loader, schedule, out, progress=progress)
+    for clips in sets:
+        held = held_out_speakers(clips.clips, clips.folder.name)
+        clips.clips = [clip for clip in clips.clips if clip.speaker not in held]
+    crops = Crops(sets, list(SMALL_SHARES.values()), spec, schedule.steps, batch, seed, noises, rooms, teacher)
+
+    def batches(first: int) -> DataLoader[dict[str, Tensor]]:
+        share = Subset(crops, range(first, schedule.steps))
+        return DataLoader(share, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
+
+    small = start if start is not None else cut(large, shape)
+    return fit_stages(small, large, spec, batches, schedule, out, **options)

@@ -1,4 +1,4 @@
-"""The commands that make a model, in order: corpora, prepare, teach, morph, fit."""
+"""The commands that make a model, in order: corpora, prepare, revoice, teach, fuse, morph, fit."""
 
 from __future__ import annotations
 
@@ -59,11 +59,26 @@ examples:
     parser.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="where it is unpacked")
     parser.add_argument("--csv", type=Path, help="a list of your own: path, speaker, [gender, emotion, sentence]")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the prepared root; a folder is made in it")
+    parser.add_argument("--per-speaker", type=int, help="at most so many clips of a speaker, spread over them (all)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (2)")
     parser.add_argument(
         "--shard-hours", type=float, help="for a corpus like VoxCeleb: tar shards of so many hours (train.shards)"
     )
     parser.set_defaults(run=run_prepare)
+
+    parser = add_command(
+        commands,
+        "revoice",
+        "Make further voices of prepared sets: the same clips faster or slower, as other speakers.",
+        """The copies lie beside the set, in a set named CORPUS+voices. Speakers held out of training get none.
+
+examples:
+  python -m train revoice prepared/malayalam prepared/librispeech""",
+    )
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets")
+    parser.add_argument("--per-voice", type=int, help="clips of each voice (as the recipe says, else 6)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.set_defaults(run=run_revoice)
 
     parser = add_command(
         commands,
@@ -81,6 +96,20 @@ examples:
     parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets")
     parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="TEACHER", help="other .onnx or .pt")
     parser.set_defaults(run=run_teach)
+
+    parser = add_command(
+        commands,
+        "fuse",
+        "Join the embeddings of several teachers into one target of the initial encoder's size.",
+        """The sets must have been taught by all of them (`teach --beside`); the targets are kept as fused.npy beside
+each set, and all sets that one run learns from must be fused together.
+
+examples:
+  python -m train fuse --beside eres2net.onnx campplus.onnx prepared/*""",
+    )
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets")
+    parser.add_argument("--beside", type=Path, nargs="+", required=True, metavar="TEACHER", help="other .onnx or .pt")
+    parser.set_defaults(run=run_fuse)
 
     parser = add_command(
         commands,
@@ -103,12 +132,18 @@ examples:
 
 examples:
   python -m train fit base --start resnet34-lm.onnx --prepared prepared --noise sounds -o runs/base
-  python -m train fit small --start runs/base/best.pt --prepared prepared --noise sounds -o runs/small
+  python -m train fit small --start runs/base/best.pt --teacher base.onnx --prepared prepared -o runs/small
   torchrun --nproc-per-node 4 -m train fit base --start resnet34-lm.onnx --prepared prepared -o runs/base""",
     )
     parser.add_argument("tier", choices=("base", "small"))
     parser.add_argument("--start", type=Path, required=True, help="the public ResNet34-LM (.onnx), or a checkpoint")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared root")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="small: the encoder to start from as an int8 file, which teaches faster",
+    )
     parser.add_argument("--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings")
     parser.add_argument("--rooms", type=int, default=150, help="simulated rooms (150)")
     parser.add_argument(
@@ -139,7 +174,7 @@ def run_corpora(arguments: argparse.Namespace) -> int:
 
 def run_prepare(arguments: argparse.Namespace) -> int:
     from .corpora import clips_of, read_clip_csv
-    from .prepare import prepare
+    from .prepare import prepare, thin_speakers
 
     if bool(arguments.csv) == bool(arguments.folders):
         raise ValueError("expected either the folders of a corpus or --csv FILE")
@@ -147,6 +182,8 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         clips = list(read_clip_csv(arguments.csv))
     else:
         clips = [clip for folder in arguments.folders for clip in clips_of(arguments.corpus, folder)]
+    if arguments.per_speaker:
+        clips = thin_speakers(clips, arguments.per_speaker)
     out = arguments.out / arguments.corpus
     shown = Progress(f"prepare {arguments.corpus}")
     if arguments.shard_hours is not None:
@@ -215,6 +252,28 @@ def _print_ceiling(prepared: PreparedSet, embeddings: dict[str, NDArray[np.float
         print(f"{prepared.folder.name}, {name}: EER {rates or 'not to be had'}")
 
 
+def run_revoice(arguments: argparse.Namespace) -> int:
+    from .prepare import PreparedSet
+    from .recipes import CLIPS_PER_VOICE, held_out_speakers
+    from .voices import revoice
+
+    for folder in arguments.sets:
+        held_out = held_out_speakers(PreparedSet(folder).clips, folder.name)
+        per_voice = arguments.per_voice or CLIPS_PER_VOICE.get(folder.name, 6)
+        made = revoice(folder, per_voice, held_out, arguments.seed, Progress(f"revoice {folder.name}"))
+        print(f"{folder}+voices: {made} clips")
+    return 0
+
+
+def run_fuse(arguments: argparse.Namespace) -> int:
+    from .fusion import fuse
+    from .teacher import open_teacher
+
+    fuse(arguments.sets, [open_teacher(path) for path in arguments.beside])
+    print(f"{len(arguments.sets)} sets: fused.npy")
+    return 0
+
+
 def run_morph(arguments: argparse.Namespace) -> int:
     from .recipes import MORPHS_PER_SPEAKER, morph
 
@@ -231,9 +290,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
     import torch
 
     from .channels import read_noises, simulate_rooms
+    from .compress import StageTeacher
     from .distributed import process_group
-    from .model import load_checkpoint
-    from .recipes import SMALL_PAIRS, SMALL_RUN, SMALL_STAGES, Judge, fit_base, fit_run, fit_small
+    from .recipes import SMALL_HINTS, SMALL_PAIRS, SMALL_RUN, SMALL_STAGES, Judge, fit_base, fit_run, fit_small
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -248,18 +307,18 @@ def run_fit(arguments: argparse.Namespace) -> int:
             fit_base(encoder, spec, arguments.prepared, arguments.out, noises, rooms, progress=shown, **options)
         else:
             spec = dataclasses.replace(spec, name="small")
-            stages = arguments.out / "stages.pt"
-            if stages.is_file():
-                encoder, _, _ = load_checkpoint(stages)
-            else:
-                stages_shown = Progress("stages")
-                encoder = fit_small(
-                    encoder,
-                    spec,
-                    arguments.prepared,
-                    arguments.out,
-                    progress=lambda step, _: stages_shown(step, SMALL_STAGES.steps),
-                )
+            stages_shown = Progress("stages")
+            encoder = fit_small(
+                encoder,
+                spec,
+                arguments.prepared,
+                arguments.out / "stages",
+                noises=noises,
+                rooms=rooms,
+                teacher=StageTeacher(arguments.teacher, SMALL_HINTS) if arguments.teacher else None,
+                judge=judge,
+                progress=lambda step, _: stages_shown(step, SMALL_STAGES.steps),
+            )
             fit_run(
                 encoder,
                 spec,

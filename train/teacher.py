@@ -27,7 +27,7 @@ from .prepare import PreparedSet
 __all__ = ["PUBLIC_SPEC", "Teacher", "fused_similarity", "open_teacher", "targets_path", "teach"]
 
 PUBLIC_SPEC = EncoderSpec(name="resnet34-lm")
-LONGEST_S = 6.0  # of a clip: its middle; a speaker's voice is known by then, and time grows with length
+LONGEST_S = 4.0  # of a clip: its middle; a speaker's voice is known by then, and time grows with length
 FORMAT = 1
 
 
@@ -42,7 +42,10 @@ class Teacher:
 
 
 def open_teacher(path: Path, spec: EncoderSpec | None = None, num_threads: int = 1) -> Teacher:
-    """An .onnx file (its own spec, else `spec`, else `PUBLIC_SPEC`) or a checkpoint of this project.
+    """An .onnx file or a checkpoint of this project.
+
+    The front end of an .onnx file is what its own metadata say, else `spec`, else the JSON of an
+    `EncoderSpec` beside it (``NAME.json``), else `PUBLIC_SPEC`.
 
     Raises
     ------
@@ -51,6 +54,9 @@ def open_teacher(path: Path, spec: EncoderSpec | None = None, num_threads: int =
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; give an .onnx file or a checkpoint")
+    beside = path.with_suffix(".json")
+    if spec is None and beside.is_file():
+        spec = EncoderSpec.from_json(beside.read_text(encoding="utf-8"))
     return _onnx(path, spec, num_threads) if path.suffix == ".onnx" else _checkpoint(path, num_threads)
 
 
