@@ -27,6 +27,9 @@ from .prepare import SAMPLE_RATE, PreparedSet
 
 __all__ = ["MorphedSet", "PairBatches", "Recipe", "Source"]
 
+# Lengths of views: few, since a CPU prepares its kernels for each shape anew, which takes longer than a step.
+LENGTHS = 5
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recipe:
@@ -157,7 +160,7 @@ class PairBatches(Dataset[dict[str, Tensor]]):
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step))
         recipe = self.recipe
-        samples = round(rng.uniform(recipe.min_s, recipe.max_s) * SAMPLE_RATE)
+        samples = round(rng.choice(np.linspace(recipe.min_s, recipe.max_s, LENGTHS)) * SAMPLE_RATE)
         views: list[list[NDArray[np.float32]]] = [[], []]
         labels, targets, weights = [], [[], []], [[], []]
         for _ in range(self.pairs):

@@ -74,25 +74,25 @@ class Run:
     targets: str = "public"  # or "fused": of several teachers (`train.fusion`)
 
 
-# By speakers and variety rather than by hours.
+# By speakers and variety rather than by hours; a set named +voices holds further voices (`train.voices`).
 _SHARES = {
-    "speechocean762": 0.34, "librispeech": 0.25, "malayalam": 0.29, "arabic_commands": 0.05, "speech_commands": 0.07,
+    "speechocean762": 0.18, "speechocean762+voices": 0.10, "librispeech": 0.15, "librispeech+voices": 0.14,
+    "malayalam": 0.15, "malayalam+voices": 0.08, "arabic_commands": 0.05, "arabic_commands+voices": 0.04,
+    "speech_commands": 0.07, "speech_commands+voices": 0.04,
 }  # fmt: skip
-_TWO_STAGES = Schedule(steps=140, rate=1e-4, frozen_stages=2, warmup_steps=40, judge_every=140)
-# `base` is the mean of three short runs, and then goes only half the way from the initial weights to it.
-# Each run alone trades errors on one kind of speech for another; their mean keeps what they agree on
-# (Wortsman et al., arXiv:2109.01903 and arXiv:2203.05482). The figures are in RESULTS.md.
+# `base` learns the joint target of several teachers, which generalises where a target of one speaker's mean is
+# learnt by heart, together with the pairs; then it goes `BASE_WAY` of the way from the initial weights to the
+# mean of the runs (Wortsman et al., arXiv:2109.01903 and arXiv:2203.05482). The figures are in RESULTS.md.
 BASE_RUNS = {
-    "plain": Run(Recipe(morph=0.0, pair_weight=0.15), _TWO_STAGES, _SHARES),
-    "morphed": Run(Recipe(channel=0.0, mask=0.0, pair_weight=0.15), _TWO_STAGES, _SHARES),
-    "last_stage": Run(
-        Recipe(own_share=1.0, own_weight=1.0, pair_weight=0.2, channel=0.25, mask=0.2, min_s=1.5, max_s=3.5),
-        Schedule(steps=180, rate=1.5e-4, frozen_stages=3, warmup_steps=40, judge_every=180),
-        {"speechocean762": 0.30, "librispeech": 0.27, "malayalam": 0.35, "arabic_commands": 0.03,
-         "speech_commands": 0.05},
+    "fused": Run(
+        Recipe(own_weight=0.8, pair_weight=0.1, relation_weight=5.0, min_s=1.2, max_s=3.2),
+        Schedule(steps=900, rate=8e-5, frozen_stages=2, warmup_steps=100, judge_every=300),
+        _SHARES,
+        targets="fused",
     ),
-}  # fmt: skip
-BASE_WAY = 0.5
+}
+BASE_PAIRS = 32
+BASE_WAY = 1.0
 SMALL_SHAPE = EncoderShape(blocks=(1, 3, 3, 1), stem_stride=(2, 2))
 SMALL_STAGES = Schedule(steps=700, rate=1.5e-3)
 SMALL_HINTS = (2, 3)  # the stages, from 0, that an int8 teacher gives
@@ -315,11 +315,14 @@ def fit_base(
     for name, run in BASE_RUNS.items():
         begun = ResidualEncoder(start.shape)
         begun.load_state_dict(start.state_dict())
-        runs.append(fit_run(begun, spec, prepared, out / name, run, noises, rooms, **options))
+        runs.append(fit_run(begun, spec, prepared, out / name, run, noises, rooms, **{"pairs": BASE_PAIRS, **options}))
     base = part_way(start, runs, BASE_WAY)
     corpora = corpora_of(dict.fromkeys(corpus for run in BASE_RUNS.values() for corpus in run.shares))
     save_checkpoint(out / "best.pt", base, spec, provenance={"corpora": corpora, "runs": list(BASE_RUNS)})
     return base
+
+
+CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `data.LENGTHS`
 
 
 class Crops(Dataset[dict[str, Tensor]]):
@@ -350,7 +353,7 @@ class Crops(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        frames = int(rng.integers(100, 260))
+        frames = int(rng.choice(CROP_FRAMES))
         samples = self.spec.frame_length + (frames - 1) * self.spec.frame_shift
         clean, disturbed = [], []
         for _ in range(self.batch):

@@ -105,7 +105,7 @@ examples:
 each set, and all sets that one run learns from must be fused together.
 
 examples:
-  python -m train fuse --beside eres2net.onnx campplus.onnx prepared/*""",
+  python -m train fuse prepared/* --beside eres2net.onnx campplus.onnx""",
     )
     parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets")
     parser.add_argument("--beside", type=Path, nargs="+", required=True, metavar="TEACHER", help="other .onnx or .pt")
