@@ -64,6 +64,17 @@ MORPHS_PER_SPEAKER = {
 CLIPS_PER_VOICE = {"malayalam": 8, "librispeech": 4, "arabic_commands": 16, "speech_commands": 1}
 
 
+# Whose embeddings are the targets of each kind, credited in the model file.
+TEACHERS = {
+    "public": [{"name": "ResNet34-LM, WeSpeaker", "licence": "CC BY 4.0"}],
+    "fused": [
+        {"name": "ResNet34-LM, WeSpeaker", "licence": "CC BY 4.0"},
+        {"name": "ERes2Net-base, 3D-Speaker", "licence": "Apache-2.0"},
+        {"name": "CAM++ zh-en, 3D-Speaker", "licence": "Apache-2.0"},
+    ],
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One fine-tuning: what it learns from (share of the pairs each corpus gives), how, and how long."""
@@ -86,7 +97,7 @@ _SHARES = {
 BASE_RUNS = {
     "fused": Run(
         Recipe(own_weight=0.8, pair_weight=0.1, relation_weight=5.0, min_s=1.2, max_s=3.2),
-        Schedule(steps=900, rate=8e-5, frozen_stages=2, warmup_steps=100, judge_every=300),
+        Schedule(steps=640, rate=1.2e-4, frozen_stages=2, warmup_steps=100, judge_every=320),
         _SHARES,
         targets="fused",
     ),
@@ -281,7 +292,7 @@ def fit_run(
     """Fine-tune an encoder by one run; options go to `train.loop.fit`."""
     sources, morphs = open_sources(prepared, run.shares, use, run.targets)
     batches = PairBatches(sources, spec, run.recipe, pairs, run.schedule.steps, seed, morphs, noises, rooms)
-    provenance = {"corpora": corpora_of(run.shares)}
+    provenance = {"corpora": corpora_of(run.shares), "teachers": TEACHERS[run.targets]}
     return fit(start, spec, batches, run.recipe, run.schedule, out, provenance=provenance, **options)
 
 
@@ -318,7 +329,9 @@ def fit_base(
         runs.append(fit_run(begun, spec, prepared, out / name, run, noises, rooms, **{"pairs": BASE_PAIRS, **options}))
     base = part_way(start, runs, BASE_WAY)
     corpora = corpora_of(dict.fromkeys(corpus for run in BASE_RUNS.values() for corpus in run.shares))
-    save_checkpoint(out / "best.pt", base, spec, provenance={"corpora": corpora, "runs": list(BASE_RUNS)})
+    taught = {teacher["name"]: teacher for run in BASE_RUNS.values() for teacher in TEACHERS[run.targets]}
+    provenance = {"corpora": corpora, "teachers": list(taught.values()), "runs": list(BASE_RUNS)}
+    save_checkpoint(out / "best.pt", base, spec, provenance=provenance)
     return base
 
 

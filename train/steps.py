@@ -102,7 +102,7 @@ examples:
         "fuse",
         "Join the embeddings of several teachers into one target of the initial encoder's size.",
         """The sets must have been taught by all of them (`teach --beside`); the targets are kept as fused.npy beside
-each set, and all sets that one run learns from must be fused together.
+each set. All sets that one run learns from must be fused together, and no others: the projection is fitted on them.
 
 examples:
   python -m train fuse prepared/* --beside eres2net.onnx campplus.onnx""",

@@ -83,6 +83,8 @@ def _card(encoder: Encoder) -> list[str]:
             lines.append("  int8         " + ", ".join(f"{key} {_plain(value)}" for key, value in scheme.items()))
         for corpus in provenance.get("corpora") or []:
             lines.append(f"  trained on   {corpus.get('name', '?')} ({corpus.get('licence', 'licence not stated')})")
+        for teacher in (provenance.get("training") or {}).get("teachers") or []:
+            lines.append(f"  taught by    {teacher.get('name', '?')} ({teacher.get('licence', 'licence not stated')})")
         for name, gate in (provenance.get("gates") or {}).items():
             figures = ", ".join(f"{key} {_plain(value)}" for key, value in gate.items() if key != "passed")
             lines.append(f"  gate         {name}: {'passed' if gate.get('passed') else 'FAILED'} ({figures})")
