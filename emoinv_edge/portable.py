@@ -1,10 +1,10 @@
 """The portable profile file: one profile, sealed with a passphrase, to carry to another device.
 
-Byte by byte, format 1 (numbers are unsigned and little-endian)::
+Byte by byte, format 2 (numbers are unsigned and little-endian)::
 
     offset  bytes  what
     0       8      magic: 89 45 4D 4F 49 4E 56 0A ("\\x89EMOINV\\n")
-    8       2      format: 1
+    8       2      format: 2
     10      1      key derivation: 1 = scrypt (RFC 7914) with 32 bytes of output
     11      1      scrypt: log2 N, 14 to 17 (written: 15)
     12      1      scrypt: r, 8
@@ -18,7 +18,8 @@ Byte by byte, format 1 (numbers are unsigned and little-endian)::
 The passphrase is taken as UTF-8. The scrypt output is the AES-256 key. Bytes 0 to 43 are the
 associated data, so no byte of the file can change unnoticed. The plaintext is the profile as laid out
 in `profiles` (`encode_profile`): its embeddings are the encoder's own, without the transform of any
-store, and its clips, where they were kept, are in it. Nothing about the profile, not even its
+store, and its clips, where they were kept, are in it. Format 1 is the same, but for qualities without
+an envelope; it is read as well. Nothing about the profile, not even its
 name, can be read without the passphrase; its size tells roughly how much speech it holds.
 """
 
@@ -47,7 +48,8 @@ from .sealing import (
 __all__ = ["FORMAT", "MAX_FILE_BYTES", "open_profile", "read_profile_file", "seal_profile", "write_profile_file"]
 
 MAGIC = b"\x89EMOINV\n"
-FORMAT = 1
+FORMAT = 2
+OLDEST_FORMAT = 1
 HEAD = struct.Struct("<8sHBBBBH16s")
 HEADER_BYTES = HEAD.size + NONCE_BYTES
 MAX_FILE_BYTES = 1 << 30
@@ -79,10 +81,10 @@ def open_profile(data: bytes, passphrase: Passphrase) -> Profile:
     if len(data) < HEADER_BYTES + TAG_BYTES:
         raise StoreError(f"the portable profile is cut off after {len(data)} bytes; copy it again")
     _, version, derivation, log_n, r, p, zero, salt = HEAD.unpack_from(data)
-    if version != FORMAT:
+    if not OLDEST_FORMAT <= version <= FORMAT:
         raise SchemaError(
-            f"the portable profile has format {version}, expected {FORMAT}; it was altered, or made by "
-            "another version of emoinv-edge: install that one or a newer one"
+            f"the portable profile has format {version}, expected {OLDEST_FORMAT} to {FORMAT}; it was altered, or "
+            "made by another version of emoinv-edge: install that one or a newer one"
         )
     if derivation != 1 or not 14 <= log_n <= 17 or r != 8 or not 1 <= p <= 8 or zero != 0:
         raise SealError("the portable profile's header was altered; copy the file again")

@@ -11,8 +11,9 @@ a profile with `encode_profile`::
 
 The header has exactly these keys: ``name``, ``model_fingerprint``, ``created``, ``expires`` (null or a
 time), ``consent``, ``dim`` and ``exemplars``, a list of objects with exactly the keys ``created``,
-``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`). Times are ISO 8601
-in UTC. Nothing may follow the last exemplar.
+``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`; ``envelope`` may be
+missing, and is then unknown: profiles were written before it was measured). Times are ISO 8601 in UTC.
+Nothing may follow the last exemplar.
 """
 
 from __future__ import annotations
@@ -260,11 +261,17 @@ def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
     EnrolmentError
         If no exemplar has one.
     """
+    from .quality import measure_quality
+
     exemplars = []
     for exemplar in profile.exemplars:
         if exemplar.audio is not None:
             waveform = np.frombuffer(exemplar.audio, "<i2").astype(np.float32) / np.float32(32768.0)
-            exemplars.append(dataclasses.replace(exemplar, embedding=encoder.embed(waveform, CLIP_RATE)))
+            quality = exemplar.quality
+            if quality.envelope is None:  # enrolled before it was measured
+                quality = dataclasses.replace(quality, envelope=measure_quality(waveform, CLIP_RATE).envelope)
+            embedding = encoder.embed(waveform, CLIP_RATE)
+            exemplars.append(dataclasses.replace(exemplar, embedding=embedding, quality=quality))
     if not exemplars:
         raise EnrolmentError(
             f"profile {profile.name!r} has no speech to enrol again from (it was enrolled without --keep-audio); "
@@ -350,16 +357,28 @@ def _decode(data: bytes) -> Profile:
 
 
 def decode_quality(values: Any) -> SpeechQuality:
-    """A `SpeechQuality` from the JSON object of its fields; ValueError if anything is amiss."""
+    """A `SpeechQuality` from the JSON object of its fields; ValueError if anything is amiss.
+
+    An object of before the envelope was measured, which has no such key, is read as one whose envelope
+    is unknown: the evidence of the envelope then speaks for neither side.
+    """
     from .quality import SpeechQuality
 
     fields = [field.name for field in dataclasses.fields(SpeechQuality)]
+    if isinstance(values, dict):
+        values = {"envelope": None, **values}
     _object(values, " ".join(fields))
+    envelope = values["envelope"]
+    if envelope is not None and not (isinstance(envelope, (list, tuple)) and all(map(_number, envelope))):
+        raise ValueError("envelope")
     for name, value in values.items():
-        number = type(value) in (int, float) and math.isfinite(value)
-        if not (number or (value is None and name == "log_f0_mean")):
+        if not (_number(value) or name == "envelope" or (value is None and name == "log_f0_mean")):
             raise ValueError("quality")
     return SpeechQuality(**values)
+
+
+def _number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _object(value: Any, keys: str) -> dict[str, Any]:

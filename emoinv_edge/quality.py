@@ -3,7 +3,8 @@
 Manner is described by the pitch (mean and spread of log F0 over the voiced frames) and by the
 vocal effort (how much of the voiced energy lies high: a raised voice flattens the spectrum). Both
 come from one short-time spectrum, computed at most once per `HOP_S` of speech, so that the whole
-measurement costs less than a millisecond per second of audio.
+measurement costs less than a millisecond per second of audio. The same spectrum gives the long-term
+envelope of the voice, which an encoder whose features are mean-normalised never sees.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ TILT_TOP_HZ = 5000.0
 CLIP_LEVEL = 0.999
 MAX_SNR_DB = 60.0
 SILENT_DBFS = -120.0
+# The envelope: mel bands, of whose cosine transform the level, the tilt (effort, distance to the microphone)
+# and the fine detail (the words) are left out. From 8 coefficients on, more detail changes little.
+ENVELOPE_LOW_HZ = 120.0
+ENVELOPE_TOP_HZ = 7000.0
+ENVELOPE_BANDS = 32
+ENVELOPE_FIRST = 2
+ENVELOPE_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,6 +65,10 @@ class SpeechQuality:
         0 when nothing is voiced.
     voiced_fraction : float
         Voiced part of the loud frames, 0 to 1.
+    envelope : tuple of float, or None
+        Shape of the mean spectrum (of its logarithm) of the voiced frames, level and tilt left out: 8
+        coefficients, scaled so that the Euclidean distance of two is an RMS difference in dB. None when
+        nothing is voiced, when the recording ends below 7 kHz, or in profiles of before it was measured.
     """
 
     net_speech_s: float
@@ -67,9 +79,21 @@ class SpeechQuality:
     log_f0_std: float
     tilt_db: float
     voiced_fraction: float
+    envelope: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        envelope = self.envelope
+        if envelope is not None:
+            if not isinstance(envelope, (tuple, list)) or len(envelope) != ENVELOPE_SIZE:
+                raise ValueError(f"envelope should be {ENVELOPE_SIZE} numbers or None, got {envelope!r}")
+            if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in envelope):
+                raise ValueError(f"envelope should be numbers, got {envelope!r}")
+            if not all(map(math.isfinite, envelope)):
+                raise ValueError(f"envelope should be finite numbers, got {envelope!r}")
+            object.__setattr__(self, "envelope", tuple(map(float, envelope)))
         for field in dataclasses.fields(self):
+            if field.name == "envelope":
+                continue
             value = getattr(self, field.name)
             if value is None and field.name == "log_f0_mean":
                 continue
@@ -105,6 +129,19 @@ def _lag_gain(window: NDArray[np.float32], fft: int, band: int) -> NDArray[np.fl
     return np.asarray(gain / gain[0], np.float32)
 
 
+@functools.lru_cache(maxsize=4)
+def _envelope_plan(sample_rate: int, fft: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """First bin of each of the bands, equally wide in mel, and the end; the rows of the cosine transform that are kept.
+
+    Bands with sharp edges need no matrix product, which BLAS would spread over threads that wait for each other.
+    """
+    low, high = (1127.0 * math.log1p(hz / 700.0) for hz in (ENVELOPE_LOW_HZ, ENVELOPE_TOP_HZ))
+    edges_hz = 700.0 * np.expm1(np.linspace(low, high, ENVELOPE_BANDS + 1) / 1127.0)
+    order = np.arange(ENVELOPE_FIRST, ENVELOPE_FIRST + ENVELOPE_SIZE)[:, None]
+    rows = np.cos(np.pi / ENVELOPE_BANDS * (np.arange(ENVELOPE_BANDS) + 0.5) * order)
+    return np.rint(edges_hz * fft / sample_rate).astype(np.int64), rows * (math.sqrt(2.0) / ENVELOPE_BANDS)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Frames:
     power_db: NDArray[np.float32]  # (frames,) mean power per sample
@@ -112,13 +149,14 @@ class _Frames:
     voiced: NDArray[np.bool_]  # (frames,)
     log_f0: NDArray[np.float32]  # (frames,) meaningful where voiced
     tilt: NDArray[np.float32]  # (frames, 2) energy below and above the split
+    envelope: tuple[float, ...] | None  # of the voiced frames
 
 
 def _analyse(waveform: NDArray[np.float32], sample_rate: int) -> _Frames:
     frame, hop, fft, band, window, lag_gain = _plan(sample_rate)
     if len(waveform) < frame:
         empty = np.empty(0, np.float32)
-        return _Frames(empty, empty.astype(bool), empty.astype(bool), empty, np.empty((0, 2), np.float32))
+        return _Frames(empty, empty.astype(bool), empty.astype(bool), empty, np.empty((0, 2), np.float32), None)
     frames = np.lib.stride_tricks.sliding_window_view(waveform, frame)[::hop]
     centred = frames - frames.mean(axis=1, keepdims=True)
     power = np.einsum("ij,ij->i", centred, centred) / np.float32(frame)
@@ -128,6 +166,7 @@ def _analyse(waveform: NDArray[np.float32], sample_rate: int) -> _Frames:
     log_f0 = np.zeros(len(frames), np.float32)
     voiced = np.zeros(len(frames), bool)
     tilt = np.zeros((len(frames), 2), np.float32)
+    envelope = None
     if loud.any():
         spectrum = np.fft.rfft(centred[loud] * window, fft, axis=1)
         energy = np.square(spectrum.real)
@@ -140,7 +179,17 @@ def _analyse(waveform: NDArray[np.float32], sample_rate: int) -> _Frames:
         flat = np.sqrt(energy[:, : band + 1])  # magnitude rather than power: formants weigh less
         lags = np.asarray(np.fft.irfft(flat, _lag_length(band), axis=1), np.float32)
         voiced[loud], log_f0[loud] = _pitch(lags, lag_gain, sample_rate * _lag_length(band) / fft)
-    return _Frames(power_db, loud, voiced, log_f0, tilt)
+        envelope = _envelope(energy[voiced[loud]], sample_rate, fft)
+    return _Frames(power_db, loud, voiced, log_f0, tilt, envelope)
+
+
+def _envelope(energy: NDArray[np.float32], sample_rate: int, fft: int) -> tuple[float, ...] | None:
+    if not len(energy) or sample_rate < 2.0 * ENVELOPE_TOP_HZ:
+        return None
+    edges, rows = _envelope_plan(sample_rate, fft)
+    bands = np.add.reduceat(energy[:, : edges[-1]], edges[:-1], axis=1) / np.diff(edges).astype(np.float32)
+    mean_db = 10.0 * np.log10(np.maximum(bands, np.float32(1e-12))).mean(axis=0, dtype=np.float64)
+    return tuple((rows * mean_db).sum(axis=1).tolist())
 
 
 def _pitch(
@@ -242,6 +291,7 @@ def measure_quality(
         log_f0_std=float(log_f0.std()) if len(log_f0) else 0.0,
         tilt_db=10.0 * math.log10(max(high, 1e-12) / max(low, 1e-12)) if len(log_f0) else 0.0,
         voiced_fraction=float(frames.voiced.sum() / max(1, frames.loud.sum())),
+        envelope=frames.envelope,
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CalibrationError, EnrolmentError, ModelFormatError
-from .quality import SpeechQuality
+from .quality import ENVELOPE_SIZE, SpeechQuality
 
 if TYPE_CHECKING:
     from .profiles import Profile
@@ -61,11 +61,17 @@ TERMS = (
     "f0_spread_below",
     "tilt_above",
     "tilt_below",
+    "envelope",
     "test_seconds",
     "enrol_seconds",
     "snr",
     "exemplars",
 )
+# The envelope's evidence is the logarithm of its distance, in a unit between what is usual for one voice in
+# two moods and for two voices, so that 0 speaks for neither, as where the envelope is unknown. It is drawn
+# towards 0 where there is little speech: so many seconds make up for what the words do to an envelope.
+ENVELOPE_UNIT_DB = 4.5
+ENVELOPE_SETTLES_S = 2.0
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
 
 
@@ -437,6 +443,8 @@ class ProfileBank:
         voiced = [quality if quality.log_f0_mean is not None else None for quality in qualities]
         self._spread = self._mean([None if quality is None else quality.log_f0_std for quality in voiced])
         self._tilt = self._mean([None if quality is None else quality.tilt_db for quality in voiced])
+        shapes = [quality.envelope or (math.nan,) * ENVELOPE_SIZE for quality in qualities]
+        self._envelope = np.stack([self._mean(column) for column in zip(*shapes, strict=True)], axis=1)
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
@@ -485,6 +493,13 @@ class ProfileBank:
         total = np.add.reduceat(np.exp(SHARPNESS * each), self._starts)
         return np.clip(np.log(total / self._counts) / SHARPNESS, -1.0, 1.0)
 
+    def _envelope_evidence(self, quality: SpeechQuality) -> NDArray[np.float64]:
+        if quality.envelope is None:
+            return np.zeros(len(self.names))
+        distance = np.linalg.norm(self._envelope - np.asarray(quality.envelope), axis=1) / ENVELOPE_UNIT_DB
+        words = ENVELOPE_SETTLES_S * (1.0 / max(quality.net_speech_s, 0.1) + 1.0 / np.maximum(self._seconds, 0.1))
+        return np.where(np.isnan(distance), 0.0, np.log(np.maximum(distance, 0.05))) / (1.0 + words)
+
     def evidence(
         self, embedding: NDArray[np.float32], quality: SpeechQuality, pooling: str
     ) -> dict[str, NDArray[np.float64]]:
@@ -527,6 +542,7 @@ class ProfileBank:
             "f0_spread_below": np.maximum(-spread, 0.0),
             "tilt_above": np.maximum(tilt, 0.0),
             "tilt_below": np.maximum(-tilt, 0.0),
+            "envelope": self._envelope_evidence(quality),
             "test_seconds": np.full(count, math.log(max(quality.net_speech_s, 0.1))),
             "enrol_seconds": np.log(np.maximum(self._seconds, 0.1)),
             "snr": np.minimum(quality.snr_db, self._snr),

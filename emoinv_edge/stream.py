@@ -446,7 +446,7 @@ def _num_clipped(samples: NDArray[np.float32]) -> int:
 def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
     """The quality of an utterance from those of its consecutive parts.
 
-    Pitch and effort are averaged over the voiced speech, the spread of the pitch within and
+    Pitch, effort and envelope are averaged over the voiced speech, the spread of the pitch within and
     between the parts; the noise and the clipping are those of the worst part.
     """
     seconds = np.array([quality.net_speech_s for quality in qualities])
@@ -461,6 +461,11 @@ def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
         within = np.array([quality.log_f0_std for quality in qualities]) ** 2
         log_f0_std = math.sqrt(float(share @ (within + (means - log_f0_mean) ** 2)))
         tilt_db = float(share @ np.array([quality.tilt_db for quality in qualities]))
+    known = [k for k, quality in enumerate(qualities) if quality.envelope is not None and voiced[k] > 0.0]
+    envelope = None
+    if known:
+        shapes = np.array([qualities[k].envelope for k in known])
+        envelope = tuple((voiced[known] @ shapes / voiced[known].sum()).tolist())
     power = 10.0 ** (np.array([quality.level_dbfs for quality in qualities]) / 10.0)
     return SpeechQuality(
         net_speech_s=total,
@@ -471,4 +476,5 @@ def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
         log_f0_std=log_f0_std,
         tilt_db=tilt_db,
         voiced_fraction=min(1.0, float(fractions @ seconds) / max(total, 1e-9)),
+        envelope=envelope,
     )

@@ -37,11 +37,19 @@ def test_a_profile_comes_back_as_it_was(cheap_scrypt: None) -> None:
     assert open_profile(seal_profile(PROFILE, WORD), WORD) == PROFILE
 
 
+def test_a_file_of_the_first_format_is_read_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr("emoinv_edge.portable.FORMAT", 1)
+        data = seal_profile(PROFILE, WORD)
+    assert data[8:10] == b"\x01\x00"
+    assert open_profile(data, WORD) == PROFILE
+
+
 def test_the_layout_is_the_documented_one() -> None:
     """An independent reader, written from the module's docstring alone."""
     data = seal_profile(PROFILE, WORD)
     assert data[0:8] == bytes.fromhex("89454d4f494e560a")
-    assert struct.unpack("<H", data[8:10]) == (1,)
+    assert struct.unpack("<H", data[8:10]) == (2,)
     assert data[10] == 1
     log_n, r, p = data[11], data[12], data[13]
     assert (log_n, r, p) == (15, 8, 3)
@@ -94,8 +102,8 @@ def test_bytes_added_at_the_end_are_noticed(cheap_scrypt: None) -> None:
 
 def test_a_newer_format_is_named(cheap_scrypt: None) -> None:
     data = bytearray(seal_profile(PROFILE, WORD))
-    data[8] = 2
-    with pytest.raises(SchemaError, match=r"format 2, expected 1.*newer"):
+    data[8] = 3
+    with pytest.raises(SchemaError, match=r"format 3, expected 1 to 2.*newer"):
         open_profile(bytes(data), WORD)
 
 

@@ -129,6 +129,24 @@ def test_unvoiced_speech_survives_its_encoding() -> None:
     assert decode_profile(encode_profile(profile)) == profile
 
 
+def test_the_envelope_survives_its_encoding_and_is_unknown_in_profiles_of_before() -> None:
+    quality = dataclasses.replace(QUALITY, envelope=(0.5,) * 8)
+    exemplar = dataclasses.replace(sample_exemplar(1), quality=quality)
+    profile = dataclasses.replace(sample_profile("ana"), exemplars=(exemplar,))
+    encoded = encode_profile(profile)
+    assert decode_profile(encoded) == profile
+    key = b',"envelope":[' + b",".join([b"0.5"] * 8) + b"]"
+    assert key in encoded
+    length = int.from_bytes(encoded[:4], "little") - len(key)
+    before = decode_profile(length.to_bytes(4, "little") + encoded[4:].replace(key, b""))
+    assert before.exemplars[0].quality == QUALITY
+    for damaged in (b',"envelope":[true,0.5,0.5,0.5,0.5,0.5,0.5,0.5]', b',"envelope":"abcdefgh"'):
+        forged = encoded[4:].replace(key, damaged)
+        length = int.from_bytes(encoded[:4], "little") - len(key) + len(damaged)
+        with pytest.raises(StoreError):
+            decode_profile(length.to_bytes(4, "little") + forged)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

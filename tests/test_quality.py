@@ -61,7 +61,7 @@ def test_noise_has_no_pitch() -> None:
 def test_silence_and_scraps_are_measured_without_a_pitch() -> None:
     for length in (0, 1, 160, 639, 640, 641, 5000):
         quality = measure_quality(np.zeros(length, np.float32))
-        assert quality.log_f0_mean is None
+        assert quality.log_f0_mean is None and quality.envelope is None
         assert quality.log_f0_std == quality.tilt_db == quality.voiced_fraction == 0.0
         assert quality.level_dbfs == -120.0
         assert quality.net_speech_s == length / RATE
@@ -138,7 +138,8 @@ def test_every_number_is_finite_whatever_the_sound(length: int, kind: str, seed:
     }[kind].astype(np.float32)
     before = wave.copy()
     quality = measure_quality(wave)
-    values = [value for value in dataclasses.astuple(quality) if value is not None]
+    values = [value for value in dataclasses.astuple(quality) if isinstance(value, float)]
+    values += quality.envelope or ()
     assert all(math.isfinite(value) for value in values)
     assert np.array_equal(wave, before)
 
@@ -154,6 +155,48 @@ def test_only_the_mean_pitch_may_be_unknown() -> None:
     assert dataclasses.replace(GOOD, log_f0_mean=None).log_f0_mean is None
     with pytest.raises(ValueError, match="tilt_db"):
         dataclasses.replace(GOOD, tilt_db=None)
+
+
+@pytest.mark.parametrize("envelope", [(), (0.0,) * 7, (0.0,) * 7 + (math.nan,), (0.0,) * 7 + (True,), ("1",) * 8])
+def test_an_envelope_is_eight_finite_numbers(envelope: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="envelope"):
+        dataclasses.replace(GOOD, envelope=envelope)
+    assert dataclasses.replace(GOOD, envelope=[1] * 8).envelope == (1.0,) * 8
+
+
+def envelope_of(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
+    found = measure_quality(waveform).envelope
+    assert found is not None
+    return np.array(found)
+
+
+def resonant(f0_hz: float, formant_hz: float) -> NDArray[np.float32]:
+    """Harmonics of equal size, raised by up to 20 dB where a formant lies."""
+    time = np.arange(2 * RATE) / RATE
+    partials = np.arange(f0_hz, 7800.0, f0_hz)
+    size = 10 ** (np.exp(-0.5 * ((partials - formant_hz) / 400.0) ** 2))
+    waves = size[:, None] * np.sin(2 * np.pi * partials[:, None] * time + partials[:, None])
+    wave = waves.sum(axis=0)
+    return (0.5 * wave / np.abs(wave).max()).astype(np.float32)
+
+
+def test_the_envelope_is_of_the_resonances_rather_than_of_the_pitch() -> None:
+    same = np.linalg.norm(envelope_of(resonant(120.0, 1500.0)) - envelope_of(resonant(150.0, 1500.0)))
+    other = np.linalg.norm(envelope_of(resonant(120.0, 1500.0)) - envelope_of(resonant(120.0, 2600.0)))
+    assert other > 2.0
+    assert other > 2.0 * same
+
+
+def test_level_and_tilt_are_left_out_of_the_envelope() -> None:
+    wave = resonant(120.0, 1500.0)
+    quieter = envelope_of((0.1 * wave).astype(np.float32))
+    assert np.linalg.norm(quieter - envelope_of(wave)) < 0.05
+    flatter = np.diff(wave, prepend=np.float32(0.0)).astype(np.float32)  # 6 dB an octave: 35 dB from 120 Hz to 7 kHz
+    assert np.linalg.norm(envelope_of(flatter) - envelope_of(wave)) < 4.0
+
+
+def test_a_recording_that_ends_below_the_envelope_has_none() -> None:
+    assert measure_quality(tone(150.0)[::2].copy(), 8000).envelope is None
 
 
 def test_measuring_takes_far_less_than_the_speech_lasts() -> None:

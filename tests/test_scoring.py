@@ -37,6 +37,7 @@ CALIBRATION = Calibration(
         Term("f0_below", -10.0, 0.0, 0.4),
         Term("test_seconds", -0.5, -0.2, 2.0),
         Term("snr", 0.02, 0.0, 40.0),
+        Term("envelope", -4.0, -0.7, 0.5),
     ),
     far_tables=(
         FarTable(1, RATES, (-4.0, -2.0, -1.0, 0.0, 1.0, 1.8)),
@@ -56,6 +57,7 @@ qualities = st.builds(
     log_f0_std=st.floats(0.0, 1.0),
     tilt_db=st.floats(-60.0, 30.0),
     voiced_fraction=st.floats(0.0, 1.0),
+    envelope=st.none() | st.tuples(*[st.floats(-20.0, 20.0)] * 8),
 )
 
 
@@ -138,7 +140,7 @@ def test_swapping_the_sides_leaves_symmetric_evidence_as_it_was(
     forth = bank_of(a[None], [left], [1]).evidence(b, right, "centroid")
     back = bank_of(b[None], [right], [1]).evidence(a, left, "centroid")
     assert forth["cosine"] == pytest.approx(back["cosine"], abs=1e-6)
-    for name in ("snr", "f0_unknown", "exemplars"):
+    for name in ("snr", "f0_unknown", "exemplars", "envelope"):
         assert forth[name] == pytest.approx(back[name])
     assert forth["f0_shift"] == pytest.approx(-back["f0_shift"], abs=1e-9)
     for name in ("f0", "f0_spread", "tilt"):  # a difference changes its sign, not its size
@@ -165,6 +167,41 @@ def test_quality_beyond_the_calibrated_range_saturates() -> None:
     base = SpeechQuality(3.0, 20.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6)
     higher = [llr(anchor[None], [base], test, dataclasses.replace(base, log_f0_mean=5.0 + d)) for d in (0.5, 0.9, 1.4)]
     assert higher[0] < higher[1] == pytest.approx(higher[2])
+
+
+SHAPE = SpeechQuality(4.0, 20.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6, (1.0, -2.0, 0.5, 0.0, 3.0, 0.0, -1.0, 0.5))
+
+
+def moved(by_db: float, seconds: float = 4.0) -> SpeechQuality:
+    """`SHAPE` with an envelope so far away."""
+    assert SHAPE.envelope is not None
+    return dataclasses.replace(SHAPE, net_speech_s=seconds, envelope=(SHAPE.envelope[0] + by_db, *SHAPE.envelope[1:]))
+
+
+def test_the_further_the_envelope_the_lower_the_llr_as_far_as_calibrated() -> None:
+    anchor, test = unit(1), unit(2)
+    near, middle, far, further = (llr(anchor[None], [SHAPE], test, moved(db)) for db in (2.0, 5.0, 40.0, 80.0))
+    assert near > middle > far == pytest.approx(further)
+
+
+def test_an_unknown_envelope_speaks_for_neither_side() -> None:
+    anchor, test, unknown = unit(1), unit(2), dataclasses.replace(SHAPE, envelope=None)
+    without = dataclasses.replace(CALIBRATION, terms=CALIBRATION.terms[:-1])
+    expected = llr(anchor[None], [SHAPE], test, SHAPE, without)
+    for held, measured in ((unknown, SHAPE), (SHAPE, unknown), (unknown, unknown)):
+        assert llr(anchor[None], [held], test, measured) == pytest.approx(expected)
+    # Of several exemplars, those of which it is known speak.
+    pair = bank_of(unit(1, 2), [unknown, SHAPE], [2]).evidence(test, moved(9.0), "centroid")["envelope"]
+    assert pair[0] == pytest.approx(math.log(2.0) / (1.0 + 2.0 / 4.0 + 2.0 / 8.0))
+
+
+def test_the_envelope_of_little_speech_says_little() -> None:
+    anchor, test = unit(1)[None], unit(2)
+    found = [
+        float(bank_of(anchor, [SHAPE], [1]).evidence(test, moved(9.0, seconds), "centroid")["envelope"][0])
+        for seconds in (0.5, 2.0, 8.0)
+    ]
+    assert 0.0 < found[0] < found[1] < found[2] < math.log(2.0)
 
 
 def test_the_llr_is_the_sum_that_the_calibration_says() -> None:

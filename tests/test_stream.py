@@ -572,5 +572,8 @@ def test_qualities_of_the_parts_merge_to_that_of_the_whole() -> None:
     assert merged.log_f0_std == pytest.approx(whole.log_f0_std, abs=0.05)
     assert merged.level_dbfs == pytest.approx(whole.level_dbfs, abs=0.01)
     assert merged.tilt_db == pytest.approx(whole.tilt_db, abs=2.0)
+    assert whole.envelope is not None and merged.envelope == pytest.approx(whole.envelope, abs=0.5)
     silence = measure_quality(np.zeros(RATE, np.float32), RATE)
     assert merge_qualities([silence, silence]).log_f0_mean is None
+    assert merge_qualities([silence, silence]).envelope is None
+    assert merge_qualities([whole, silence]).envelope == pytest.approx(whole.envelope)
