@@ -63,7 +63,7 @@ class Options:
 
     scheme: Scheme = dataclasses.field(default_factory=Scheme)
     flavour: str = "features"
-    fit_clips: int = 64
+    fit_clips: int = 160
     correct_clips: int = 24
     held_clips: int = 64
     eer_clips: int = 600

@@ -19,6 +19,7 @@ from train.data import MorphedSet, Recipe
 from train.loop import Schedule
 from train.model import EncoderShape, ResidualEncoder, load_checkpoint, save_checkpoint
 from train.recipes import Crops, Judge, Run, fit_base, fit_run, fit_small, morph, open_sources, part_way, teach
+from train.refit import refit_linear
 
 QUICK = Schedule(steps=2, frozen_stages=1, warmup_steps=1)
 SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
@@ -121,13 +122,17 @@ def test_part_way_lies_between_the_start_and_the_mean_of_the_runs():
 def test_base_is_the_mixture_of_its_runs_each_from_the_same_start(root, tmp_path, monkeypatch):
     run = Run(SHORT, QUICK, {"malayalam": 1.0})
     monkeypatch.setattr(recipes, "BASE_RUNS", {"a": run, "b": dataclasses.replace(run, shares={"librispeech": 1.0})})
+    monkeypatch.setattr(recipes, "REFIT_SETS", ("malayalam",))
+    (root / "malayalam" / "fused.npy").write_bytes((root / "malayalam" / "public.npy").read_bytes())
     start = tiny_encoder()
     before = {name: value.clone() for name, value in start.state_dict().items()}
     base = fit_base(start, TINY_SPEC, root, tmp_path / "base", [], [], pairs=2, num_workers=0)
     assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
     runs = [load_checkpoint(tmp_path / "base" / name / "best.pt")[0] for name in ("a", "b")]
     saved, spec, extra = load_checkpoint(tmp_path / "base" / "best.pt")
-    expected = part_way(start, runs, recipes.BASE_WAY).state_dict()
+    refitted_on, _ = open_sources(root, {"malayalam": 1.0}, targets="fused")
+    refitted = refit_linear(start, TINY_SPEC, refitted_on, recipes.REFIT_PENALTY)
+    expected = part_way(refitted, runs, recipes.BASE_WAY).state_dict()
     for name, value in expected.items():
         assert torch.allclose(value, saved.state_dict()[name]) and torch.allclose(value, base.state_dict()[name])
     assert spec == TINY_SPEC and [c["name"] for c in extra["provenance"]["corpora"]] == ["malayalam", "librispeech"]

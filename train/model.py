@@ -123,14 +123,17 @@ class ResidualEncoder(nn.Module):
             x = stage(x)
         return x
 
-    def pool(self, x: Tensor) -> Tensor:
-        """Activations of the last stage to embeddings; statistics in float32 whatever the input."""
+    def statistics(self, x: Tensor) -> Tensor:
+        """Activations of the last stage to means and deviations over time, float32 whatever the input."""
         x = x.float()
         mean = x.mean(dim=-1)
         count = x.shape[-1]
         variance = (x - mean.unsqueeze(-1)).square().sum(dim=-1) / max(count - 1, 1)
-        statistics = torch.cat((mean.flatten(1), torch.sqrt(variance + VARIANCE_FLOOR).flatten(1)), dim=1)
-        return self.linear(statistics) - self.mean_vector
+        return torch.cat((mean.flatten(1), torch.sqrt(variance + VARIANCE_FLOOR).flatten(1)), dim=1)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Activations of the last stage to embeddings."""
+        return self.linear(self.statistics(x)) - self.mean_vector
 
     def forward(self, features: Tensor) -> Tensor:
         return self.pool(self.frames(features))

@@ -35,6 +35,7 @@ from .evaluate import evaluate_embeddings
 from .loop import Schedule, fit
 from .model import EncoderShape, ResidualEncoder, save_checkpoint
 from .prepare import SAMPLE_RATE, PreparedClip, PreparedSet
+from .refit import refit_linear
 
 __all__ = [
     "BASE_RUNS",
@@ -92,7 +93,7 @@ _SHARES = {
     "speech_commands": 0.07, "speech_commands+voices": 0.04,
 }  # fmt: skip
 # `base` learns the joint target of several teachers, which generalises where a target of one speaker's mean is
-# learnt by heart, together with the pairs; then it goes `BASE_WAY` of the way from the initial weights to the
+# learnt by heart, together with the pairs; then it goes `BASE_WAY` of the way from where it starts to the
 # mean of the runs (Wortsman et al., arXiv:2109.01903 and arXiv:2203.05482). The figures are in RESULTS.md.
 BASE_RUNS = {
     "fused": Run(
@@ -103,7 +104,10 @@ BASE_RUNS = {
     ),
 }
 BASE_PAIRS = 32
-BASE_WAY = 1.0
+BASE_WAY = 0.3
+# Where it starts from: the public weights with the linear layer fitted to the joint target on these as well.
+REFIT_PENALTY = 0.3
+REFIT_SETS = (*_SHARES, "picovoice", "emogator")
 SMALL_SHAPE = EncoderShape(blocks=(1, 3, 3, 1), stem_stride=(2, 2))
 SMALL_STAGES = Schedule(steps=700, rate=1.5e-3)
 SMALL_HINTS = (2, 3)  # the stages, from 0, that an int8 teacher gives
@@ -321,14 +325,17 @@ def fit_base(
     rooms: list[NDArray[np.float32]],
     **options: Any,
 ) -> ResidualEncoder:
-    """`base`: every run of `BASE_RUNS` from the same start, then `BASE_WAY` of the way to their mean; ``best.pt``."""
+    """`base`: every run of `BASE_RUNS` from the public weights, and from those with the linear layer fitted anew
+    (`refit.refit_linear`) `BASE_WAY` of the way to the runs' mean; ``best.pt``.
+    """
     runs = []
     for name, run in BASE_RUNS.items():
         begun = ResidualEncoder(start.shape)
         begun.load_state_dict(start.state_dict())
         runs.append(fit_run(begun, spec, prepared, out / name, run, noises, rooms, **{"pairs": BASE_PAIRS, **options}))
-    base = part_way(start, runs, BASE_WAY)
-    corpora = corpora_of(dict.fromkeys(corpus for run in BASE_RUNS.values() for corpus in run.shares))
+    refitted_on, _ = open_sources(prepared, dict.fromkeys(REFIT_SETS, 1.0), targets="fused")
+    base = part_way(refit_linear(start, spec, refitted_on, REFIT_PENALTY), runs, BASE_WAY)
+    corpora = corpora_of(dict.fromkeys([*(corpus for run in BASE_RUNS.values() for corpus in run.shares), *REFIT_SETS]))
     taught = {teacher["name"]: teacher for run in BASE_RUNS.values() for teacher in TEACHERS[run.targets]}
     provenance = {"corpora": corpora, "teachers": list(taught.values()), "runs": list(BASE_RUNS)}
     save_checkpoint(out / "best.pt", base, spec, provenance=provenance)
