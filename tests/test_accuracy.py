@@ -22,6 +22,7 @@ BOUNDS = {
     ("base", "ravdess", "neutral"): 0.5,
     ("base", "ravdess", "pairs"): 9.4,
     ("base", "librispeech", "same"): 0.7,
+    ("base", "alphanumeric", "same"): 5.3,
 }
 LARGEST_MB = {"base": 8.0, "small": 3.0}
 

@@ -6,7 +6,7 @@ are tried by the remaining clips of every speaker of the same gender and corpus.
 learnt from the tests in another mood than neutral, where the cosine needs explaining. Each further
 term is kept only where it lowers Cllr on corpora that the weights were not fitted on.
 
-``python -m train calibrate MODEL SET...`` prints what was measured.
+What was measured is in CALIBRATION.md; `python -m export --calibrate SET...` writes the fit into the model file.
 """
 
 from __future__ import annotations
