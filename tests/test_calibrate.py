@@ -533,7 +533,9 @@ def test_two_hundred_sessions_teach_moods_and_no_impostor(fitted: Calibration) -
     assert found.learnt_foreign == 0
     assert found.frr_after < 0.5 * found.frr_before
     assert found.far_after <= found.far_before + 0.01
-    assert found.attacker_after <= found.attacker_before + 0.015  # one of 84 attempts is 0.012
+    # One attempt more of the attackers' 84 is chance; the rate that was asked for must hold for them too.
+    assert found.attacker_after <= found.attacker_before + 1 / 84 + 1e-9
+    assert found.attacker_after <= 0.06
 
 
 def test_a_corpus_without_moods_or_with_muddled_labels_counts_for_impostors_alone(
