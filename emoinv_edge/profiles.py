@@ -378,7 +378,7 @@ def decode_quality(values: Any) -> SpeechQuality:
 
 
 def _number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _object(value: Any, keys: str) -> dict[str, Any]:
