@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from train.compress import hint_loss
-from train.loop import distillation_loss
-from train.losses import AngularMarginSoftmax, pair_loss, target_loss
+from train.losses import AngularMarginSoftmax, distillation_loss, pair_loss, target_loss
 
 torch.set_num_threads(1)
 

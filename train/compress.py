@@ -25,7 +25,8 @@ from torch.nn import functional
 from emoinv_edge.spec import EncoderSpec
 
 from .embed import autocast
-from .loop import EMA_DECAY, Schedule, averaged, distillation_loss, log_figures
+from .loop import EMA_DECAY, Schedule, averaged, log_figures
+from .losses import distillation_loss
 from .model import BasicBlock, EncoderShape, ResidualEncoder, save_checkpoint
 
 __all__ = ["StageTeacher", "cut", "fit_stages", "hint_loss", "kept_channels"]
@@ -206,7 +207,7 @@ def _taught(batch: dict[str, Tensor], large: ResidualEncoder) -> _Taught:
         }
         return _Taught(stages, batch["embedding"])
     with torch.no_grad():
-        outputs = _stage_outputs(large, batch["clean"] if "clean" in batch else batch["features"])
+        outputs = _stage_outputs(large, batch.get("clean", batch["features"]))
         return _Taught(dict(enumerate(outputs)), large.pool(outputs[-1]))
 
 

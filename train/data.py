@@ -23,7 +23,7 @@ from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
 from . import augment
-from .prepare import SAMPLE_RATE, PreparedSet
+from .prepare import SAMPLE_RATE, PreparedSet, by_speaker
 
 __all__ = ["MorphedSet", "PairBatches", "Recipe", "Source"]
 
@@ -133,12 +133,8 @@ class PairBatches(Dataset[dict[str, Tensor]]):
         self._morphed: dict[tuple[int, int], list[int]] = {}  # (source, label) -> clips that have morphs
         centres = []
         for number, source in enumerate(sources):
-            clips_of: dict[str, list[int]] = defaultdict(list)
-            for index, clip in enumerate(source.clips.clips):
-                if clip.speaker and clip.speaker not in source.held_out:
-                    clips_of[clip.speaker].append(index)
             speakers = []
-            for _, indices in sorted(clips_of.items()):
+            for _, indices in sorted(by_speaker(source.clips.clips, source.held_out).items()):
                 label = len(centres)
                 centres.append(_mean_over_manners(source, indices))
                 speakers.append((label, indices))

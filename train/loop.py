@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -29,7 +28,7 @@ from .embed import autocast
 from .losses import AngularMarginSoftmax, pair_loss, relation_loss, target_loss
 from .model import ResidualEncoder, save_checkpoint
 
-__all__ = ["Schedule", "averaged", "distillation_loss", "fit", "log_figures"]
+__all__ = ["Schedule", "averaged", "fit", "log_figures"]
 
 WEIGHT_DECAY = 1e-4
 CLIP_NORM = 1.0
@@ -232,9 +231,3 @@ def log_figures(path: Path, step: int, figures: dict[str, float]) -> None:
         if new:
             rows.writerow(("step", "figure", "value"))
         rows.writerows((step, name, f"{value:.6g}") for name, value in figures.items())
-
-
-def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cos to the teacher, plus the mean square difference of the batch's similarity matrices."""
-    direct = (1 - functional.cosine_similarity(student.float(), teacher.float(), dim=1)).mean()
-    return direct + relation_loss(student, teacher)

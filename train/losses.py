@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["AngularMarginSoftmax", "pair_loss", "relation_loss", "target_loss"]
+__all__ = ["AngularMarginSoftmax", "distillation_loss", "pair_loss", "relation_loss", "target_loss"]
 
 
 class AngularMarginSoftmax(nn.Module):
@@ -62,3 +62,8 @@ def relation_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
     embeddings = functional.normalize(embeddings.float(), dim=1)
     targets = functional.normalize(targets.float(), dim=1)
     return (embeddings @ embeddings.T - targets @ targets.T).square().mean()
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cos to the teacher, plus the mean square difference of the batch's similarity matrices."""
+    return pair_loss(student, teacher) + relation_loss(student, teacher)

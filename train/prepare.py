@@ -12,6 +12,7 @@ Training maps ``audio.i16`` into memory, so that a set larger than memory stream
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import math
@@ -30,7 +31,16 @@ from emoinv_edge.errors import AudioError
 
 from .corpora import Clip
 
-__all__ = ["PreparedClip", "PreparedSet", "decode", "prepare", "thin_speakers", "trim_silence"]
+__all__ = [
+    "PreparedClip",
+    "PreparedSet",
+    "by_speaker",
+    "decode",
+    "prepare",
+    "thin_speakers",
+    "trim_silence",
+    "write_set",
+]
 
 SAMPLE_RATE = 16000
 SHORTEST_S = 0.4
@@ -81,16 +91,20 @@ def trim_silence(waveform: NDArray[np.float32], below_peak_db: float = 35.0, mar
     return slice(max(0, loud[0] * frame - margin), min(len(waveform), (loud[-1] + 1) * frame + margin))
 
 
-def thin_speakers(clips: list[Clip], most: int) -> list[Clip]:
-    """At most `most` clips of each speaker, evenly spread over theirs; a clip without a speaker stays."""
+def by_speaker(clips: Iterable[Clip | PreparedClip], without: frozenset[str] = frozenset()) -> dict[str, list[int]]:
+    """Speaker -> the numbers of their clips; clips without a speaker, and the speakers `without`, are left out."""
     clips_of: dict[str, list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
-        clips_of[clip.speaker].append(index)
-    kept = [
-        index
-        for speaker, indices in clips_of.items()
-        for index in (indices[:: math.ceil(len(indices) / most)] if speaker else indices)
-    ]
+        if clip.speaker and clip.speaker not in without:
+            clips_of[clip.speaker].append(index)
+    return clips_of
+
+
+def thin_speakers(clips: list[Clip], most: int) -> list[Clip]:
+    """At most `most` clips of each speaker, evenly spread over theirs; a clip without a speaker stays."""
+    kept = [index for index, clip in enumerate(clips) if not clip.speaker]
+    for indices in by_speaker(clips).values():
+        kept += indices[:: math.ceil(len(indices) / most)]
     return [clips[index] for index in sorted(kept)]
 
 
@@ -112,6 +126,35 @@ def _in_order(pool: ProcessPoolExecutor, clips: Iterable[Clip]) -> Iterator[tupl
         yield from pool.map(_decode_for_set, batch, chunksize=16)
 
 
+@contextlib.contextmanager
+def write_set(out: Path) -> Iterator[Callable[[tuple[str, ...], NDArray[np.int16], str], None]]:
+    """Write a prepared set, which appears whole or not at all.
+
+    Yields
+    ------
+    callable
+        Appends one clip: (corpus, speaker, gender, emotion, sentence), its samples, the path of its source.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    start = 0
+    with (
+        open(out / "audio.i16.part", "wb") as audio,
+        open(out / "manifest.csv.part", "w", newline="", encoding="utf-8") as manifest,
+    ):
+        rows = csv.writer(manifest)
+        rows.writerow(COLUMNS)
+
+        def add(labels: tuple[str, ...], samples: NDArray[np.int16], source: str) -> None:
+            nonlocal start
+            audio.write(samples.astype("<i2").tobytes())
+            rows.writerow((*labels, start, len(samples), source))
+            start += len(samples)
+
+        yield add
+    os.replace(out / "audio.i16.part", out / "audio.i16")
+    os.replace(out / "manifest.csv.part", out / "manifest.csv")
+
+
 def prepare(
     clips: Iterable[Clip], out: Path, num_workers: int = 2, progress: Callable[[int], None] = lambda done: None
 ) -> tuple[int, int]:
@@ -131,30 +174,22 @@ def prepare(
     -------
     (kept, skipped) : counts
     """
-    out.mkdir(parents=True, exist_ok=True)
-    kept = skipped = start = 0
+    kept = skipped = 0
     with (
-        open(out / "audio.i16.part", "wb") as audio,
-        open(out / "manifest.csv.part", "w", newline="", encoding="utf-8") as manifest,
+        write_set(out) as add,
         open(out / "skipped.csv", "w", newline="", encoding="utf-8") as refused,
         ProcessPoolExecutor(num_workers) as pool,
     ):
-        rows, refusals = csv.writer(manifest), csv.writer(refused)
-        rows.writerow(COLUMNS)
+        refusals = csv.writer(refused)
         refusals.writerow(("path", "reason"))
         for clip, samples, reason in _in_order(pool, clips):
             if samples is None:
                 refusals.writerow((clip.path, reason))
                 skipped += 1
             else:
-                audio.write(samples.astype("<i2").tobytes())
-                source = "/".join(clip.path.parts[-3:])
-                rows.writerow((*dataclasses.astuple(clip)[1:], start, len(samples), source))
-                start += len(samples)
+                add(dataclasses.astuple(clip)[1:], samples, "/".join(clip.path.parts[-3:]))
                 kept += 1
             progress(kept + skipped)
-    os.replace(out / "audio.i16.part", out / "audio.i16")
-    os.replace(out / "manifest.csv.part", out / "manifest.csv")
     return kept, skipped
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -35,7 +35,7 @@ from .embed import embed_waveforms
 from .evaluate import evaluate_embeddings
 from .loop import Schedule, fit
 from .model import EncoderShape, ResidualEncoder, save_checkpoint
-from .prepare import SAMPLE_RATE, PreparedClip, PreparedSet
+from .prepare import SAMPLE_RATE, PreparedClip, PreparedSet, by_speaker
 from .refit import refit_linear
 
 __all__ = [
@@ -179,10 +179,7 @@ def morph(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Make prosody morphs of up to `per_speaker` clips of each speaker, into ``morphs/`` of a prepared set."""
-    clips_of: dict[str, list[int]] = defaultdict(list)
-    for index, clip in enumerate(PreparedSet(folder).clips):
-        if clip.speaker:
-            clips_of[clip.speaker].append(index)
+    clips_of = by_speaker(PreparedSet(folder).clips)
     rng = np.random.default_rng(seed)
     chosen = [int(i) for _, indices in sorted(clips_of.items()) for i in rng.permutation(indices)[:per_speaker]]
     out = folder / "morphs"
@@ -322,6 +319,7 @@ def fit_base(
     out: Path,
     noises: list[NDArray[np.float32]],
     rooms: list[NDArray[np.float32]],
+    pairs: int = BASE_PAIRS,
     **options: Any,
 ) -> ResidualEncoder:
     """`base`: every run of `BASE_RUNS` from the public weights, and from those with the linear layer fitted anew
@@ -331,7 +329,7 @@ def fit_base(
     for name, run in BASE_RUNS.items():
         begun = ResidualEncoder(start.shape)
         begun.load_state_dict(start.state_dict())
-        runs.append(fit_run(begun, spec, prepared, out / name, run, noises, rooms, **{"pairs": BASE_PAIRS, **options}))
+        runs.append(fit_run(begun, spec, prepared, out / name, run, noises, rooms, pairs, **options))
     refitted_on, _ = open_sources(prepared, dict.fromkeys(REFIT_SETS, 1.0), targets="fused")
     base = part_way(refit_linear(start, spec, refitted_on, REFIT_PENALTY), runs, BASE_WAY)
     corpora = corpora_of(dict.fromkeys([*(corpus for run in BASE_RUNS.values() for corpus in run.shares), *REFIT_SETS]))

@@ -7,17 +7,14 @@ copies lie in a prepared set of their own, named ``CORPUS+voices``, whose speake
 
 from __future__ import annotations
 
-import csv
-import os
 import zlib
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from . import augment
-from .prepare import COLUMNS, SAMPLE_RATE, PreparedSet
+from .prepare import SAMPLE_RATE, PreparedSet, by_speaker, write_set
 
 __all__ = ["VOICES", "revoice"]
 
@@ -49,39 +46,22 @@ def revoice(
         Clips made.
     """
     clips = PreparedSet(folder)
-    clips_of: dict[str, list[int]] = defaultdict(list)
-    for index, clip in enumerate(clips.clips):
-        if clip.speaker and clip.speaker not in without:
-            clips_of[clip.speaker].append(index)
-    out = folder.with_name(f"{folder.name}+voices")
-    out.mkdir(exist_ok=True)
-    start = made = 0
-    total = len(clips_of) * VOICES_PER_SPEAKER * per_voice
-    with (
-        open(out / "audio.i16.part", "wb") as audio,
-        open(out / "manifest.csv.part", "w", newline="", encoding="utf-8") as manifest,
-    ):
-        rows = csv.writer(manifest)
-        rows.writerow(COLUMNS)
+    clips_of = by_speaker(clips.clips, without)
+    name = f"{folder.name}+voices"
+    made, total = 0, len(clips_of) * VOICES_PER_SPEAKER * per_voice
+    with write_set(folder.with_name(name)) as add:
         for speaker, indices in sorted(clips_of.items()):
             rng = np.random.default_rng((seed, zlib.crc32(speaker.encode())))
             for factor in rng.permutation(VOICES)[:VOICES_PER_SPEAKER]:
-                chosen = np.resize(rng.permutation(indices), per_voice)
-                for index in chosen:
+                for index in np.resize(rng.permutation(indices), per_voice):
                     clip, waveform = clips.clips[index], clips.waveform(int(index))
                     longest = round(SECONDS * factor * SAMPLE_RATE)
                     if len(waveform) > longest:
                         waveform = augment.crop(waveform, longest, rng)
-                    samples = np.rint(augment.change_speed(waveform, float(factor)) * 32767.0).astype("<i2")
-                    audio.write(samples.tobytes())
-                    name = f"{speaker}@{factor:g}"
-                    # A name of its own, or the morphs of the set's clips would be taken for these copies'.
-                    rows.writerow(
-                        (out.name, name, clip.gender, clip.emotion, clip.sentence, start, len(samples), clip.path)
-                    )
-                    start += len(samples)
+                    samples = np.rint(augment.change_speed(waveform, float(factor)) * 32767.0).astype(np.int16)
+                    # A corpus name of its own, or the morphs of the set's clips would be taken for these copies'.
+                    labels = (name, f"{speaker}@{factor:g}", clip.gender, clip.emotion, clip.sentence)
+                    add(labels, samples, clip.path)
                     made += 1
             progress(made, total)
-    os.replace(out / "audio.i16.part", out / "audio.i16")
-    os.replace(out / "manifest.csv.part", out / "manifest.csv")
     return made
