@@ -112,7 +112,7 @@ def test_scoring_grows_at_most_linearly_with_the_profiles(benchmark, calibration
             bank, embeddings = bank_of(count)
 
             def score(bank=bank, test=embeddings[0]):
-                return calibration.llr(bank.evidence(test, QUALITY, calibration.pooling))
+                return calibration.llr(bank.evidence(test, QUALITY, calibration.pooling, calibration.term_names))
 
             points.append([float(count), cpu_of(score, sizes(15, 1))])
         return points

@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,6 +209,11 @@ class Calibration:
     def supported_far(self) -> float:
         """The lowest false-accept rate that the impostor speakers support (rule of three)."""
         return RULE_OF_THREE / self.num_impostor_speakers
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the terms that this calibration weighs."""
+        return tuple(term.name for term in self.terms)
 
     def llr(self, evidence: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """Log-likelihood ratios (natural) of trials.
@@ -501,7 +506,7 @@ class ProfileBank:
         return np.where(np.isnan(distance), 0.0, np.log(np.maximum(distance, 0.05))) / (1.0 + words)
 
     def evidence(
-        self, embedding: NDArray[np.float32], quality: SpeechQuality, pooling: str
+        self, embedding: NDArray[np.float32], quality: SpeechQuality, pooling: str, terms: Collection[str] = TERMS
     ) -> dict[str, NDArray[np.float64]]:
         """Everything that a calibration may weigh, one value for each profile.
 
@@ -512,6 +517,9 @@ class ProfileBank:
             Of the test speech.
         pooling : str
             The calibration's.
+        terms : collection of str
+            What will be weighed. The envelope costs more than the cosine where there are many profiles, so it
+            is left out unless it is named here.
 
         Returns
         -------
@@ -532,7 +540,7 @@ class ProfileBank:
         f0 = np.where(unknown, 0.0, (quality.log_f0_mean or 0.0) - self._f0)
         spread = np.where(unknown, 0.0, quality.log_f0_std - self._spread)
         tilt = np.where(unknown, 0.0, quality.tilt_db - self._tilt)
-        return {
+        found = {
             "cosine": self.cosines(embedding, pooling),
             "f0_shift": f0,
             "f0_above": np.maximum(f0, 0.0),
@@ -542,9 +550,11 @@ class ProfileBank:
             "f0_spread_below": np.maximum(-spread, 0.0),
             "tilt_above": np.maximum(tilt, 0.0),
             "tilt_below": np.maximum(-tilt, 0.0),
-            "envelope": self._envelope_evidence(quality),
             "test_seconds": np.full(count, math.log(max(quality.net_speech_s, 0.1))),
             "enrol_seconds": np.log(np.maximum(self._seconds, 0.1)),
             "snr": np.minimum(quality.snr_db, self._snr),
             "exemplars": np.log(self._counts.astype(np.float64)),
         }
+        if "envelope" in terms:
+            found["envelope"] = self._envelope_evidence(quality)
+        return found

@@ -275,8 +275,9 @@ class Verifier:
         if refusal is not None:
             return self.no_decision(refusal[1], quality, start=start, end=end, final=final)
         try:
-            evidence = self._bank.evidence(embedding, quality, self._calibration.pooling)
-            llrs = self._calibration.llr(evidence)
+            calibration = self._calibration
+            evidence = self._bank.evidence(embedding, quality, calibration.pooling, calibration.term_names)
+            llrs = calibration.llr(evidence)
         except ValueError as error:
             return self.no_decision(f"no score: {error}", quality, start=start, end=end, final=final)
         best = int(np.argmax(llrs))

@@ -195,6 +195,16 @@ def test_an_unknown_envelope_speaks_for_neither_side() -> None:
     assert pair[0] == pytest.approx(math.log(2.0) / (1.0 + 2.0 / 4.0 + 2.0 / 8.0))
 
 
+def test_the_terms_of_a_calibration_are_all_that_its_llr_needs() -> None:
+    bank, test = bank_of(unit(1)[None], [SHAPE], [1]), unit(2)
+    plain = dataclasses.replace(CALIBRATION, terms=CALIBRATION.terms[:-1])
+    assert CALIBRATION.term_names[-1] == "envelope" and "envelope" not in plain.term_names
+    for calibration in (CALIBRATION, plain):
+        asked = bank.evidence(test, moved(5.0), "centroid", calibration.term_names)
+        assert ("envelope" in asked) is (calibration is CALIBRATION)
+        assert np.array_equal(calibration.llr(asked), calibration.llr(bank.evidence(test, moved(5.0), "centroid")))
+
+
 def test_the_envelope_of_little_speech_says_little() -> None:
     anchor, test = unit(1)[None], unit(2)
     found = [

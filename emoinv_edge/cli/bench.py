@@ -225,7 +225,8 @@ def score_stage(
     bank = ProfileBank.from_arrays([str(i) for i in range(count)], others, [quality] * count, [1] * count)
 
     def score() -> None:
-        best = int(np.argmax(calibration.llr(bank.evidence(test, quality, calibration.pooling))))
+        evidence = bank.evidence(test, quality, calibration.pooling, calibration.term_names)
+        best = int(np.argmax(calibration.llr(evidence)))
         _expect(best == count - 1, f"profile {count - 1}", best)
 
     return f"score {count:,} profile{'s' if count > 1 else ''}", None, score
