@@ -21,6 +21,7 @@ from train.augment import (
     reverberate,
     shift_prosody,
     telephone_band,
+    tilt,
 )
 
 RATE = 16000
@@ -219,3 +220,20 @@ def test_a_faster_voice_is_shorter_and_higher_by_the_same_factor(factor):
     peak = np.argmax(np.abs(np.fft.rfft(out * np.hanning(len(out))))) * RATE / len(out)
     assert peak == pytest.approx(400 * factor, rel=0.01)
     assert rms(out) == pytest.approx(rms(wave), rel=0.05)
+
+
+@pytest.mark.parametrize(("coefficient", "change_db"), [(0.5, 9.54), (-0.5, -9.54), (0.0, 0.0)])
+def test_tilt_lifts_the_high_bands_or_lowers_them(coefficient, change_db):
+    def gain_db(hz):
+        tone = (0.1 * np.sin(2 * np.pi * hz * np.arange(16000) / 16000)).astype(np.float32)
+        return 20 * np.log10(np.std(tilt(tone, coefficient)[100:]) / np.std(tone[100:]))
+
+    assert gain_db(7900) - gain_db(20) == pytest.approx(change_db, abs=0.1)
+
+
+def test_tilt_keeps_length_type_and_range_and_refuses_what_is_no_tilt():
+    loud = np.random.default_rng(0).uniform(-1, 1, 1000).astype(np.float32)
+    tilted = tilt(loud, -0.5)
+    assert tilted.shape == loud.shape and tilted.dtype == np.float32 and np.abs(tilted).max() <= 1.0
+    with pytest.raises(ValueError, match="between -1 and 1"):
+        tilt(loud, 1.0)

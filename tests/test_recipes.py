@@ -185,11 +185,29 @@ def test_a_compression_that_was_stopped_goes_on_with_the_same_losses(small_run, 
 
 def test_held_out_speakers_are_not_compressed_on(root, monkeypatch):
     monkeypatch.setattr(recipes, "SMALL_SHARES", {"malayalam": 1.0})
-    heard = []
+    morph(root / "malayalam", 1, num_workers=1)
+    heard, morphs = [], []
+
+    def crops(sets, *rest):
+        heard.extend(sets)
+        morphs.extend(rest[-1])
+
     monkeypatch.setattr(recipes, "fit_stages", lambda *args, **options: args)
-    monkeypatch.setattr(recipes, "Crops", lambda sets, *rest: heard.extend(sets))
+    monkeypatch.setattr(recipes, "Crops", crops)
     fit_small(tiny_encoder(), TINY_SPEC, root, root / "run", SMALL)
     assert {clip.speaker for clip in heard[0].clips} == {f"malayalam-{n}" for n in (1, 2, 3, 4)}
+    assert len(morphs) == 4 and len(recipes.MorphedSet(root / "malayalam" / "morphs").of) == 6
+
+
+def test_crops_are_of_morphs_too(root):
+    morph(root / "malayalam", 1, num_workers=1)
+    morphed = recipes.MorphedSet(root / "malayalam" / "morphs")
+    places = [(morphed, start, samples) for found in morphed.of.values() for start, samples in found]
+    sets = [recipes.PreparedSet(root / "malayalam")]
+    reads = []
+    morphed.read = lambda start, samples: reads.append(start) or recipes.MorphedSet.read(morphed, start, samples)
+    batch = Crops(sets, [1.0], TINY_SPEC, 3, 64, seed=1, morphs=places)[0]
+    assert 2 < len(reads) < 24 and len(batch["features"]) == 64
 
 
 def test_the_teacher_hears_the_crop_undisturbed(root):

@@ -98,6 +98,19 @@ def change_speed(waveform: Waveform, factor: float) -> Waveform:
     return np.interp(positions, np.arange(len(waveform)), waveform).astype(np.float32)
 
 
+def tilt(waveform: Waveform, coefficient: float) -> Waveform:
+    """Tilt the spectrum by a first-order filter: above 0 towards the high bands, as a loud voice, below as a soft one.
+
+    0.5 lifts 8 kHz by 9.5 dB over 0 Hz, -0.5 lowers it by as much. The level is lowered so that nothing clips.
+    """
+    _check(waveform)
+    if not -1.0 < coefficient < 1.0:
+        raise ValueError(f"expected a coefficient between -1 and 1, got {coefficient}")
+    out = waveform.copy()
+    out[1:] -= np.float32(coefficient) * waveform[:-1]
+    return out / np.float32(1.0 + abs(coefficient))
+
+
 def frame_energy_db(waveform: Waveform, frame_length: int = 400, frame_shift: int = 160) -> NDArray[np.float32]:
     """RMS level of each analysis frame in dB, aligned with the frames of `emoinv_edge.features.log_mel`."""
     _check(waveform)

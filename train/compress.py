@@ -8,6 +8,7 @@ arXiv:1412.6550), together with the embedding. The pairs then go through `loop.f
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import re
@@ -24,12 +25,16 @@ from torch.nn import functional
 
 from emoinv_edge.spec import EncoderSpec
 
+from .batch_norm import folded, insert_batch_norm
 from .embed import autocast
-from .loop import EMA_DECAY, Schedule, averaged, log_figures
+from .loop import CLIP_NORM, EMA_DECAY, Schedule, log_figures
 from .losses import distillation_loss
 from .model import BasicBlock, EncoderShape, ResidualEncoder, save_checkpoint
+from .muon import MuonAdamW
 
 __all__ = ["StageTeacher", "cut", "fit_stages", "hint_loss", "kept_channels"]
+
+VECTOR_RATE = 1e-3  # of biases, batch norms and the first convolution, beside Muon's rate in the schedule
 
 
 def _strongest(weight: Tensor, count: int) -> Tensor:
@@ -211,6 +216,13 @@ def _taught(batch: dict[str, Tensor], large: ResidualEncoder) -> _Taught:
         return _Taught(dict(enumerate(outputs)), large.pool(outputs[-1]))
 
 
+def _averaged(small: ResidualEncoder, average: dict[str, Tensor]) -> ResidualEncoder:
+    """The averaged weights, their batch norms folded in."""
+    model = copy.deepcopy(small)
+    model.load_state_dict(average)
+    return folded(model)
+
+
 def fit_stages(
     small: ResidualEncoder,
     large: ResidualEncoder,
@@ -218,14 +230,16 @@ def fit_stages(
     batches: Callable[[int], Iterable[dict[str, Tensor]]],
     schedule: Schedule,
     out: Path,
-    hints_until: float = 0.9,
+    hints_until: float = 0.7,
     judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
     progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> ResidualEncoder:
-    """Teach the small encoder the large one's stages and embedding.
+    """Teach the small encoder the large one's stages and embedding, with batch norms for the time of it.
 
     Parameters
     ----------
+    small : ResidualEncoder
+        Where to start; not changed.
     batches : callable
         Step -> the batches from that step on: ``features`` (batch, frames, bins), mean-normalised, that the
         small encoder sees; ``clean``, if the large one shall see others; what `StageTeacher` made of them, or
@@ -242,14 +256,15 @@ def fit_stages(
         The exponential moving average of the weights.
     """
     large = large.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    small = small.train().to(memory_format=torch.channels_last)
     kept = kept_channels(large, small.shape.widths)
-    optimizer = torch.optim.AdamW(small.parameters(), lr=schedule.rate, weight_decay=1e-4)
-    average = {name: value.detach().clone() for name, value in small.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
     last, start = out / "last.pt", 0
-    if last.is_file():
-        saved = torch.load(last, weights_only=True)
+    saved = torch.load(last, weights_only=True) if last.is_file() else None
+    first = None if saved else next(iter(batches(0)))["features"]
+    small = insert_batch_norm(copy.deepcopy(small), first).train().to(memory_format=torch.channels_last)
+    optimizer = MuonAdamW(small, schedule.rate, VECTOR_RATE)
+    average = {name: value.detach().clone() for name, value in small.state_dict().items()}
+    if saved:
         small.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         average, start = saved["average"], saved["step"]
@@ -257,8 +272,6 @@ def fit_stages(
     for step, batch in enumerate(batches(start), start):
         if step >= schedule.steps:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate * schedule.factor(step)
         with autocast():
             taught = _taught(batch, large)
             learnt = _stage_outputs(small, batch["features"])
@@ -269,25 +282,26 @@ def fit_stages(
             match = distillation_loss(embedding, taught.embedding)
         fade = max(0.0, 1.0 - step / max(1.0, hints_until * schedule.steps))
         loss = fade * hints + (1.0 - 0.75 * fade) * match
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
-        if torch.isfinite(nn.utils.clip_grad_norm_(small.parameters(), 1.0)):
-            optimizer.step()
+        if torch.isfinite(nn.utils.clip_grad_norm_(small.parameters(), CLIP_NORM)):
+            optimizer.step(schedule.factor(step))
         with torch.no_grad():
             decay = min(EMA_DECAY, (1 + step) / (10 + step))
             for name, value in small.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
+                if value.is_floating_point():
+                    average[name].lerp_(value, 1 - decay)
         losses = {"hints": float(hints.detach()), "match": float(match.detach())}
         progress(step + 1, losses)
         finished = step + 1 == schedule.steps
         if judge and schedule.judge_every and ((step + 1) % schedule.judge_every == 0 or finished):
-            losses |= judge(averaged(small, average))
+            losses |= judge(_averaged(small, average))
         if len(losses) > 2 or (step + 1) % 20 == 0 or finished:
             log_figures(out / "log.csv", step + 1, losses)
         if finished or time.monotonic() - saved_at > schedule.checkpoint_every_s:
             state = {"model": small.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
             torch.save(state | {"step": step + 1}, last.with_suffix(".part"))
             os.replace(last.with_suffix(".part"), last)
-            save_checkpoint(out / "stages.pt", averaged(small, average), spec, step=step + 1, finished=finished)
+            save_checkpoint(out / "stages.pt", _averaged(small, average), spec, step=step + 1, finished=finished)
             saved_at = time.monotonic()
-    return averaged(small, average)
+    return _averaged(small, average)

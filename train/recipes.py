@@ -12,7 +12,7 @@ import csv
 import dataclasses
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,8 @@ BASE_WAY = 0.3
 # Where it starts from: the public weights with the linear layer fitted to the joint target on these as well.
 REFIT_PENALTY = 0.3
 REFIT_SETS = (*_SHARES, "picovoice", "emogator")
-SMALL_SHAPE = EncoderShape(blocks=(1, 2, 4, 1), stem_stride=(2, 2))  # the best of eight for equal time
-SMALL_STAGES = Schedule(steps=6000, rate=8e-4, judge_every=3000)
+SMALL_SHAPE = EncoderShape(blocks=(1, 2, 3, 1), widths=(32, 64, 128, 224), stem_stride=(1, 2))
+SMALL_STAGES = Schedule(steps=12500, rate=7e-3, warmup_steps=50, judge_every=5000)
 SMALL_HINTS = (2, 3)  # the stages, from 0, that an int8 teacher gives
 # The whole of it then learns the initial encoder's clip embeddings and the pairs.
 SMALL_RUN = Run(
@@ -340,13 +340,15 @@ def fit_base(
 
 
 CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `data.LENGTHS`
+MORPH_SHARE = 0.15  # of the crops, where there are morphs
+TILT_SHARE, MOST_TILT = 0.3, 0.5
 
 
 class Crops(Dataset[dict[str, Tensor]]):
     """Batch number `step` of unlabelled crops of equal length: ``features`` and, undisturbed, ``clean``.
 
     With a `StageTeacher` a batch brings what the teacher makes of the clean crops, so that a worker
-    process does its part.
+    process does its part. `morphs` are prosody morphs, each by its set, start and number of samples.
     """
 
     def __init__(
@@ -360,7 +362,9 @@ class Crops(Dataset[dict[str, Tensor]]):
         noises: list[NDArray[np.float32]] | None = None,
         rooms: list[NDArray[np.float32]] | None = None,
         teacher: StageTeacher | None = None,
+        morphs: Sequence[tuple[MorphedSet, int, int]] = (),
     ) -> None:
+        self.morphs = morphs
         self.sets, self.spec, self.steps, self.batch, self.seed = sets, spec, steps, batch, seed
         self.shares = np.array(shares) / np.sum(shares)
         self.noises, self.rooms, self.teacher = noises or [], rooms or [], teacher
@@ -374,11 +378,17 @@ class Crops(Dataset[dict[str, Tensor]]):
         samples = self.spec.frame_length + (frames - 1) * self.spec.frame_shift
         clean, disturbed = [], []
         for _ in range(self.batch):
-            clips = self.sets[int(rng.choice(len(self.sets), p=self.shares))]
-            waveform = clips.waveform(int(rng.integers(len(clips.clips))))
+            if self.morphs and rng.random() < MORPH_SHARE:
+                morphed, start, length = self.morphs[int(rng.integers(len(self.morphs)))]
+                waveform = morphed.read(start, length)
+            else:
+                clips = self.sets[int(rng.choice(len(self.sets), p=self.shares))]
+                waveform = clips.waveform(int(rng.integers(len(clips.clips))))
+            # Faster or slower is another voice, and the teacher answers for any voice and any effort.
             if rng.random() < 0.8:
-                # Faster or slower is another voice, and the teacher answers for any voice.
                 waveform = augment.change_speed(waveform, rng.uniform(0.75, 1.3))
+            if rng.random() < TILT_SHARE:
+                waveform = augment.tilt(waveform, rng.uniform(-MOST_TILT, MOST_TILT))
             waveform = augment.crop(waveform, samples, rng)
             features = mean_normalise(log_mel(waveform, self.spec))
             clean.append(features)
@@ -432,10 +442,19 @@ def fit_small(
         An encoder of that shape to go on from, instead of the cut.
     """
     sets = [PreparedSet(prepared / corpus) for corpus in SMALL_SHARES]
+    morphs: list[tuple[MorphedSet, int, int]] = []
     for clips in sets:
         held = held_out_speakers(clips.clips, clips.folder.name)
+        if (clips.folder / "morphs" / "manifest.csv").is_file():
+            morphed = MorphedSet(clips.folder / "morphs")
+            morphs += [
+                (morphed, start, samples)
+                for (_, index), places in morphed.of.items()
+                if clips.clips[index].speaker not in held
+                for start, samples in places
+            ]
         clips.clips = [clip for clip in clips.clips if clip.speaker not in held]
-    crops = Crops(sets, list(SMALL_SHARES.values()), spec, schedule.steps, batch, seed, noises, rooms, teacher)
+    crops = Crops(sets, list(SMALL_SHARES.values()), spec, schedule.steps, batch, seed, noises, rooms, teacher, morphs)
 
     def batches(first: int) -> DataLoader[dict[str, Tensor]]:
         share = Subset(crops, range(first, schedule.steps))
