@@ -369,10 +369,12 @@ class ProfileStore:
 
     # -- audit ---------------------------------------------------------------------------------------------
 
-    def note_verified(self, name: str, outcome: str) -> None:
-        """Count a verification against the profile: ``"accept"``, ``"reject"`` or ``"no_decision"``."""
+    def note_verified(self, name: str, outcome: str, count: int = 1) -> None:
+        """Count verifications against the profile: ``"accept"``, ``"reject"`` or ``"no_decision"``."""
         if outcome not in OUTCOMES:
             raise ValueError(f"expected the outcome as one of {OUTCOMES}, got {outcome!r}")
+        if count < 1:
+            raise ValueError(f"expected a count of 1 or more, got {count}")
         name = _wanted_name(name)
         self._must_exist(name)
         now = datetime.datetime.now(datetime.timezone.utc)
@@ -380,7 +382,7 @@ class ProfileStore:
             trail = opened.trail(name)
             days = trail["verified"]
             day = days.setdefault(now.date().isoformat(), {})
-            day[outcome] = day.get(outcome, 0) + 1
+            day[outcome] = day.get(outcome, 0) + count
             for old in sorted(days)[:-MAX_AUDIT_DAYS]:
                 del days[old]
             trail["last_used"] = now.isoformat(timespec="seconds")

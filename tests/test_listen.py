@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,9 +23,13 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from emoinv_edge import ProfileStore, Verdict
 from emoinv_edge.cli import main
-from emoinv_edge.errors import MicrophoneError
+from emoinv_edge.cli.listen import Audited
+from emoinv_edge.errors import MicrophoneError, StoreError
 from emoinv_edge.microphone import Gap
+from emoinv_edge.sealing import PLAINTEXT
+from emoinv_edge.spec import EncoderSpec
 from tests.conftest import build_encoder, synthesise
 
 RATE = 16000
@@ -120,6 +126,57 @@ def test_plain_lines_where_there_is_no_terminal(house: House, capsys: pytest.Cap
     assert ("ana" in line and "0.8" in line.split("-")[0]) or "0.9" in line.split("-")[0]
     assert "\x1b" not in out
     assert "listening to" in err
+
+
+def counted(house: House, name: str) -> Counter[str]:
+    store = ProfileStore(house.folder / "profiles.db", PLAINTEXT)
+    return sum((Counter(day) for day in store.audit(name).verified.values()), Counter())
+
+
+def test_final_decisions_are_counted_in_the_audit_trail(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {name: counted(house, name) for name in ("ana", "bob")}
+    main(["listen", "ana", "bob", "--file", house.both, "--json", *house.options])
+    said = Counter((line["speaker"], line["verdict"]) for line in finals(events(capsys.readouterr().out)))
+    made = {(name, verdict): n for name in before for verdict, n in (counted(house, name) - before[name]).items()}
+    assert made == said and made["ana", "accept"] == made["bob", "accept"] == 1 and sum(made.values()) == 3
+
+
+def test_the_accept_that_ends_listening_is_counted_once(house: House) -> None:
+    before = counted(house, "ana")
+    main(["listen", "ana", "--file", house.ana, "--json", "--until-accept", *house.options])
+    assert counted(house, "ana") - before == Counter(accept=1)
+
+
+def test_counts_are_written_once_a_minute_and_at_the_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [0.0], []
+    monkeypatch.setattr("emoinv_edge.cli.listen.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("emoinv_edge.cli.listen.note_outcome", lambda store, *count: written.append(count))
+    decision = types.SimpleNamespace(
+        verdict=Verdict.REJECT, final=True, speaker="ana", score=-1.0, start=0, end=2 * RATE, reason=""
+    )
+    stream = types.SimpleNamespace(verifier=types.SimpleNamespace(encoder=types.SimpleNamespace(spec=EncoderSpec("x"))))
+    silent = types.SimpleNamespace(**dict.fromkeys(("start", "heard", "decided", "lost", "end"), lambda *_: None))
+    view = Audited(silent, store=None)
+    view.start(stream, "here")
+    for second in range(150):
+        clock[0] = float(second)
+        if second % 10 == 0:
+            view.decided(decision)
+        view.heard(noise(0.02), stream)
+    assert written == [("ana", "reject", 7), ("ana", "reject", 6)]
+    view.end(stream)
+    assert written[2:] == [("ana", "reject", 2)]
+
+
+def test_a_store_that_cannot_be_written_does_not_end_listening(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(ProfileStore, "note_verified", full)
+    assert main(["listen", "ana", "--file", house.ana, "--json", *house.options]) == 0
+    assert "the audit trail was not written: the disk is full" in capsys.readouterr().err
 
 
 def test_until_accept_stops_at_once(house: House, capsys: pytest.CaptureFixture[str]) -> None:

@@ -496,8 +496,8 @@ def test_the_audit_trail_tells_what_was_done(store: ProfileStore, folder: Path) 
     assert store.audit("ana").last_used is None
     store.adapt("ana", sample_exemplar(3))
     store.rollback("ana")
-    for outcome in ("accept", "accept", "reject", "no_decision"):
-        store.note_verified("ana", outcome)
+    for outcome, count in (("accept", 2), ("reject", 1), ("no_decision", 1)):
+        store.note_verified("ana", outcome, count)
     store.export_profile("ana", folder / "ana.emoinv", Passphrase("correct horse"))
     store.put(sample_profile("ana", (7,)))
     audit = store.audit("ana")
@@ -509,6 +509,8 @@ def test_the_audit_trail_tells_what_was_done(store: ProfileStore, folder: Path) 
     assert audit.last_used is not None and store.info("ana").last_used == audit.last_used
     with pytest.raises(ValueError, match="expected the outcome"):
         store.note_verified("ana", "maybe")
+    with pytest.raises(ValueError, match="expected a count of 1 or more, got 0"):
+        store.note_verified("ana", "accept", 0)
 
 
 def test_the_audit_trail_is_bounded(store: ProfileStore, monkeypatch: pytest.MonkeyPatch) -> None:

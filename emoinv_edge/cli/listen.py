@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import AudioError
 from .enroll import level_dbfs, parse_device
-from .options import add_command, add_far, add_json, add_model, add_store, open_encoder, open_store
+from .options import add_command, add_far, add_json, add_model, add_store, note_outcome, open_encoder, open_store
 from .terminal import (
     EXIT_ACCEPT,
     EXIT_NO_DECISION,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from ..encoder import Encoder
     from ..microphone import Gap
+    from ..store import ProfileStore
     from ..stream import VerificationStream
     from ..verifier import Decision
 
@@ -44,6 +45,7 @@ __all__ = ["add_parser", "file_chunks", "listen", "run"]
 
 CHUNK_S = 0.02
 REFRESH_S = 0.1
+AUDIT_EVERY_S = 60.0
 BLIP_S = 0.3
 LAST_DECISIONS = 8
 METER_FLOOR_DB = -60.0
@@ -264,6 +266,59 @@ class Screen(Lines):
         return f"{''.join(bar)} {decision.score:5.1f}  {verdict_text(decision)} {escape(decision.speaker)}"
 
 
+class Audited:
+    """A view whose decisions are counted in the profiles' audit trails too.
+
+    The counts are written once a minute at most and when listening ends: a device's flash outlives its microphone.
+    """
+
+    def __init__(self, view: View, store: ProfileStore) -> None:
+        self._view, self._store = view, store
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._pending: Decision | None = None
+        self._written = time.monotonic()
+        self._rate = 16000
+
+    def start(self, stream: VerificationStream, source: str) -> None:
+        """Begin to count."""
+        self._rate = stream.verifier.encoder.spec.sample_rate
+        self._view.start(stream, source)
+
+    def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
+        """Write what is due."""
+        self._view.heard(chunk, stream)
+        if self._counts and time.monotonic() - self._written >= AUDIT_EVERY_S:
+            self._write()
+
+    def decided(self, decision: Decision) -> None:
+        """Count a final decision; a provisional accept counts where no final one follows."""
+        self._view.decided(decision)
+        accepted = decision.verdict.name == "ACCEPT"
+        self._pending = decision if accepted and not decision.final else None
+        if decision.final and not is_blip(decision, self._rate):
+            self._count(decision)
+
+    def lost(self, gap: Gap, stream: VerificationStream) -> None:
+        """Nothing to count."""
+        self._view.lost(gap, stream)
+
+    def end(self, stream: VerificationStream) -> None:
+        """Write the rest."""
+        self._view.end(stream)
+        if self._pending is not None:
+            self._count(self._pending)
+        self._write()
+
+    def _count(self, decision: Decision) -> None:
+        if decision.speaker:
+            self._counts[decision.speaker, decision.verdict.name.lower()] += 1
+
+    def _write(self) -> None:
+        counts, self._counts, self._written = self._counts, Counter(), time.monotonic()
+        for (name, outcome), count in counts.items():
+            note_outcome(self._store, name, outcome, count)
+
+
 def is_blip(decision: Decision, rate: int) -> bool:
     """Whether this is a click or a cough, which a person watching need not read about."""
     return decision.score is None and 0 < decision.end - decision.start < BLIP_S * rate
@@ -324,7 +379,7 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
     return EXIT_ACCEPT if accepted else EXIT_REJECT if rejected else EXIT_NO_DECISION
 
 
-def open_stream(args: argparse.Namespace, encoder: Encoder) -> VerificationStream:
+def open_stream(args: argparse.Namespace, encoder: Encoder, store: ProfileStore) -> VerificationStream:
     """The stream for the profiles and the detector that the command line names."""
     from ..recalibration import device_calibration
     from ..store import reenrolled
@@ -332,7 +387,6 @@ def open_stream(args: argparse.Namespace, encoder: Encoder) -> VerificationStrea
     from ..vad import SileroDetector
     from ..verifier import Verifier
 
-    store = open_store(args)
     names = dict.fromkeys(args.names)
     profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=args.cascade) for name in names]
     calibration = device_calibration(encoder, store.path)
@@ -371,9 +425,10 @@ def run(args: argparse.Namespace) -> int:
     if args.realtime and args.file is None:
         raise AudioError("--realtime goes with --file; a microphone is never faster than that")
     encoder = open_encoder(args)
-    stream = open_stream(args, encoder)
+    store = open_store(args)
+    stream = open_stream(args, encoder, store)
     rate = encoder.spec.sample_rate
-    view: View = Json() if args.json else Screen() if sys.stdout.isatty() else Lines()
+    view = Audited(Json() if args.json else Screen() if sys.stdout.isatty() else Lines(), store)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminated_as_interrupted())
         if args.file is None:

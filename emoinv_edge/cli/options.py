@@ -27,6 +27,7 @@ __all__ = [
     "add_model",
     "add_store",
     "ask_passphrase",
+    "note_outcome",
     "note_verified",
     "open_encoder",
     "open_store",
@@ -162,7 +163,12 @@ def ask_passphrase(variable: str, prompt: str, twice: bool = False) -> Passphras
 
 def note_verified(store: ProfileStore, name: str, decision: Decision) -> None:
     """Count a decision in the audit trail of a profile; a store that refuses gets a warning, no more."""
+    note_outcome(store, name, decision.verdict.name.lower())
+
+
+def note_outcome(store: ProfileStore, name: str, outcome: str, count: int = 1) -> None:
+    """Count decisions of one outcome in the audit trail of a profile, as `note_verified` does."""
     try:
-        store.note_verified(name, decision.verdict.name.lower())
+        store.note_verified(name, outcome, count)
     except StoreError as error:
         print_error(f"the audit trail was not written: {error}")
