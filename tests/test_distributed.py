@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
+from training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
 from train.data import PairBatches, Recipe, Source
 from train.distributed import barrier, process_group, rank, share, world_size
@@ -88,6 +88,22 @@ def teach_share(folder: Path) -> None:
     assert (found is None) == (rank() != 0)
 
 
+def compress_two_steps(folder: Path) -> None:
+    """What each rank runs: two steps of a compression, its own end kept."""
+    from train import recipes
+    from train.corpora import CORPORA
+
+    recipes.SMALL_SHARES = {"toy": 1.0}
+    CORPORA["toy"] = CORPORA["librispeech"]
+    shape = TINY_SHAPE
+    with process_group():
+        small = recipes.fit_small(
+            tiny_encoder(), TINY_SPEC, folder, folder / "run", shape, Schedule(2, warmup_steps=1), 4, num_workers=0
+        )
+        barrier()
+    torch.save(small.state_dict(), folder / f"small-{rank()}.pt")
+
+
 @pytest.fixture
 def folder(tmp_path):
     prepared(tmp_path / "toy", speakers=4, seconds=0.6)
@@ -116,6 +132,24 @@ def test_a_run_of_two_processes_ends_in_one_checkpoint_of_the_whole(folder):
     schedule = Schedule(3, warmup_steps=1, frozen_stages=1)
     fit(tiny_encoder(), TINY_SPEC, batches, RECIPE, schedule, folder / "run", num_workers=0)
     assert torch.load(folder / "run" / "last.pt", weights_only=True)["step"] == 3
+
+
+def test_a_compression_by_two_processes_ends_in_one_encoder(folder, monkeypatch):
+    from train import recipes
+    from train.corpora import CORPORA
+
+    monkeypatch.setitem(CORPORA, "toy", CORPORA["librispeech"])
+    launch("compress_two_steps", folder)
+    first, second = (torch.load(folder / f"small-{r}.pt", weights_only=True) for r in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert sorted(path.name for path in (folder / "run").iterdir()) == ["best.pt", "last.pt", "log.csv"]
+    alone = folder / "alone"
+    monkeypatch.setattr(recipes, "SMALL_SHARES", {"toy": 1.0})
+    one = recipes.fit_small(
+        tiny_encoder(), TINY_SPEC, folder, alone, TINY_SHAPE, Schedule(2, warmup_steps=1), 4,
+        num_workers=0,
+    )  # fmt: skip
+    assert any(not torch.equal(value, first[name]) for name, value in one.state_dict().items())
 
 
 def test_targets_of_two_processes_equal_those_of_one(folder):

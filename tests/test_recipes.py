@@ -49,7 +49,7 @@ def test_open_models_learn_from_open_corpora_only(root):
 
 
 def test_every_corpus_of_the_shipped_recipes_is_open():
-    runs = [*recipes.BASE_RUNS.values(), recipes.SMALL_RUN]
+    runs = recipes.BASE_RUNS.values()
     used = {corpus for run in runs for corpus in run.shares} | recipes.SMALL_SHARES.keys()
     assert {CORPORA[corpus.split("+")[0]].use for corpus in used} == {"open"}
 
@@ -162,7 +162,7 @@ def test_small_is_cut_and_taught_to_follow_the_large_one(small_run, tmp_path):
     small = small_run("run", lambda step, losses: seen.append(losses))
     assert small.shape == SMALL and len(seen) == 30
     assert np.mean([s["hints"] for s in seen[-6:]]) < np.mean([s["hints"] for s in seen[:6]])
-    loaded, _, extra = load_checkpoint(tmp_path / "run" / "stages.pt")
+    loaded, _, extra = load_checkpoint(tmp_path / "run" / "best.pt")
     assert extra["finished"] is True
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in loaded.state_dict().items())
 
@@ -178,7 +178,7 @@ def test_a_compression_that_was_stopped_goes_on_with_the_same_losses(small_run, 
 
     with pytest.raises(KeyboardInterrupt):
         small_run("stopped", until_ten)
-    assert load_checkpoint(tmp_path / "stopped" / "stages.pt")[2]["finished"] is False
+    assert load_checkpoint(tmp_path / "stopped" / "best.pt")[2]["finished"] is False
     small_run("stopped", lambda step, losses: parts.append(losses))
     assert [p["match"] for p in parts[:10] + parts[11:]] == pytest.approx([w["match"] for w in whole], rel=1e-4)
 
@@ -273,3 +273,19 @@ def test_ablate_runs_from_the_command_line(root, tmp_path, capsys):
     assert "| +cosine | 1 |" in table and (tmp_path / "out" / "table.md").read_text() == table
     assert main([*command, "--arms", "cosine"]) == 1
     assert "no arm cosine; there are aam, +copypaste" in capsys.readouterr().err
+
+
+def test_fit_small_from_the_command_line_says_what_it_was_made_of(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "SMALL_SHARES", {"malayalam": 1.0})
+    monkeypatch.setattr(recipes, "SMALL_STAGES", Schedule(2, rate=3e-3))
+    monkeypatch.setattr(recipes, "SMALL_SHAPE", SMALL)
+    large = ResidualEncoder(dataclasses.replace(TINY_SHAPE, blocks=(2, 2, 2), stem_stride=(1, 1)))
+    corpora = [{"name": "librispeech", "licence": "CC BY 4.0"}]
+    made_of = {"corpora": corpora, "teachers": [{"name": "A", "licence": "B"}]}
+    save_checkpoint(tmp_path / "base.pt", large, TINY_SPEC, provenance=made_of)
+    command = ["fit", "small", "--start", str(tmp_path / "base.pt"), "--prepared", str(root), "--rooms", "0"]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
+    small, spec, extra = load_checkpoint(tmp_path / "out" / "best.pt")
+    assert small.shape == SMALL and spec.name == "small" and extra["finished"] is True
+    assert [corpus["name"] for corpus in extra["provenance"]["corpora"]] == ["librispeech", "malayalam"]
+    assert [teacher["name"] for teacher in extra["provenance"]["teachers"]] == ["A", "base of emoinv-edge"]

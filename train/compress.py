@@ -3,7 +3,7 @@
 `cut` keeps the first block of each stage and as many of the following ones as the small shape has, and of
 each layer the channels that weigh most; `fit_stages` makes the stages of the small encoder reproduce
 the large one's, sampled at the small one's coarser grid of mel bins and frames (hints: Romero et al.,
-arXiv:1412.6550), together with the embedding. The pairs then go through `loop.fit`.
+arXiv:1412.6550), together with the embedding.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.nn import functional
 from emoinv_edge.spec import EncoderSpec
 
 from .batch_norm import folded, insert_batch_norm
+from .distributed import average_over_ranks, copy_from_first_rank, rank
 from .embed import autocast
 from .loop import CLIP_NORM, EMA_DECAY, Schedule, log_figures
 from .losses import distillation_loss
@@ -231,8 +232,10 @@ def fit_stages(
     schedule: Schedule,
     out: Path,
     hints_until: float = 0.7,
+    device: str = "cpu",
     judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
     progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    provenance: dict[str, Any] | None = None,
 ) -> ResidualEncoder:
     """Teach the small encoder the large one's stages and embedding, with batch norms for the time of it.
 
@@ -241,11 +244,11 @@ def fit_stages(
     small : ResidualEncoder
         Where to start; not changed.
     batches : callable
-        Step -> the batches from that step on: ``features`` (batch, frames, bins), mean-normalised, that the
+        Step -> this rank's batches from that step on: ``features`` (batch, frames, bins), mean-normalised, that the
         small encoder sees; ``clean``, if the large one shall see others; what `StageTeacher` made of them, or
         else the large encoder computes it here.
     out : Path
-        Folder for ``last.pt`` (the run goes on from it), ``stages.pt`` (averaged weights, which say in
+        Folder for ``last.pt`` (the run goes on from it), ``best.pt`` (averaged weights, which say in
         ``finished`` whether the run was) and ``log.csv``.
     hints_until : float
         Share of the steps over which the hints fade out; the embedding's weight grows from 1/4 to 1.
@@ -255,13 +258,16 @@ def fit_stages(
     ResidualEncoder
         The exponential moving average of the weights.
     """
-    large = large.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    large = large.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
     kept = kept_channels(large, small.shape.widths)
     out.mkdir(parents=True, exist_ok=True)
     last, start = out / "last.pt", 0
-    saved = torch.load(last, weights_only=True) if last.is_file() else None
+    saved = torch.load(last, map_location=device, weights_only=True) if last.is_file() else None
     first = None if saved else next(iter(batches(0)))["features"]
-    small = insert_batch_norm(copy.deepcopy(small), first).train().to(memory_format=torch.channels_last)
+    small = insert_batch_norm(copy.deepcopy(small).cpu(), first).train()
+    small = small.to(device=device, memory_format=torch.channels_last)
+    statistics = [buffer for name, buffer in small.named_buffers() if "running_" in name]
+    copy_from_first_rank([*small.parameters(), *statistics])
     optimizer = MuonAdamW(small, schedule.rate, VECTOR_RATE)
     average = {name: value.detach().clone() for name, value in small.state_dict().items()}
     if saved:
@@ -272,7 +278,8 @@ def fit_stages(
     for step, batch in enumerate(batches(start), start):
         if step >= schedule.steps:
             break
-        with autocast():
+        batch = {name: values.to(device) for name, values in batch.items()}
+        with autocast(device):
             taught = _taught(batch, large)
             learnt = _stage_outputs(small, batch["features"])
             embedding = small.pool(learnt[-1])
@@ -284,6 +291,7 @@ def fit_stages(
         loss = fade * hints + (1.0 - 0.75 * fade) * match
         optimizer.zero_grad()
         loss.backward()
+        average_over_ranks([p.grad for p in small.parameters() if p.grad is not None] + statistics)
         if torch.isfinite(nn.utils.clip_grad_norm_(small.parameters(), CLIP_NORM)):
             optimizer.step(schedule.factor(step))
         with torch.no_grad():
@@ -291,6 +299,8 @@ def fit_stages(
             for name, value in small.state_dict().items():
                 if value.is_floating_point():
                     average[name].lerp_(value, 1 - decay)
+        if rank() != 0:
+            continue
         losses = {"hints": float(hints.detach()), "match": float(match.detach())}
         progress(step + 1, losses)
         finished = step + 1 == schedule.steps
@@ -302,6 +312,9 @@ def fit_stages(
             state = {"model": small.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
             torch.save(state | {"step": step + 1}, last.with_suffix(".part"))
             os.replace(last.with_suffix(".part"), last)
-            save_checkpoint(out / "stages.pt", _averaged(small, average), spec, step=step + 1, finished=finished)
+            save_checkpoint(
+                out / "best.pt", _averaged(small, average), spec, step=step + 1, finished=finished,
+                provenance=provenance or {}, schedule=dataclasses.asdict(schedule),
+            )  # fmt: skip
             saved_at = time.monotonic()
     return _averaged(small, average)

@@ -6,13 +6,14 @@ Without ``torchrun`` every function does what one process needs: nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-__all__ = ["barrier", "process_group", "rank", "share", "world_size"]
+__all__ = ["average_over_ranks", "barrier", "copy_from_first_rank", "process_group", "rank", "share", "world_size"]
 
 
 def rank() -> int:
@@ -52,3 +53,18 @@ def barrier() -> None:
     elif world_size() > 1:
         with process_group():
             dist.barrier()
+
+
+def average_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor, in place, by its mean over the processes."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= world_size()
+
+
+def copy_from_first_rank(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor, in place, by that of rank 0."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)

@@ -30,7 +30,7 @@ from . import augment
 from .compress import StageTeacher, cut, fit_stages
 from .corpora import CORPORA
 from .data import MorphedSet, PairBatches, Recipe, Source
-from .distributed import barrier, rank, share, world_size
+from .distributed import barrier, copy_from_first_rank, rank, share, world_size
 from .embed import embed_waveforms
 from .evaluate import evaluate_embeddings
 from .loop import Schedule, fit
@@ -40,7 +40,6 @@ from .refit import refit_linear
 
 __all__ = [
     "BASE_RUNS",
-    "SMALL_RUN",
     "SMALL_SHAPE",
     "Judge",
     "Run",
@@ -110,14 +109,6 @@ REFIT_SETS = (*_SHARES, "picovoice", "emogator")
 SMALL_SHAPE = EncoderShape(blocks=(1, 2, 3, 1), widths=(32, 64, 128, 224), stem_stride=(1, 2))
 SMALL_STAGES = Schedule(steps=12500, rate=7e-3, warmup_steps=50, judge_every=5000)
 SMALL_HINTS = (2, 3)  # the stages, from 0, that an int8 teacher gives
-# The whole of it then learns the initial encoder's clip embeddings and the pairs.
-SMALL_RUN = Run(
-    Recipe(own_share=0.6, own_weight=0.7, morph=0.35, mask=0.2, channel=0.35, pair_weight=0.05),
-    Schedule(steps=2400, rate=8e-4, lower_rate=1.0, frozen_stages=0, judge_every=600),
-    {"speechocean762": 0.27, "librispeech": 0.22, "malayalam": 0.23, "arabic_commands": 0.08, "speech_commands": 0.11,
-     "emogator": 0.09},
-)  # fmt: skip
-SMALL_PAIRS = 24
 
 
 def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
@@ -331,11 +322,14 @@ def fit_base(
         begun.load_state_dict(start.state_dict())
         runs.append(fit_run(begun, spec, prepared, out / name, run, noises, rooms, pairs, **options))
     refitted_on, _ = open_sources(prepared, dict.fromkeys(REFIT_SETS, 1.0), targets="fused")
-    base = part_way(refit_linear(start, spec, refitted_on, REFIT_PENALTY), runs, BASE_WAY)
+    refitted = refit_linear(start, spec, refitted_on, REFIT_PENALTY) if rank() == 0 else part_way(start, [start], 0.0)
+    copy_from_first_rank(refitted.state_dict().values())
+    base = part_way(refitted, runs, BASE_WAY)
     corpora = corpora_of(dict.fromkeys([*(corpus for run in BASE_RUNS.values() for corpus in run.shares), *REFIT_SETS]))
     taught = {teacher["name"]: teacher for run in BASE_RUNS.values() for teacher in TEACHERS[run.targets]}
     provenance = {"corpora": corpora, "teachers": list(taught.values()), "runs": list(BASE_RUNS)}
-    save_checkpoint(out / "best.pt", base, spec, provenance=provenance)
+    if rank() == 0:
+        save_checkpoint(out / "best.pt", base, spec, provenance=provenance)
     return base
 
 
@@ -430,9 +424,10 @@ def fit_small(
     teacher: StageTeacher | None = None,
     start: ResidualEncoder | None = None,
     num_workers: int = 1,
+    provenance: dict[str, Any] | None = None,
     **options: Any,
 ) -> ResidualEncoder:
-    """Cut `large` to `shape` and teach it stage by stage; `fit_run` of `SMALL_RUN` then goes on with the pairs.
+    """Cut `large` to `shape` and teach it stage by stage; options go to `compress.fit_stages`.
 
     Parameters
     ----------
@@ -440,6 +435,8 @@ def fit_small(
         The large encoder as an int8 file; without it the large encoder itself teaches, at several times the cost.
     start : ResidualEncoder, optional
         An encoder of that shape to go on from, instead of the cut.
+    provenance : dict, optional
+        Of `large`; the corpora and the teacher of this compression are added to it.
     """
     sets = [PreparedSet(prepared / corpus) for corpus in SMALL_SHARES]
     morphs: list[tuple[MorphedSet, int, int]] = []
@@ -454,11 +451,17 @@ def fit_small(
                 for start, samples in places
             ]
         clips.clips = [clip for clip in clips.clips if clip.speaker not in held]
-    crops = Crops(sets, list(SMALL_SHARES.values()), spec, schedule.steps, batch, seed, noises, rooms, teacher, morphs)
+    ranks = world_size()
+    shares = list(SMALL_SHARES.values())
+    crops = Crops(sets, shares, spec, schedule.steps * ranks, batch, seed, noises, rooms, teacher, morphs)
 
     def batches(first: int) -> DataLoader[dict[str, Tensor]]:
-        share = Subset(crops, range(first, schedule.steps))
-        return DataLoader(share, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
+        mine = Subset(crops, range(first * ranks + rank(), schedule.steps * ranks, ranks))
+        return DataLoader(mine, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
 
+    known = provenance or {}
+    corpora = {corpus["name"]: corpus for corpus in [*known.get("corpora", []), *corpora_of(SMALL_SHARES)]}
+    teachers = [*known.get("teachers", []), {"name": "base of emoinv-edge", "licence": "Apache-2.0"}]
     small = start if start is not None else cut(large, shape)
-    return fit_stages(small, large, spec, batches, schedule, out, **options)
+    credited = {"corpora": list(corpora.values()), "teachers": teachers}
+    return fit_stages(small, large, spec, batches, schedule, out, provenance=credited, **options)

@@ -7,7 +7,7 @@ import functools
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .progress import Progress
 
@@ -212,6 +212,13 @@ def _start(path: Path):  # type: ignore[no-untyped-def]
     return encoder, spec
 
 
+def _provenance(path: Path) -> dict[str, Any]:
+    """What the checkpoint to start from was made of; nothing is known of the public weights but that they start it."""
+    from .model import load_checkpoint
+
+    return {} if path.suffix == ".onnx" else load_checkpoint(path)[2].get("provenance", {})
+
+
 def _show(shown: Progress, total: int, done: int) -> None:
     shown(done, total)
 
@@ -292,7 +299,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     from .channels import read_noises, simulate_rooms
     from .compress import StageTeacher
     from .distributed import process_group
-    from .recipes import SMALL_HINTS, SMALL_PAIRS, SMALL_RUN, SMALL_STAGES, Judge, fit_base, fit_run, fit_small
+    from .recipes import SMALL_HINTS, SMALL_SHAPE, SMALL_STAGES, Judge, fit_base, fit_small
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -306,29 +313,18 @@ def run_fit(arguments: argparse.Namespace) -> int:
         if arguments.tier == "base":
             fit_base(encoder, spec, arguments.prepared, arguments.out, noises, rooms, progress=shown, **options)
         else:
-            spec = dataclasses.replace(spec, name="small")
-            stages_shown = Progress("stages")
-            encoder = fit_small(
+            fit_small(
                 encoder,
-                spec,
+                dataclasses.replace(spec, name="small"),
                 arguments.prepared,
-                arguments.out / "stages",
+                arguments.out,
+                SMALL_SHAPE,
+                SMALL_STAGES,
                 noises=noises,
                 rooms=rooms,
                 teacher=StageTeacher(arguments.teacher, SMALL_HINTS) if arguments.teacher else None,
-                judge=judge,
-                progress=lambda step, _: stages_shown(step, SMALL_STAGES.steps),
-            )
-            fit_run(
-                encoder,
-                spec,
-                arguments.prepared,
-                arguments.out,
-                SMALL_RUN,
-                noises,
-                rooms,
-                pairs=SMALL_PAIRS,
-                progress=shown,
+                provenance=_provenance(arguments.start),
+                progress=lambda step, _: shown(step, SMALL_STAGES.steps),
                 **options,
             )
     print(f"{arguments.out / 'best.pt'}: export it with `python -m export`", file=sys.stderr)
