@@ -12,7 +12,7 @@ import csv
 import dataclasses
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
-from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
 from . import augment
 from .compress import StageTeacher, cut, fit_stages
 from .corpora import CORPORA
+from .crops import Crops
 from .data import MorphedSet, PairBatches, Recipe, Source
 from .distributed import barrier, copy_from_first_rank, rank, share, world_size
 from .embed import embed_waveforms
@@ -333,80 +333,10 @@ def fit_base(
     return base
 
 
-CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `data.LENGTHS`
-MORPH_SHARE = 0.15  # of the crops, where there are morphs
-TILT_SHARE, MOST_TILT = 0.3, 0.5
-
-
-class Crops(Dataset[dict[str, Tensor]]):
-    """Batch number `step` of unlabelled crops of equal length: ``features`` and, undisturbed, ``clean``.
-
-    With a `StageTeacher` a batch brings what the teacher makes of the clean crops, so that a worker
-    process does its part. `morphs` are prosody morphs, each by its set, start and number of samples.
-    """
-
-    def __init__(
-        self,
-        sets: list[PreparedSet],
-        shares: list[float],
-        spec: EncoderSpec,
-        steps: int,
-        batch: int,
-        seed: int,
-        noises: list[NDArray[np.float32]] | None = None,
-        rooms: list[NDArray[np.float32]] | None = None,
-        teacher: StageTeacher | None = None,
-        morphs: Sequence[tuple[MorphedSet, int, int]] = (),
-    ) -> None:
-        self.morphs = morphs
-        self.sets, self.spec, self.steps, self.batch, self.seed = sets, spec, steps, batch, seed
-        self.shares = np.array(shares) / np.sum(shares)
-        self.noises, self.rooms, self.teacher = noises or [], rooms or [], teacher
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.seed, step))
-        frames = int(rng.choice(CROP_FRAMES))
-        samples = self.spec.frame_length + (frames - 1) * self.spec.frame_shift
-        clean, disturbed = [], []
-        for _ in range(self.batch):
-            if self.morphs and rng.random() < MORPH_SHARE:
-                morphed, start, length = self.morphs[int(rng.integers(len(self.morphs)))]
-                waveform = morphed.read(start, length)
-            else:
-                clips = self.sets[int(rng.choice(len(self.sets), p=self.shares))]
-                waveform = clips.waveform(int(rng.integers(len(clips.clips))))
-            # Faster or slower is another voice, and the teacher answers for any voice and any effort.
-            if rng.random() < 0.8:
-                waveform = augment.change_speed(waveform, rng.uniform(0.75, 1.3))
-            if rng.random() < TILT_SHARE:
-                waveform = augment.tilt(waveform, rng.uniform(-MOST_TILT, MOST_TILT))
-            waveform = augment.crop(waveform, samples, rng)
-            features = mean_normalise(log_mel(waveform, self.spec))
-            clean.append(features)
-            if rng.random() < 0.35:
-                features = mean_normalise(log_mel(self._disturbed(waveform, rng), self.spec))
-            disturbed.append(features)
-        batch = {"features": torch.from_numpy(np.stack(disturbed))}
-        if self.teacher is None:
-            return batch | {"clean": torch.from_numpy(np.stack(clean))}
-        return batch | self.teacher(np.stack(clean))
-
-    def _disturbed(self, waveform: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-        """A room, noise, or both; the teacher does not hear them."""
-        if self.rooms and rng.random() < 0.4:
-            waveform = augment.reverberate(waveform, self.rooms[int(rng.integers(len(self.rooms)))])
-        hiss = rng.standard_normal(len(waveform)).astype(np.float32)
-        noise = self.noises[int(rng.integers(len(self.noises)))] if self.noises and rng.random() < 0.8 else hiss
-        return augment.add_noise(waveform, noise, rng.uniform(6.0, 30.0), rng)
-
-
 # What `small` is compressed on: all open speech, bursts and nameless clips included.
 SMALL_SHARES = {
-    "speechocean762": 0.22, "librispeech": 0.18, "malayalam": 0.20, "arabic_commands": 0.08, "speech_commands": 0.12,
-    "emogator": 0.08, "picovoice": 0.12,
+    "speechocean762": 0.19, "librispeech": 0.17, "malayalam": 0.18, "arabic_commands": 0.07, "speech_commands": 0.10,
+    "emogator": 0.18, "picovoice": 0.11,
 }  # fmt: skip
 
 
@@ -453,7 +383,8 @@ def fit_small(
         clips.clips = [clip for clip in clips.clips if clip.speaker not in held]
     ranks = world_size()
     shares = list(SMALL_SHARES.values())
-    crops = Crops(sets, shares, spec, schedule.steps * ranks, batch, seed, noises, rooms, teacher, morphs)
+    steps = schedule.steps * ranks
+    crops = Crops(sets, shares, spec, steps, batch, seed, noises or (), rooms or (), teacher, morphs)
 
     def batches(first: int) -> DataLoader[dict[str, Tensor]]:
         mine = Subset(crops, range(first * ranks + rank(), schedule.steps * ranks, ranks))
