@@ -18,6 +18,7 @@ from emoinv_edge.audio import to_mono
 from emoinv_edge.encoder import MIN_FRAMES, MODEL_NAMES, Encoder
 from emoinv_edge.errors import AudioError, EmoinvError, ModelFormatError
 from emoinv_edge.features import log_mel, mean_normalise
+from emoinv_edge.model_file import run_golden
 from emoinv_edge.spec import EncoderSpec
 
 TINY = EncoderSpec(name="tiny", embedding_dim=32)
@@ -375,6 +376,14 @@ def test_a_shipped_model_is_loaded_by_name(tmp_path, monkeypatch, make_encoder):
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     assert Encoder.default().spec.name == "base"
     assert [Encoder.load(name).spec.name for name in MODEL_NAMES] == list(MODEL_NAMES)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_each_shipped_model_computes_here_what_it_did_where_it_was_made(name):
+    encoder = Encoder.load(name)
+    assert encoder.spec.name == name and encoder.calibration is not None
+    results = run_golden(encoder)
+    assert len(results) >= 3 and all(result.passed for result in results), results
 
 
 def test_a_missing_shipped_model_says_what_to_do(tmp_path, monkeypatch):

@@ -70,7 +70,8 @@ def test_the_wheel_holds_the_library_alone(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_holds_model_card_clips_and_types(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    for expected in ("models/base.onnx", "models/MODEL_CARD.md", "py.typed", "demo/clips/awb/neutral-1.ogg"):
+    models = ("models/base.onnx", "models/small.onnx", "models/MODEL_CARD.md")
+    for expected in (*models, "py.typed", "demo/clips/awb/neutral-1.ogg"):
         assert f"emoinv_edge/{expected}" in names, expected
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
     assert not [name for name in names if "make_clips" in name or name.endswith((".pt", ".wav", ".db"))]

@@ -231,7 +231,7 @@ def fit_stages(
     batches: Callable[[int], Iterable[dict[str, Tensor]]],
     schedule: Schedule,
     out: Path,
-    hints_until: float = 0.7,
+    hints_until: float = 0.45,
     device: str = "cpu",
     judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
     progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,

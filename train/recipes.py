@@ -107,7 +107,7 @@ BASE_WAY = 0.3
 REFIT_PENALTY = 0.3
 REFIT_SETS = (*_SHARES, "picovoice", "emogator")
 SMALL_SHAPE = EncoderShape(blocks=(1, 2, 3, 1), widths=(32, 64, 128, 224), stem_stride=(1, 2))
-SMALL_STAGES = Schedule(steps=12500, rate=7e-3, warmup_steps=50, judge_every=5000)
+SMALL_STAGES = Schedule(steps=10000, rate=7e-3, warmup_steps=50, judge_every=5000)
 SMALL_HINTS = (2, 3)  # the stages, from 0, that an int8 teacher gives
 
 
