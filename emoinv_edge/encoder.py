@@ -121,8 +121,8 @@ class Encoder:
         Parameters
         ----------
         name : {"base", "small"}
-            ``base`` is the most accurate; ``small`` takes a quarter of the time and less than half of the room, and errs
-            more (the model card has the figures).
+            ``base`` is the most accurate; ``small`` takes a quarter of the time and less than half of the room,
+            and errs more (the model card has the figures).
         num_threads : int
             As for `Encoder`.
 
