@@ -44,6 +44,7 @@ __all__ = ["VerificationStream", "merge_qualities"]
 PIECE_MS = 120  # speech is taken over from the segmenter in pieces of this length
 BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the speech, pauses included
 LEAST_S = 0.2  # of speech, for one embedding
+TAIL_S = 0.25  # less speech than this at the end of an utterance does not change the answer
 CONFIRM_S = 3.0  # speech that one embedding of the confirming encoder sees
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
@@ -372,12 +373,13 @@ class VerificationStream:
         """Add a step of the new speech; the reason why not, if it cannot be used."""
         # Only the whole window must be long enough, every part of it must be clean enough.
         refusal = unusable(quality, 0.0)
+        tail = final and len(self._steps) > 0 and quality.net_speech_s < TAIL_S
+        if tail and (refusal is None or refusal[0] == "too_quiet"):
+            return None  # too short to change the answer, and often the silence into which speech dies away
         if refusal is not None:
             self._steps.clear()
             self._recent = None  # the next embedding must not see it either
             return refusal[1]
-        if final and self._steps and quality.net_speech_s < 0.25:
-            return None  # a tail too short to change the answer
         if self._recent is None or len(self._recent) < self._length(LEAST_S):  # as after a clipped stretch
             return None if self._steps else "too little speech that can be used; speak a little longer"
         recent = self._recent[-self._context :]

@@ -263,6 +263,16 @@ def test_nan_in_one_channel_is_enough(verifier: Verifier) -> None:
     assert "1 samples were NaN" in fault.reason
 
 
+@pytest.mark.parametrize("more", range(0, 480, 40))
+def test_speech_that_dies_away_into_digital_silence_keeps_its_answer(verifier: Verifier, more: int) -> None:
+    speech = synthesise(3.0 + more / 1000, 100, ANA_HZ)
+    decisions = run(verifier.stream(), np.concatenate([noise(0.5, 1, 1e-5), speech, noise(1.0, 2, 1e-5)]), [320])
+    provisional = [decision for decision in decisions if not decision.final]
+    (final,) = finals(decisions)
+    assert {decision.verdict for decision in provisional[1:]} == {Verdict.ACCEPT}
+    assert (final.verdict, final.speaker) == (Verdict.ACCEPT, "ana"), final.reason
+
+
 @pytest.mark.parametrize("gain", [6.0, 20.0])
 def test_clipped_speech_is_reported_and_not_accepted(verifier: Verifier, gain: float) -> None:
     speech = np.clip(gain * synthesise(3.0, 41, ANA_HZ), -1.0, 1.0).astype(np.float32)
