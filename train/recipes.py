@@ -333,7 +333,7 @@ def fit_base(
     return base
 
 
-# What `small` is compressed on: all open speech, bursts and nameless clips included.
+# What `small` is compressed on: all open speech in full (no --per-speaker), bursts and nameless clips included.
 SMALL_SHARES = {
     "speechocean762": 0.19, "librispeech": 0.17, "malayalam": 0.18, "arabic_commands": 0.07, "speech_commands": 0.10,
     "emogator": 0.18, "picovoice": 0.11,
