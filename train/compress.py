@@ -28,7 +28,7 @@ from emoinv_edge.spec import EncoderSpec
 from .batch_norm import folded, insert_batch_norm
 from .distributed import average_over_ranks, copy_from_first_rank, rank
 from .embed import autocast
-from .loop import CLIP_NORM, EMA_DECAY, Schedule, log_figures
+from .loop import CLIP_NORM, Schedule, follow, log_figures
 from .losses import distillation_loss
 from .model import BasicBlock, EncoderShape, ResidualEncoder, save_checkpoint
 from .muon import MuonAdamW
@@ -294,11 +294,7 @@ def fit_stages(
         average_over_ranks([p.grad for p in small.parameters() if p.grad is not None] + statistics)
         if torch.isfinite(nn.utils.clip_grad_norm_(small.parameters(), CLIP_NORM)):
             optimizer.step(schedule.factor(step))
-        with torch.no_grad():
-            decay = min(EMA_DECAY, (1 + step) / (10 + step))
-            for name, value in small.state_dict().items():
-                if value.is_floating_point():
-                    average[name].lerp_(value, 1 - decay)
+        follow(average, small, step)
         if rank() != 0:
             continue
         losses = {"hints": float(hints.detach()), "match": float(match.detach())}

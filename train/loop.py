@@ -28,7 +28,7 @@ from .embed import autocast
 from .losses import AngularMarginSoftmax, pair_loss, relation_loss, target_loss
 from .model import ResidualEncoder, save_checkpoint
 
-__all__ = ["Schedule", "averaged", "fit", "log_figures"]
+__all__ = ["Schedule", "averaged", "fit", "follow", "load_share", "log_figures"]
 
 WEIGHT_DECAY = 1e-4
 CLIP_NORM = 1.0
@@ -113,10 +113,22 @@ def _groups(trained: Trained, schedule: Schedule) -> list[dict[str, Any]]:
     return groups
 
 
-def _share_of(batches: Dataset[dict[str, Tensor]], start: int, steps: int) -> tuple[Dataset[dict[str, Tensor]], int]:
-    """This rank's batches from `start` on, and the number of ranks."""
+def load_share(
+    batches: Dataset[dict[str, Tensor]], start: int, steps: int, num_workers: int
+) -> DataLoader[dict[str, Tensor]]:
+    """This rank's batches from step `start` on, made by `num_workers` processes ahead of their use."""
     ranks = world_size()
-    return Subset(batches, range(start * ranks + rank(), steps * ranks, ranks)), ranks
+    mine = Subset(batches, range(start * ranks + rank(), steps * ranks, ranks))
+    return DataLoader(mine, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
+
+
+@torch.no_grad()
+def follow(average: dict[str, Tensor], module: nn.Module, step: int) -> None:
+    """Move averaged weights towards those of `module` after `step`: faster at first, then by `EMA_DECAY`."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
 
 
 def fit(
@@ -167,9 +179,8 @@ def fit(
         optimizer.load_state_dict(saved["optimizer"])
         average, start = saved["average"], saved["step"]
 
-    share, ranks = _share_of(batches, start, schedule.steps)
-    loader = DataLoader(share, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
-    parallel = DistributedDataParallel(trained) if ranks > 1 else trained
+    loader = load_share(batches, start, schedule.steps, num_workers)
+    parallel = DistributedDataParallel(trained) if world_size() > 1 else trained
     leads = rank() == 0
     saved_at = time.monotonic()
     trained.train()
@@ -184,10 +195,7 @@ def fit(
         norm = nn.utils.clip_grad_norm_(trained.parameters(), CLIP_NORM)
         if torch.isfinite(norm):
             optimizer.step()
-        with torch.no_grad():
-            decay = min(EMA_DECAY, (1 + step) / (10 + step))
-            for name, value in encoder.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
+        follow(average, encoder, step)
         if not leads:
             continue
         losses = {name: float(value.detach()) for name, value in parts.items()}

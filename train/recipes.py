@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from emoinv_edge.spec import EncoderSpec
 
@@ -33,7 +33,7 @@ from .data import MorphedSet, PairBatches, Recipe, Source
 from .distributed import barrier, copy_from_first_rank, rank, share, world_size
 from .embed import embed_waveforms
 from .evaluate import evaluate_embeddings
-from .loop import Schedule, fit
+from .loop import Schedule, fit, load_share
 from .model import EncoderShape, ResidualEncoder, save_checkpoint
 from .prepare import SAMPLE_RATE, PreparedClip, PreparedSet, by_speaker
 from .refit import refit_linear
@@ -381,14 +381,11 @@ def fit_small(
                 for start, samples in places
             ]
         clips.clips = [clip for clip in clips.clips if clip.speaker not in held]
-    ranks = world_size()
-    shares = list(SMALL_SHARES.values())
-    steps = schedule.steps * ranks
+    shares, steps = list(SMALL_SHARES.values()), schedule.steps * world_size()
     crops = Crops(sets, shares, spec, steps, batch, seed, noises or (), rooms or (), teacher, morphs)
 
     def batches(first: int) -> DataLoader[dict[str, Tensor]]:
-        mine = Subset(crops, range(first * ranks + rank(), schedule.steps * ranks, ranks))
-        return DataLoader(mine, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
+        return load_share(crops, first, schedule.steps, num_workers)
 
     known = provenance or {}
     corpora = {corpus["name"]: corpus for corpus in [*known.get("corpora", []), *corpora_of(SMALL_SHARES)]}
