@@ -26,7 +26,7 @@ class _Normed(nn.Module):
         super().__init__()
         assert convolution.bias is not None
         self.convolution = convolution
-        self.norm = nn.BatchNorm2d(convolution.out_channels, momentum=MOMENTUM)
+        self.norm = nn.BatchNorm2d(convolution.out_channels, momentum=MOMENTUM).to(convolution.weight.device)
         with torch.no_grad():
             self.norm.bias.copy_(convolution.bias)
         convolution.bias = None

@@ -2,7 +2,7 @@
 
 No label is needed, since the large encoder answers for whatever it hears (Beyer et al., arXiv:2106.05237: the
 teacher hears the very same crop, and the crops vary without bound). Every crop is another voice: played faster
-or slower, its formants moved, its rate changed, mixed with another speaker or joined to one. A fixed
+or slower, its formants moved, its rate and mood changed, mixed with another speaker or joined to one. A fixed
 transfer function would be no variety: the mean normalisation takes it out again.
 """
 
@@ -22,6 +22,7 @@ from emoinv_edge.spec import EncoderSpec
 
 from . import augment
 from .data import MorphedSet
+from .moods import Mood, log_mel_of, power_spectrum
 from .prepare import PreparedSet
 
 __all__ = ["CROP_FRAMES", "Crops", "Variety"]
@@ -44,6 +45,8 @@ class Variety:
         Formants alone (`augment.warp_bins`): the exponent's logarithm and the ripple in bins, at most.
     stretch, shortest, longest : float
         Rate alone.
+    mood : float
+        F0, effort, level and breath (`moods.Mood`): the teacher hears them.
     second_voice, disturbed : float
         Another speaker below the first by 0 to 15 dB; noise, a room, or both: the teacher hears them.
     unheard : float
@@ -64,6 +67,7 @@ class Variety:
     stretch: float = 0.5
     shortest: float = 0.75
     longest: float = 1.33
+    mood: float = 0.3
     second_voice: float = 0.2
     disturbed: float = 0.35
     unheard: float = 0.25
@@ -134,6 +138,7 @@ class Crops(Dataset[dict[str, Tensor]]):
             waveform = augment.add_noise(waveform, second, rng.uniform(0.0, 15.0), rng)
         if rng.random() < variety.disturbed:
             waveform = self._disturbed(waveform, rng)
+        mood = Mood.draw(before, rng) if rng.random() < variety.mood else None
         warp = bend = None
         if rng.random() < variety.warp:
             exponent = float(np.exp(rng.uniform(-variety.exponent, variety.exponent)))
@@ -142,7 +147,10 @@ class Crops(Dataset[dict[str, Tensor]]):
             bend = rng.uniform(-variety.level, variety.level, int(rng.integers(2, 7)))
 
         def features(heard: NDArray[np.float32]) -> NDArray[np.float32]:
-            found = log_mel(heard, self.spec)
+            if mood is None:
+                found = log_mel(heard, self.spec)
+            else:
+                found = log_mel_of(mood(power_spectrum(heard, self.spec)), self.spec)
             found = found if warp is None else augment.warp_bins(found, *warp)
             found = found if before == frames else augment.stretch(found, frames)
             return np.ascontiguousarray(found if bend is None else augment.bend_level(found, bend))
