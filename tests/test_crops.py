@@ -13,6 +13,7 @@ from training import TINY_SPEC, prepared
 from train.crops import CROP_FRAMES, Crops, Variety
 from train.data import MorphedSet
 from train.recipes import morph
+from train.tape import Tape
 
 PLAIN = Variety(*(0.0,) * len(dataclasses.fields(Variety)))
 
@@ -87,10 +88,18 @@ def test_a_teacher_answers_in_the_place_of_the_clean_crops(clips):
     assert set(batch) == {"features", "embedding"}
 
 
-def test_crops_are_of_morphs_too(clips):
+def test_crops_are_of_morphs_too(clips, monkeypatch):
     morph(clips.folder, 1, num_workers=1)
     morphed = MorphedSet(clips.folder / "morphs")
     places = [(morphed, start, samples) for found in morphed.of.values() for start, samples in found]
-    reads = []
-    morphed.read = lambda start, samples: reads.append(start) or MorphedSet.read(morphed, start, samples)
-    assert len(crops(clips, of(morph=0.25), 64, morphs=places)[0]["features"]) == 64 and 6 < len(reads) < 30
+    read, original = [], Tape.read
+
+    def spied(tape, pieces, *arguments):
+        read.extend(map(tuple, pieces))
+        return original(tape, pieces, *arguments)
+
+    monkeypatch.setattr(Tape, "read", spied)
+    batch = crops(clips, of(morph=0.25), 64, morphs=places)[0]
+    of_morphs = [piece[1:] for piece in read if piece[0] == 1]  # the sets come first
+    assert len(batch["features"]) == len(read) == 64 and 6 < len(of_morphs) < 30
+    assert set(of_morphs) <= {place[1:] for place in places}

@@ -193,7 +193,7 @@ def test_held_out_speakers_are_not_compressed_on(root, monkeypatch):
     morph(root / "malayalam", 1, num_workers=1)
     heard, morphs = [], []
 
-    def crops(sets, *rest):
+    def crops(sets, *rest, device):
         heard.extend(sets)
         morphs.extend(rest[-1])
 

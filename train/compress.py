@@ -264,8 +264,8 @@ def fit_stages(
     last, start = out / "last.pt", 0
     saved = torch.load(last, map_location=device, weights_only=True) if last.is_file() else None
     first = None if saved else next(iter(batches(0)))["features"]
-    small = insert_batch_norm(copy.deepcopy(small).cpu(), first).train()
-    small = small.to(device=device, memory_format=torch.channels_last)
+    small = copy.deepcopy(small).to(device=device, memory_format=torch.channels_last)
+    small = insert_batch_norm(small, None if first is None else first.to(device)).train()
     statistics = [buffer for name, buffer in small.named_buffers() if "running_" in name]
     copy_from_first_rank([*small.parameters(), *statistics])
     optimizer = MuonAdamW(small, schedule.rate, VECTOR_RATE)

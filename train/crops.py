@@ -1,14 +1,17 @@
-"""What a compression hears: pieces of any open speech in voices, rates and mixtures that no corpus holds.
+"""What a compression hears: pieces of any open speech in voices, moods and mixtures that no corpus holds.
 
 No label is needed, since the large encoder answers for whatever it hears (Beyer et al., arXiv:2106.05237: the
 teacher hears the very same crop, and the crops vary without bound). Every crop is another voice: played faster
 or slower, its formants moved, its rate and mood changed, mixed with another speaker or joined to one. A fixed
 transfer function would be no variety: the mean normalisation takes it out again.
+
+A batch is made at once in torch, on a CPU (5 ms a crop of one core) or where the encoder learns.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,18 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
-from . import augment
 from .data import MorphedSet
-from .moods import Mood, log_mel_of, power_spectrum
+from .moods import Mood, contours, uniform
 from .prepare import PreparedSet
+from .spectrum import log_mel_of, mean_normalise, power_spectrum
+from .tape import Pieces, Tape
 
 __all__ = ["CROP_FRAMES", "Crops", "Variety"]
 
 CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `data.LENGTHS`
-FEWEST_FRAMES = 40  # that are stretched to a crop
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Variety:
     unheard : float
         Noise, a room, or both that only the small encoder hears: the answer to the clean crop is to be given.
     bent, level : float
-        A level that changes within the crop, by at most so much either way (natural logarithm of power).
+        A level that changes within the crop, with this deviation (natural logarithm of power).
     joined : float
         Share of crops that end as the crop before them does: two speakers.
     """
@@ -72,7 +74,7 @@ class Variety:
     disturbed: float = 0.35
     unheard: float = 0.25
     bent: float = 0.3
-    level: float = 2.0
+    level: float = 1.4
     joined: float = 0.12
 
 
@@ -88,6 +90,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         worker process does its part.
     morphs : sequence of (MorphedSet, start, samples)
         Prosody morphs, each by its place.
+    device : torch.device or str
+        Where the crops are made, and all the speech is copied if it is a GPU.
     """
 
     def __init__(
@@ -103,11 +107,27 @@ class Crops(Dataset[dict[str, Tensor]]):
         teacher: Callable[[NDArray[np.float32]], dict[str, Tensor]] | None = None,
         morphs: Sequence[tuple[MorphedSet, int, int]] = (),
         variety: Variety | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.sets, self.spec, self.steps, self.batch, self.seed = sets, spec, steps, batch, seed
+        self.spec, self.steps, self.batch, self.seed = spec, steps, batch, seed
         self.shares = np.array(shares) / np.sum(shares)
-        self.noises, self.rooms, self.teacher, self.morphs = noises, rooms, teacher, morphs
-        self.variety = variety or Variety()
+        self.teacher, self.variety = teacher, variety or Variety()
+        self.device = torch.device(device)
+        morphed = list(dict.fromkeys(of for of, _, _ in morphs))
+        noise = _as_recording(noises)
+        self._tape = Tape([*(each.audio for each in sets), *(each.audio for each in morphed), noise], device)
+        self._clips: list[Pieces] = [
+            np.array([(number, clip.start, clip.samples) for clip in each.clips], np.int64).reshape(-1, 3)
+            for number, each in enumerate(sets)
+        ]
+        places = [(len(sets) + morphed.index(of), start, samples) for of, start, samples in morphs]
+        self._morphs: Pieces = np.array(places, np.int64).reshape(-1, 3)
+        ends = np.cumsum([len(each) for each in noises], dtype=np.int64)
+        number = len(sets) + len(morphed)
+        self._noises: Pieces = np.array(
+            [(number, end - len(each), len(each)) for end, each in zip(ends, noises, strict=True)], np.int64
+        ).reshape(-1, 3)
+        self._rooms = [torch.from_numpy(np.asarray(room, np.float32)).to(self.device) for room in rooms]
 
     def __len__(self) -> int:
         return self.steps
@@ -115,65 +135,136 @@ class Crops(Dataset[dict[str, Tensor]]):
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step))
         frames = int(rng.choice(CROP_FRAMES))
-        clean, seen = map(list, zip(*(self._crop(frames, rng) for _ in range(self.batch)), strict=True))
+        clean, seen = self._crops(frames, rng)
+        joined = rng.random(self.batch) < self.variety.joined
+        cuts = rng.integers(frames // 4, 3 * frames // 4, self.batch)
         for i in range(1, self.batch):
-            if rng.random() < self.variety.joined:
-                cut = int(rng.integers(frames // 4, 3 * frames // 4))
+            if joined[i]:
                 for crops in (clean, seen):
-                    crops[i] = np.concatenate((crops[i][:cut], crops[i - 1][cut:]))
-        heard, features = (np.stack([mean_normalise(crop) for crop in crops]) for crops in (clean, seen))
-        batch = {"features": torch.from_numpy(features)}
-        return batch | ({"clean": torch.from_numpy(heard)} if self.teacher is None else self.teacher(heard))
+                    crops[i, cuts[i] :] = crops[i - 1, cuts[i] :]
+        clean, seen = mean_normalise(clean), mean_normalise(seen)
+        return {"features": seen} | ({"clean": clean} if self.teacher is None else self.teacher(clean.cpu().numpy()))
 
-    def _crop(self, frames: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """One crop as the teacher hears it and as the small encoder does, log-mels not yet normalised."""
-        variety = self.variety
-        waveform = self._voice(rng)
-        rate = rng.uniform(variety.shortest, variety.longest) if rng.random() < variety.stretch else 1.0
-        before = max(round(frames * rate), FEWEST_FRAMES)
+    def _crops(self, frames: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Crops as the teacher hears them and as the small encoder does, log-mels not yet normalised."""
+        variety, batch, device = self.variety, self.batch, self.device
+        before = math.ceil(frames * variety.longest) if variety.stretch else frames
         samples = self.spec.frame_length + (before - 1) * self.spec.frame_shift
-        waveform = augment.crop(waveform, samples, rng)
-        if rng.random() < variety.second_voice:
-            second = augment.crop(self._voice(rng), samples, rng)
-            waveform = augment.add_noise(waveform, second, rng.uniform(0.0, 15.0), rng)
-        if rng.random() < variety.disturbed:
-            waveform = self._disturbed(waveform, rng)
-        mood = Mood.draw(before, rng) if rng.random() < variety.mood else None
-        warp = bend = None
-        if rng.random() < variety.warp:
-            exponent = float(np.exp(rng.uniform(-variety.exponent, variety.exponent)))
-            warp = exponent, rng.uniform(-variety.ripple, variety.ripple), int(rng.integers(1, 4))
-        if rng.random() < variety.bent:
-            bend = rng.uniform(-variety.level, variety.level, int(rng.integers(2, 7)))
+        waveforms = self._voices(batch, samples, rng)
+        two = np.flatnonzero(rng.random(batch) < variety.second_voice)
+        second = self._voices(len(two), samples, rng)
+        waveforms[two] = _mixed(waveforms[two], second, uniform(rng, 0.0, 15.0, len(two), device))
+        heard = self._disturbed(waveforms, np.flatnonzero(rng.random(batch) < variety.disturbed), rng)
+        unheard = np.flatnonzero(rng.random(batch) < variety.unheard)
+        disturbed = self._disturbed(heard[unheard], np.arange(len(unheard)), rng)
 
-        def features(heard: NDArray[np.float32]) -> NDArray[np.float32]:
-            if mood is None:
-                found = log_mel(heard, self.spec)
-            else:
-                found = log_mel_of(mood(power_spectrum(heard, self.spec)), self.spec)
-            found = found if warp is None else augment.warp_bins(found, *warp)
-            found = found if before == frames else augment.stretch(found, frames)
-            return np.ascontiguousarray(found if bend is None else augment.bend_level(found, bend))
+        moods = np.flatnonzero(rng.random(batch) < variety.mood)
+        mood = Mood.draw(len(moods), before, rng, device)
+        rates = np.where(
+            rng.random(batch) < variety.stretch, rng.uniform(variety.shortest, variety.longest, batch), 1.0
+        )
+        rates = np.minimum(rates, (before - 1) / (frames - 1))
+        begins = rng.random(batch) * (before - 1 - rates * (frames - 1))
+        read = torch.from_numpy(np.float32(begins[:, None] + rates[:, None] * np.arange(frames))).to(device)
+        bins = self._bins(rng)
+        heights = uniform(rng, 0.0, variety.level, batch, device)
+        bent = torch.from_numpy((rng.random(batch) < variety.bent).astype(np.float32)).to(device)
+        level = contours(rng, frames, int(rng.integers(2, 7)), heights * bent)
 
-        clean = features(waveform)
-        return clean, features(self._disturbed(waveform, rng)) if rng.random() < variety.unheard else clean
+        def features(found: Tensor, mood: Mood, moods: NDArray[np.int64], rows: Tensor) -> Tensor:
+            power = power_spectrum(found, self.spec)
+            power[moods] = mood(power[moods])
+            log_mels = _along(log_mel_of(power, self.spec), read[rows], dim=1)
+            return _along(log_mels, bins[rows], dim=2) + level[rows, :, None]
 
-    def _voice(self, rng: np.random.Generator) -> NDArray[np.float32]:
-        """A clip or a morph, mostly faster or slower than it was spoken."""
-        if self.morphs and rng.random() < self.variety.morph:
-            morphed, start, length = self.morphs[int(rng.integers(len(self.morphs)))]
-            waveform = morphed.read(start, length)
-        else:
-            clips = self.sets[int(rng.choice(len(self.sets), p=self.shares))]
-            waveform = clips.waveform(int(rng.integers(len(clips.clips))))
-        if rng.random() < self.variety.speed:
-            waveform = augment.change_speed(waveform, rng.uniform(self.variety.slowest, self.variety.fastest))
-        return waveform
+        clean = features(heard, mood, moods, torch.arange(batch, device=device))
+        seen = clean.clone()
+        if len(unheard):
+            # Of those that hear more than the teacher, some are in a mood: which, and which mood that is.
+            among = np.flatnonzero(np.isin(unheard, moods))
+            of = torch.from_numpy(np.searchsorted(moods, unheard[among])).to(device)
+            same = Mood(*(getattr(mood, field.name)[of] for field in dataclasses.fields(Mood)))
+            seen[unheard] = features(disturbed, same, among, torch.from_numpy(unheard).to(device))
+        return clean, seen
 
-    def _disturbed(self, waveform: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-        """A room, noise, or both."""
-        if self.rooms and rng.random() < 0.4:
-            waveform = augment.reverberate(waveform, self.rooms[int(rng.integers(len(self.rooms)))])
-        hiss = rng.standard_normal(len(waveform)).astype(np.float32)
-        noise = self.noises[int(rng.integers(len(self.noises)))] if self.noises and rng.random() < 0.8 else hiss
-        return augment.add_noise(waveform, noise, rng.uniform(6.0, 30.0), rng)
+    def _bins(self, rng: np.random.Generator) -> Tensor:
+        """Where each bin of each crop is read (`augment.warp_bins`), shape (batch, bins)."""
+        variety, batch, last = self.variety, self.batch, self.spec.num_mel_bins - 1
+        warped = (rng.random(batch) < variety.warp)[:, None]
+        exponents = np.exp(rng.uniform(-variety.exponent, variety.exponent, batch)[:, None] * warped)
+        ripples = rng.uniform(-variety.ripple, variety.ripple, batch)[:, None] * warped
+        waves = rng.integers(1, 4, batch)[:, None]
+        bins = np.arange(last + 1) / last
+        positions = last * bins**exponents + ripples * np.sin(np.pi * waves * bins)
+        return torch.from_numpy(positions.clip(0, last).astype(np.float32)).to(self.device)
+
+    def _voices(self, count: int, samples: int, rng: np.random.Generator) -> Tensor:
+        """Clips and morphs, mostly faster or slower than they were spoken."""
+        of = rng.choice(len(self._clips), count, p=self.shares)
+        pieces = np.array(
+            [self._clips[number][int(rng.integers(len(self._clips[number])))] for number in of], np.int64
+        ).reshape(-1, 3)
+        morphed = np.flatnonzero(rng.random(count) < self.variety.morph)
+        if len(self._morphs):
+            pieces[morphed] = self._morphs[rng.integers(len(self._morphs), size=len(morphed))]
+        speeds = np.where(
+            rng.random(count) < self.variety.speed,
+            rng.uniform(self.variety.slowest, self.variety.fastest, count),
+            1.0,
+        )
+        return self._tape.read(pieces, speeds, samples, rng)
+
+    def _disturbed(self, waveforms: Tensor, rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """A copy with a room, noise, or both in these rows."""
+        waveforms = waveforms.clone()
+        if not len(rows):
+            return waveforms
+        count, samples = len(rows), waveforms.shape[1]
+        if self._rooms:
+            for row in rows[rng.random(count) < 0.4]:
+                waveforms[row] = _reverberated(waveforms[row], self._rooms[int(rng.integers(len(self._rooms)))])
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**31)))
+        noise = torch.randn((count, samples), generator=generator, device=self.device)
+        recorded = np.flatnonzero(rng.random(count) < 0.8)
+        if len(self._noises) and len(recorded):
+            pieces = self._noises[rng.integers(len(self._noises), size=len(recorded))]
+            noise[recorded] = self._tape.read(pieces, np.ones(len(recorded)), samples, rng)
+        waveforms[rows] = _mixed(waveforms[rows], noise, uniform(rng, 6.0, 30.0, count, self.device))
+        return waveforms
+
+
+def _as_recording(noises: Sequence[NDArray[np.float32]]) -> NDArray[np.int16]:
+    """Noises one after the other, each at three quarters of full scale: only their ratio to the speech counts."""
+    scaled = [np.round(each * (24000.0 / max(float(np.abs(each).max()), 1e-6))) for each in noises]
+    return np.concatenate(scaled or [np.zeros(1)]).astype(np.int16)
+
+
+def _rms(waveforms: Tensor) -> Tensor:
+    return waveforms.square().mean(dim=-1, keepdim=True).sqrt().clamp_min(1e-6)
+
+
+def _mixed(waveforms: Tensor, others: Tensor, ratios_db: Tensor) -> Tensor:
+    """Others added so that they lie so much below."""
+    return waveforms + others * (_rms(waveforms) / _rms(others) * 10.0 ** (-ratios_db[:, None] / 20.0))
+
+
+def _reverberated(waveform: Tensor, room: Tensor) -> Tensor:
+    """As `augment.reverberate`: aligned to the strongest path, the level kept."""
+    size = 1 << (len(waveform) + len(room) - 2).bit_length()
+    wet = torch.fft.irfft(torch.fft.rfft(waveform, size) * torch.fft.rfft(room, size), size)
+    delay = int(room.abs().argmax())
+    wet = wet[delay : delay + len(waveform)]
+    return wet * (_rms(waveform) / _rms(wet))
+
+
+def _along(features: Tensor, positions: Tensor, dim: int) -> Tensor:
+    """Features (batch, frames, bins) read at fractional positions (batch, new) of one dimension, linearly."""
+    last = features.shape[dim] - 1
+    below = positions.floor().clamp(0, max(last - 1, 0))
+    share = (positions - below).unsqueeze(3 - dim)
+    index = below.long().unsqueeze(3 - dim)
+    shape = [-1, -1, -1]
+    shape[3 - dim] = features.shape[3 - dim]
+    index = index.expand(shape)
+    low, high = features.gather(dim, index), features.gather(dim, (index + 1).clamp(max=last))
+    return low + (high - low) * share

@@ -83,13 +83,13 @@ class MorphedSet:
 
     def __init__(self, folder: Path) -> None:
         self.of: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
-        self._audio = np.memmap(folder / "audio.i16", "<i2", "r")
+        self.audio = np.memmap(folder / "audio.i16", "<i2", "r")
         with open(folder / "manifest.csv", newline="", encoding="utf-8") as rows:
             for row in csv.DictReader(rows):
                 if row["samples"] is None:  # the last line of a run that was stopped
                     continue
                 start, samples = int(row["start"]), int(row["samples"])
-                if start + samples <= len(self._audio):
+                if start + samples <= len(self.audio):
                     self.of[row["corpus"], int(row["index"])].append((start, samples))
 
     def waveforms(self, corpus: str, index: int) -> list[NDArray[np.float32]]:
@@ -98,7 +98,7 @@ class MorphedSet:
 
     def read(self, start: int, samples: int) -> NDArray[np.float32]:
         """One morph by its place in the file, float32 in [-1, 1]."""
-        return self._audio[start : start + samples].astype(np.float32) / np.float32(32768.0)
+        return self.audio[start : start + samples].astype(np.float32) / np.float32(32768.0)
 
 
 @dataclasses.dataclass(frozen=True)

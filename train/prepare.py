@@ -220,13 +220,13 @@ class PreparedSet:
                 )
                 for row in csv.DictReader(rows)
             ]
-        self._audio = np.memmap(folder / "audio.i16", "<i2", "r")
+        self.audio = np.memmap(folder / "audio.i16", "<i2", "r")
         needed = max((clip.start + clip.samples for clip in self.clips), default=0)
-        if len(self._audio) < needed:
-            raise ValueError(f"{folder}: audio.i16 holds {len(self._audio)} samples, expected {needed}; prepare again")
+        if len(self.audio) < needed:
+            raise ValueError(f"{folder}: audio.i16 holds {len(self.audio)} samples, expected {needed}; prepare again")
         self.folder = folder
 
     def waveform(self, index: int) -> NDArray[np.float32]:
         """Samples of clip `index`, float32 in [-1, 1]."""
         clip = self.clips[index]
-        return self._audio[clip.start : clip.start + clip.samples].astype(np.float32) / np.float32(32768.0)
+        return self.audio[clip.start : clip.start + clip.samples].astype(np.float32) / np.float32(32768.0)

@@ -382,10 +382,12 @@ def fit_small(
             ]
         clips.clips = [clip for clip in clips.clips if clip.speaker not in held]
     shares, steps = list(SMALL_SHARES.values()), schedule.steps * world_size()
-    crops = Crops(sets, shares, spec, steps, batch, seed, noises or (), rooms or (), teacher, morphs)
+    # An int8 teacher answers in the processes that make the crops; else crops are made where the encoder learns.
+    device = torch.device("cpu" if teacher else options.get("device", "cpu"))
+    crops = Crops(sets, shares, spec, steps, batch, seed, noises or (), rooms or (), teacher, morphs, device=device)
 
     def batches(first: int) -> DataLoader[dict[str, Tensor]]:
-        return load_share(crops, first, schedule.steps, num_workers)
+        return load_share(crops, first, schedule.steps, num_workers if device.type == "cpu" else 0)
 
     known = provenance or {}
     corpora = {corpus["name"]: corpus for corpus in [*known.get("corpora", []), *corpora_of(SMALL_SHARES)]}

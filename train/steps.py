@@ -133,6 +133,7 @@ examples:
 examples:
   python -m train fit base --start resnet34-lm.onnx --prepared prepared --noise sounds -o runs/base
   python -m train fit small --start runs/base/best.pt --teacher base.onnx --prepared prepared -o runs/small
+  python -m train fit small --start runs/base/best.pt --prepared prepared --device cuda --batch 256 -o runs/small
   torchrun --nproc-per-node 4 -m train fit base --start resnet34-lm.onnx --prepared prepared -o runs/base""",
     )
     parser.add_argument("tier", choices=("base", "small"))
@@ -144,6 +145,8 @@ examples:
         metavar="FILE",
         help="small: the encoder to start from as an int8 file, which teaches faster",
     )
+    parser.add_argument("--steps", type=int, help="small: of the compression (as the recipe says)")
+    parser.add_argument("--batch", type=int, default=32, help="small: crops of a step; on a GPU 256 (32)")
     parser.add_argument("--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings")
     parser.add_argument("--rooms", type=int, default=150, help="simulated rooms (150)")
     parser.add_argument(
@@ -313,18 +316,20 @@ def run_fit(arguments: argparse.Namespace) -> int:
         if arguments.tier == "base":
             fit_base(encoder, spec, arguments.prepared, arguments.out, noises, rooms, progress=shown, **options)
         else:
+            schedule = dataclasses.replace(SMALL_STAGES, steps=arguments.steps or SMALL_STAGES.steps)
             fit_small(
                 encoder,
                 dataclasses.replace(spec, name="small"),
                 arguments.prepared,
                 arguments.out,
                 SMALL_SHAPE,
-                SMALL_STAGES,
+                schedule,
+                arguments.batch,
                 noises=noises,
                 rooms=rooms,
                 teacher=StageTeacher(arguments.teacher, SMALL_HINTS) if arguments.teacher else None,
                 provenance=_provenance(arguments.start),
-                progress=lambda step, _: shown(step, SMALL_STAGES.steps),
+                progress=lambda step, _: shown(step, schedule.steps),
                 **options,
             )
     print(f"{arguments.out / 'best.pt'}: export it with `python -m export`", file=sys.stderr)

@@ -1,0 +1,42 @@
+"""Features of many waveforms at once, in torch: `emoinv_edge.features` in two halves, with the power spectrum between.
+
+Training changes speech in the power spectrum (`train.moods`), and on a GPU it makes its features there. The window,
+the mel bank and every parameter are those of the front end, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from emoinv_edge.features import _mel_bank, _window
+from emoinv_edge.spec import EncoderSpec
+
+__all__ = ["log_mel_of", "mean_normalise", "power_spectrum"]
+
+
+@functools.lru_cache(maxsize=8)
+def _constants(spec: EncoderSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(_window(spec)).to(device), torch.from_numpy(_mel_bank(spec)).to(device)
+
+
+def power_spectrum(waveforms: Tensor, spec: EncoderSpec) -> Tensor:
+    """Power of every frame, (batch, samples) in [-1, 1] to (batch, frames, fft_length // 2 + 1)."""
+    frames = waveforms.unfold(1, spec.frame_length, spec.frame_shift)
+    frames = frames - frames.mean(dim=2, keepdim=True)
+    before = torch.cat((frames[:, :, :1], frames[:, :, :-1]), dim=2)
+    windowed = (frames - spec.preemphasis * before) * _constants(spec, waveforms.device)[0]
+    return torch.fft.rfft(windowed, spec.fft_length, norm="forward").abs().square()
+
+
+def log_mel_of(power: Tensor, spec: EncoderSpec) -> Tensor:
+    """Log-mel features (batch, frames, num_mel_bins) of a power spectrum: `log_mel` from there on."""
+    energies = power @ _constants(spec, power.device)[1]
+    return torch.log(energies.clamp_min(torch.finfo(torch.float32).eps))
+
+
+def mean_normalise(features: Tensor) -> Tensor:
+    """Subtract each crop's mean over its frames."""
+    return features - features.mean(dim=1, keepdim=True)
