@@ -275,3 +275,18 @@ def test_fit_small_from_the_command_line_says_what_it_was_made_of(root, tmp_path
     assert small.shape == SMALL and spec.name == "small" and extra["finished"] is True
     assert [corpus["name"] for corpus in extra["provenance"]["corpora"]] == ["librispeech", "malayalam"]
     assert [teacher["name"] for teacher in extra["provenance"]["teachers"]] == ["A", "base of emoinv-edge"]
+
+
+def test_fit_research_may_learn_from_research_corpora_and_says_so(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "RESEARCH_RUN", Run(SHORT, QUICK, {"ased": 0.5, "malayalam": 0.5}))
+    save_checkpoint(tmp_path / "base.pt", tiny_encoder(), TINY_SPEC)
+    command = ["fit", "research", "--start", str(tmp_path / "base.pt"), "--prepared", str(root), "--rooms", "0"]
+    assert main([*command, "-o", str(tmp_path / "run")]) == 0
+    _, _, saved = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert {corpus["name"] for corpus in saved["provenance"]["corpora"]} == {"ased", "malayalam"}
+    assert "none stated" in {corpus["licence"] for corpus in saved["provenance"]["corpora"]}
+    assert {CORPORA[name].use for name in recipes.RESEARCH_RUN.shares} == {"research", "open"}
+
+
+def test_the_research_recipe_leaves_out_what_is_for_development_only():
+    assert {CORPORA[corpus].use for corpus in recipes.RESEARCH_RUN.shares} == {"research", "open"}

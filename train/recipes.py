@@ -40,6 +40,7 @@ from .refit import refit_linear
 
 __all__ = [
     "BASE_RUNS",
+    "RESEARCH_RUN",
     "SMALL_SHAPE",
     "Judge",
     "Run",
@@ -106,6 +107,15 @@ BASE_WAY = 0.3
 # Where it starts from: the public weights with the linear layer fitted to the joint target on these as well.
 REFIT_PENALTY = 0.3
 REFIT_SETS = (*_SHARES, "picovoice", "emogator")
+# The research variant: from base, on emotional corpora whose licences keep it out of the wheel, beside open speech.
+RESEARCH_RUN = Run(
+    Recipe(own_weight=0.4, pair_weight=0.3, relation_weight=5.0, morph=0.3, min_s=1.2, max_s=3.2),
+    Schedule(steps=250, rate=1.2e-4, frozen_stages=2, warmup_steps=40),
+    {
+        "ased": 0.16, "emospeech": 0.16, "nemo": 0.12, "baved": 0.08, "urdu": 0.06, "speechocean762": 0.12,
+        "librispeech": 0.12, "malayalam": 0.10, "arabic_commands": 0.04, "speech_commands": 0.04,
+    },
+)  # fmt: skip
 SMALL_SHAPE = EncoderShape(blocks=(1, 2, 3, 1), widths=(32, 64, 128, 224), stem_stride=(1, 2))
 SMALL_STAGES = Schedule(steps=10000, rate=7e-3, warmup_steps=50, judge_every=5000)
 SMALL_HINTS = (2, 3)  # the stages, from 0, that an int8 teacher gives

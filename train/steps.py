@@ -128,15 +128,17 @@ examples:
         commands,
         "fit",
         "Fine-tune an encoder on parallel pairs (base), or compress base (small).",
-        """The run goes on where it stopped if the output folder holds one. Several GPUs or hosts: start with torchrun.
+        """`research` goes on from base with corpora whose licences forbid shipping what comes out.
+The run goes on where it stopped if the output folder holds one. Several GPUs or hosts: start with torchrun.
 
 examples:
   python -m train fit base --start resnet34-lm.onnx --prepared prepared --noise sounds -o runs/base
   python -m train fit small --start runs/base/best.pt --teacher base.onnx --prepared prepared -o runs/small
   python -m train fit small --start runs/base/best.pt --prepared prepared --device cuda --batch 256 -o runs/small
+  python -m train fit research --start runs/base/best.pt --prepared prepared -o runs/research
   torchrun --nproc-per-node 4 -m train fit base --start resnet34-lm.onnx --prepared prepared -o runs/base""",
     )
-    parser.add_argument("tier", choices=("base", "small"))
+    parser.add_argument("tier", choices=("base", "small", "research"))
     parser.add_argument("--start", type=Path, required=True, help="the public ResNet34-LM (.onnx), or a checkpoint")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared root")
     parser.add_argument(
@@ -302,7 +304,17 @@ def run_fit(arguments: argparse.Namespace) -> int:
     from .channels import read_noises, simulate_rooms
     from .compress import StageTeacher
     from .distributed import process_group
-    from .recipes import SMALL_HINTS, SMALL_SHAPE, SMALL_STAGES, Judge, fit_base, fit_small
+    from .recipes import (
+        BASE_PAIRS,
+        RESEARCH_RUN,
+        SMALL_HINTS,
+        SMALL_SHAPE,
+        SMALL_STAGES,
+        Judge,
+        fit_base,
+        fit_run,
+        fit_small,
+    )
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -315,6 +327,11 @@ def run_fit(arguments: argparse.Namespace) -> int:
     with process_group():
         if arguments.tier == "base":
             fit_base(encoder, spec, arguments.prepared, arguments.out, noises, rooms, progress=shown, **options)
+        elif arguments.tier == "research":
+            fit_run(
+                encoder, spec, arguments.prepared, arguments.out, RESEARCH_RUN, noises, rooms, BASE_PAIRS,
+                use="research", progress=shown, **options,
+            )  # fmt: skip
         else:
             schedule = dataclasses.replace(SMALL_STAGES, steps=arguments.steps or SMALL_STAGES.steps)
             fit_small(
