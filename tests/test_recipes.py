@@ -276,6 +276,13 @@ def test_fit_small_from_the_command_line_says_what_it_was_made_of(root, tmp_path
     assert [corpus["name"] for corpus in extra["provenance"]["corpora"]] == ["librispeech", "malayalam"]
     assert [teacher["name"] for teacher in extra["provenance"]["teachers"]] == ["A", "base of emoinv-edge"]
 
+    begun = {}
+    monkeypatch.setattr(recipes, "fit_stages", lambda small, *rest, **options: begun.update(options, small=small))
+    further = ["--go-on-from", str(tmp_path / "out" / "best.pt"), "--steps", "3", "--batch", "5"]
+    assert main([*command, *further, "-o", str(tmp_path / "further")]) == 0
+    assert begun["hints_until"] == 0.0
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in begun["small"].state_dict().items())
+
 
 def test_fit_research_may_learn_from_research_corpora_and_says_so(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "RESEARCH_RUN", Run(SHORT, QUICK, {"ased": 0.5, "malayalam": 0.5}))

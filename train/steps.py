@@ -135,6 +135,7 @@ examples:
   python -m train fit base --start resnet34-lm.onnx --prepared prepared --noise sounds -o runs/base
   python -m train fit small --start runs/base/best.pt --teacher base.onnx --prepared prepared -o runs/small
   python -m train fit small --start runs/base/best.pt --prepared prepared --device cuda --batch 256 -o runs/small
+  python -m train fit small --start runs/base/best.pt --prepared prepared --go-on-from small.pt -o runs/further
   python -m train fit research --start runs/base/best.pt --prepared prepared -o runs/research
   torchrun --nproc-per-node 4 -m train fit base --start resnet34-lm.onnx --prepared prepared -o runs/base""",
     )
@@ -147,6 +148,7 @@ examples:
         metavar="FILE",
         help="small: the encoder to start from as an int8 file, which teaches faster",
     )
+    parser.add_argument("--go-on-from", type=Path, metavar="FILE", help="small: a checkpoint of it, instead of a cut")
     parser.add_argument("--steps", type=int, help="small: of the compression (as the recipe says)")
     parser.add_argument("--batch", type=int, default=32, help="small: crops of a step; on a GPU 256 (32)")
     parser.add_argument("--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings")
@@ -333,6 +335,8 @@ def run_fit(arguments: argparse.Namespace) -> int:
                 use="research", progress=shown, **options,
             )  # fmt: skip
         else:
+            # An encoder that was taught before does not need the stages any more.
+            further = {"start": _start(arguments.go_on_from)[0], "hints_until": 0.0} if arguments.go_on_from else {}
             schedule = dataclasses.replace(SMALL_STAGES, steps=arguments.steps or SMALL_STAGES.steps)
             fit_small(
                 encoder,
@@ -347,6 +351,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
                 teacher=StageTeacher(arguments.teacher, SMALL_HINTS) if arguments.teacher else None,
                 provenance=_provenance(arguments.start),
                 progress=lambda step, _: shown(step, schedule.steps),
+                **further,
                 **options,
             )
     print(f"{arguments.out / 'best.pt'}: export it with `python -m export`", file=sys.stderr)
