@@ -12,7 +12,6 @@ from training import TINY_SPEC
 from emoinv_edge.features import log_mel, mean_normalise
 from train.augment import (
     add_noise,
-    bend_level,
     change_speed,
     copy_paste,
     crop,
@@ -21,9 +20,7 @@ from train.augment import (
     random_gain,
     reverberate,
     shift_prosody,
-    stretch,
     telephone_band,
-    warp_bins,
 )
 
 RATE = 16000
@@ -222,41 +219,3 @@ def test_a_faster_voice_is_shorter_and_higher_by_the_same_factor(factor):
     peak = np.argmax(np.abs(np.fft.rfft(out * np.hanning(len(out))))) * RATE / len(out)
     assert peak == pytest.approx(400 * factor, rel=0.01)
     assert rms(out) == pytest.approx(rms(wave), rel=0.05)
-
-
-
-# Features
-
-
-def test_another_vocal_tract_moves_the_formants():
-    features = np.zeros((5, 80), np.float32)
-    features[:, 40] = 1.0
-    assert warp_bins(features, 1.0, 0.0, 1) == pytest.approx(features, abs=1e-4)
-    assert warp_bins(features, 1.2, 0.0, 1).argmax(axis=1).min() > 42  # read from further below: it rises
-    assert warp_bins(features, 0.85, 0.0, 1).argmax(axis=1).max() < 38
-    assert warp_bins(features, 1.0, 2.0, 1).argmax(axis=1).tolist() == [38] * 5
-
-
-@given(st.floats(0.8, 1.25), st.floats(-3, 3), st.integers(1, 4), st.integers(1, 40))
-@settings(max_examples=30)
-def test_a_warp_keeps_shape_type_and_range(exponent, ripple, waves, frames):
-    features = rng(frames).normal(size=(frames, 80)).astype(np.float32)
-    warped = warp_bins(features, exponent, ripple, waves)
-    assert warped.shape == features.shape and warped.dtype == np.float32
-    assert warped.min() >= features.min() - 1e-5 and warped.max() <= features.max() + 1e-5
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 7), (2, 2), (50, 50), (50, 37), (50, 91), (50, 1)])
-def test_stretching_keeps_the_ends_and_gives_the_frames_asked_for(before, after):
-    features = rng().normal(size=(before, 80)).astype(np.float32)
-    stretched = stretch(features, after)
-    assert stretched.shape == (after, 80) and stretched.dtype == np.float32
-    assert np.allclose(stretched[0], features[0])
-    assert after == 1 or np.allclose(stretched[-1], features[-1], atol=1e-5)
-
-
-def test_a_bent_level_is_the_same_for_all_bins_of_a_frame():
-    features = rng().normal(size=(11, 80)).astype(np.float32)
-    added = bend_level(features, np.array([0.0, 2.0, -1.0])) - features
-    assert np.allclose(added, added[:, :1], atol=1e-5)
-    assert added[[0, 5, 10], 0] == pytest.approx([0.0, 2.0, -1.0], abs=1e-5)

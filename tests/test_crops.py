@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import synthesise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from training import TINY_SPEC, prepared
 
-from train.crops import CROP_FRAMES, Crops, Variety
+from train.crops import CROP_FRAMES, Crops, Variety, read_along, warped_bins
 from train.data import MorphedSet
 from train.recipes import morph
 from train.tape import Tape
@@ -103,3 +105,40 @@ def test_crops_are_of_morphs_too(clips, monkeypatch):
     of_morphs = [piece[1:] for piece in read if piece[0] == 1]  # the sets come first
     assert len(batch["features"]) == len(read) == 64 and 6 < len(of_morphs) < 30
     assert set(of_morphs) <= {place[1:] for place in places}
+
+
+# Formants and rate
+
+
+def warped(features, exponent, ripple, waves):
+    """One crop of features, its formants moved."""
+    bins = warped_bins(80, np.array([exponent]), np.array([ripple]), np.array([waves]))
+    return read_along(features[None], torch.from_numpy(bins), dim=2)[0]
+
+
+def test_another_vocal_tract_moves_the_formants():
+    features = torch.zeros(5, 80)
+    features[:, 40] = 1.0
+    torch.testing.assert_close(warped(features, 1.0, 0.0, 1), features, atol=1e-4, rtol=0)
+    assert warped(features, 1.2, 0.0, 1).argmax(dim=1).min() > 42  # read from further below: it rises
+    assert warped(features, 0.85, 0.0, 1).argmax(dim=1).max() < 38
+    assert warped(features, 1.0, 2.0, 1).argmax(dim=1).tolist() == [38] * 5
+
+
+@given(st.floats(0.8, 1.25), st.floats(-3, 3), st.integers(1, 4), st.integers(1, 40))
+@settings(max_examples=30)
+def test_a_warp_keeps_shape_type_and_range(exponent, ripple, waves, frames):
+    features = torch.from_numpy(np.random.default_rng(frames).normal(size=(frames, 80)).astype(np.float32))
+    moved = warped(features, exponent, ripple, waves)
+    assert moved.shape == features.shape and moved.dtype == torch.float32
+    assert moved.min() >= features.min() - 1e-5 and moved.max() <= features.max() + 1e-5
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 7), (2, 2), (50, 50), (50, 37), (50, 91), (50, 1)])
+def test_another_rate_keeps_the_ends_and_gives_the_frames_asked_for(before, after):
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(2, before, 80)).astype(np.float32))
+    positions = torch.linspace(0, before - 1, after).expand(2, -1)
+    stretched = read_along(features, positions, dim=1)
+    assert stretched.shape == (2, after, 80)
+    torch.testing.assert_close(stretched[:, 0], features[:, 0])
+    assert after == 1 or torch.allclose(stretched[:, -1], features[:, -1], atol=1e-5)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 __all__ = [
     "add_noise",
-    "bend_level",
     "change_speed",
     "copy_paste",
     "crop",
@@ -19,9 +18,7 @@ __all__ = [
     "random_gain",
     "reverberate",
     "shift_prosody",
-    "stretch",
     "telephone_band",
-    "warp_bins",
 ]
 
 SAMPLE_RATE = 16000
@@ -99,45 +96,6 @@ def change_speed(waveform: Waveform, factor: float) -> Waveform:
         raise ValueError(f"expected a factor of 0.5 to 2, got {factor}")
     positions = np.arange(max(1, int(len(waveform) / factor))) * factor
     return np.interp(positions, np.arange(len(waveform)), waveform).astype(np.float32)
-
-
-def _along(features: NDArray[np.float32], positions: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
-    """Read `features` at fractional positions along an axis, linearly; beyond an end there is its last value."""
-    last = features.shape[axis] - 1
-    positions = np.clip(positions, 0.0, last)
-    below = np.minimum(positions.astype(int), max(last - 1, 0))
-    share = (positions - below).astype(np.float32)
-    share = share[:, None] if axis == 0 else share
-    low, high = features.take(below, axis), features.take(np.minimum(below + 1, last), axis)
-    return low + (high - low) * share
-
-
-def warp_bins(features: NDArray[np.float32], exponent: float, ripple: float, waves: int) -> NDArray[np.float32]:
-    """Another vocal tract: mel bins moved along a smooth curve (after Jaitly and Hinton 2013, VTLP).
-
-    Parameters
-    ----------
-    features : ndarray, shape (frames, bins)
-        Log-mel features, before mean normalisation.
-    exponent : float
-        Bin b of B is read at (b / B) ** exponent: above 1 the formants rise, below 1 they fall.
-    ripple : float
-        Height, in bins, of `waves` half waves of a sine on top of it: formants moved against each other.
-    """
-    last = features.shape[1] - 1
-    bins = np.arange(last + 1) / last
-    return _along(features, last * bins**exponent + ripple * np.sin(np.pi * waves * bins), axis=1)
-
-
-def stretch(features: NDArray[np.float32], frames: int) -> NDArray[np.float32]:
-    """Another rate of speech: features (frames, bins) drawn out or pressed to so many frames, the voice unchanged."""
-    return _along(features, np.linspace(0.0, len(features) - 1.0, frames), axis=0)
-
-
-def bend_level(features: NDArray[np.float32], levels: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Add a level, in natural logarithms of power, that moves through `levels` from the first frame to the last."""
-    positions = np.linspace(0.0, len(levels) - 1.0, len(features))
-    return features + np.interp(positions, np.arange(len(levels)), levels).astype(np.float32)[:, None]
 
 
 def frame_energy_db(waveform: Waveform, frame_length: int = 400, frame_shift: int = 160) -> NDArray[np.float32]:

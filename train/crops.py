@@ -28,7 +28,7 @@ from .prepare import PreparedSet
 from .spectrum import log_mel_of, mean_normalise, power_spectrum
 from .tape import Pieces, Tape
 
-__all__ = ["CROP_FRAMES", "Crops", "Variety"]
+__all__ = ["CROP_FRAMES", "Crops", "Variety", "read_along", "warped_bins"]
 
 CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `data.LENGTHS`
 
@@ -44,7 +44,7 @@ class Variety:
     speed, slowest, fastest : float
         F0, formants and rate together: another speaker.
     warp, exponent, ripple : float
-        Formants alone (`augment.warp_bins`): the exponent's logarithm and the ripple in bins, at most.
+        Formants alone (`warped_bins`): the exponent's logarithm and the ripple in bins, at most.
     stretch, shortest, longest : float
         Rate alone.
     mood : float
@@ -174,8 +174,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         def features(found: Tensor, mood: Mood, moods: NDArray[np.int64], rows: Tensor) -> Tensor:
             power = power_spectrum(found, self.spec)
             power[moods] = mood(power[moods])
-            log_mels = _along(log_mel_of(power, self.spec), read[rows], dim=1)
-            return _along(log_mels, bins[rows], dim=2) + level[rows, :, None]
+            log_mels = read_along(log_mel_of(power, self.spec), read[rows], dim=1)
+            return read_along(log_mels, bins[rows], dim=2) + level[rows, :, None]
 
         clean = features(heard, mood, moods, torch.arange(batch, device=device))
         seen = clean.clone()
@@ -188,15 +188,13 @@ class Crops(Dataset[dict[str, Tensor]]):
         return clean, seen
 
     def _bins(self, rng: np.random.Generator) -> Tensor:
-        """Where each bin of each crop is read (`augment.warp_bins`), shape (batch, bins)."""
-        variety, batch, last = self.variety, self.batch, self.spec.num_mel_bins - 1
-        warped = (rng.random(batch) < variety.warp)[:, None]
-        exponents = np.exp(rng.uniform(-variety.exponent, variety.exponent, batch)[:, None] * warped)
-        ripples = rng.uniform(-variety.ripple, variety.ripple, batch)[:, None] * warped
-        waves = rng.integers(1, 4, batch)[:, None]
-        bins = np.arange(last + 1) / last
-        positions = last * bins**exponents + ripples * np.sin(np.pi * waves * bins)
-        return torch.from_numpy(positions.clip(0, last).astype(np.float32)).to(self.device)
+        """Where each bin of each crop is read, shape (batch, bins)."""
+        variety, batch = self.variety, self.batch
+        warped = rng.random(batch) < variety.warp
+        exponents = np.exp(rng.uniform(-variety.exponent, variety.exponent, batch) * warped)
+        ripples = rng.uniform(-variety.ripple, variety.ripple, batch) * warped
+        positions = warped_bins(self.spec.num_mel_bins, exponents, ripples, rng.integers(1, 4, batch))
+        return torch.from_numpy(positions).to(self.device)
 
     def _voices(self, count: int, samples: int, rng: np.random.Generator) -> Tensor:
         """Clips and morphs, mostly faster or slower than they were spoken."""
@@ -257,8 +255,30 @@ def _reverberated(waveform: Tensor, room: Tensor) -> Tensor:
     return wet * (_rms(waveform) / _rms(wet))
 
 
-def _along(features: Tensor, positions: Tensor, dim: int) -> Tensor:
-    """Features (batch, frames, bins) read at fractional positions (batch, new) of one dimension, linearly."""
+def warped_bins(
+    bins: int, exponents: NDArray[np.float64], ripples: NDArray[np.float64], waves: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Other vocal tracts: where mel bins are read so that formants move (after Jaitly and Hinton 2013, VTLP).
+
+    Parameters
+    ----------
+    exponents : ndarray, shape (batch,)
+        Bin b of B is read at (b / B) ** exponent: above 1 the formants rise, below 1 they fall.
+    ripples : ndarray, shape (batch,)
+        Height, in bins, of so many half `waves` of a sine on top of it: formants moved against each other.
+
+    Returns
+    -------
+    ndarray, shape (batch, bins), float32
+    """
+    share = np.arange(bins) / (bins - 1)
+    positions = (bins - 1) * share ** exponents[:, None]
+    positions += ripples[:, None] * np.sin(np.pi * waves[:, None] * share)
+    return positions.clip(0, bins - 1).astype(np.float32)
+
+
+def read_along(features: Tensor, positions: Tensor, dim: int) -> Tensor:
+    """Features (batch, frames, bins) at fractional positions (batch, new) along frames (1) or bins (2), linearly."""
     last = features.shape[dim] - 1
     below = positions.floor().clamp(0, max(last - 1, 0))
     share = (positions - below).unsqueeze(3 - dim)
