@@ -150,6 +150,7 @@ examples:
     )
     parser.add_argument("--go-on-from", type=Path, metavar="FILE", help="small: a checkpoint of it, instead of a cut")
     parser.add_argument("--steps", type=int, help="small: of the compression (as the recipe says)")
+    parser.add_argument("--rate", type=float, help="small: Muon's peak learning rate (as the recipe says)")
     parser.add_argument("--batch", type=int, default=32, help="small: crops of a step; on a GPU 256 (32)")
     parser.add_argument("--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings")
     parser.add_argument("--rooms", type=int, default=150, help="simulated rooms (150)")
@@ -337,7 +338,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
         else:
             # An encoder that was taught before does not need the stages any more.
             further = {"start": _start(arguments.go_on_from)[0], "hints_until": 0.0} if arguments.go_on_from else {}
-            schedule = dataclasses.replace(SMALL_STAGES, steps=arguments.steps or SMALL_STAGES.steps)
+            schedule = dataclasses.replace(
+                SMALL_STAGES, steps=arguments.steps or SMALL_STAGES.steps, rate=arguments.rate or SMALL_STAGES.rate
+            )
             fit_small(
                 encoder,
                 dataclasses.replace(spec, name="small"),
