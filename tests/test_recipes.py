@@ -281,6 +281,8 @@ def test_fit_small_from_the_command_line_says_what_it_was_made_of(root, tmp_path
     further = ["--go-on-from", str(tmp_path / "out" / "best.pt"), "--steps", "3", "--batch", "5"]
     assert main([*command, *further, "-o", str(tmp_path / "further")]) == 0
     assert begun["hints_until"] == 0.0
+    assert [teacher["name"] for teacher in begun["provenance"]["teachers"]] == ["A", "base of emoinv-edge"]
+    assert [corpus["name"] for corpus in begun["provenance"]["corpora"]] == ["librispeech", "malayalam"]
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in begun["small"].state_dict().items())
 
 

@@ -401,7 +401,8 @@ def fit_small(
 
     known = provenance or {}
     corpora = {corpus["name"]: corpus for corpus in [*known.get("corpora", []), *corpora_of(SMALL_SHARES)]}
-    teachers = [*known.get("teachers", []), {"name": "base of emoinv-edge", "licence": "Apache-2.0"}]
+    base = {"name": "base of emoinv-edge", "licence": "Apache-2.0"}
+    teachers = {teacher["name"]: teacher for teacher in [*known.get("teachers", []), base]}
     small = start if start is not None else cut(large, shape)
-    credited = {"corpora": list(corpora.values()), "teachers": teachers}
+    credited = {"corpora": list(corpora.values()), "teachers": list(teachers.values())}
     return fit_stages(small, large, spec, batches, schedule, out, provenance=credited, **options)

@@ -220,11 +220,15 @@ def _start(path: Path):  # type: ignore[no-untyped-def]
     return encoder, spec
 
 
-def _provenance(path: Path) -> dict[str, Any]:
-    """What the checkpoint to start from was made of; nothing is known of the public weights but that they start it."""
+def _provenance(*paths: Path) -> dict[str, Any]:
+    """What these checkpoints were made of, each thing once; of the public weights nothing is known."""
     from .model import load_checkpoint
 
-    return {} if path.suffix == ".onnx" else load_checkpoint(path)[2].get("provenance", {})
+    found = [load_checkpoint(path)[2].get("provenance", {}) for path in paths if path.suffix != ".onnx"]
+    return {
+        key: list({each["name"]: each for known in found for each in known.get(key, [])}.values())
+        for key in ("corpora", "teachers")
+    }
 
 
 def _show(shown: Progress, total: int, done: int) -> None:
@@ -352,7 +356,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
                 noises=noises,
                 rooms=rooms,
                 teacher=StageTeacher(arguments.teacher, SMALL_HINTS) if arguments.teacher else None,
-                provenance=_provenance(arguments.start),
+                provenance=_provenance(arguments.start, *filter(None, [arguments.go_on_from])),
                 progress=lambda step, _: shown(step, schedule.steps),
                 **further,
                 **options,
