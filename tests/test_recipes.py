@@ -172,6 +172,15 @@ def test_small_is_cut_and_taught_to_follow_the_large_one(small_run, tmp_path):
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
+def test_the_stages_are_hinted_at_for_their_share_of_the_steps_and_not_after(small_run):
+    seen = []
+    small_run("run", lambda step, losses: seen.append(losses["hints"]), hints_until=0.4)
+    assert all(hints > 0 for hints in seen[:12]) and seen[12:] == [0.0] * 18
+    unhinted = []
+    small_run("unhinted", lambda step, losses: unhinted.append(losses["hints"]), hints_until=0.0)
+    assert unhinted == [0.0] * 30
+
+
 def test_a_compression_that_was_stopped_goes_on_with_the_same_losses(small_run, tmp_path):
     whole, parts = [], []
     small_run("whole", lambda step, losses: whole.append(losses))

@@ -279,15 +279,18 @@ def fit_stages(
         if step >= schedule.steps:
             break
         batch = {name: values.to(device) for name, values in batch.items()}
+        hinted = hints_until * schedule.steps
+        fade = 1.0 - step / hinted if step < hinted else 0.0
         with autocast(device):
             taught = _taught(batch, large)
             learnt = _stage_outputs(small, batch["features"])
             embedding = small.pool(learnt[-1])
-            hints = torch.stack(
-                [hint_loss(learnt[number], values[:, kept[number]]) for number, values in taught.stages.items()]
-            ).sum()
+            hints = embedding.new_zeros(())
+            if fade:
+                hints = torch.stack(
+                    [hint_loss(learnt[number], values[:, kept[number]]) for number, values in taught.stages.items()]
+                ).sum()
             match = distillation_loss(embedding, taught.embedding)
-        fade = max(0.0, 1.0 - step / max(1.0, hints_until * schedule.steps))
         loss = fade * hints + (1.0 - 0.75 * fade) * match
         optimizer.zero_grad()
         loss.backward()
