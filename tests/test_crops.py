@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import TINY_SPEC, prepared
 
-from train.crops import CROP_FRAMES, Crops, Variety, read_along, warped_bins
+from train.crops import CROP_FRAMES, Crops, Variety, warped_bins
 from train.data import MorphedSet
 from train.recipes import morph
+from train.spectrum import read_along
 from train.tape import Tape
 
 PLAIN = Variety(*(0.0,) * len(dataclasses.fields(Variety)))
@@ -113,7 +114,7 @@ def test_crops_are_of_morphs_too(clips, monkeypatch):
 def warped(features, exponent, ripple, waves):
     """One crop of features, its formants moved."""
     bins = warped_bins(80, np.array([exponent]), np.array([ripple]), np.array([waves]))
-    return read_along(features[None], torch.from_numpy(bins), dim=2)[0]
+    return read_along(features[None], torch.from_numpy(bins)[:, None], dim=2)[0]
 
 
 def test_another_vocal_tract_moves_the_formants():
@@ -137,7 +138,7 @@ def test_a_warp_keeps_shape_type_and_range(exponent, ripple, waves, frames):
 @pytest.mark.parametrize(("before", "after"), [(1, 7), (2, 2), (50, 50), (50, 37), (50, 91), (50, 1)])
 def test_another_rate_keeps_the_ends_and_gives_the_frames_asked_for(before, after):
     features = torch.from_numpy(np.random.default_rng(0).normal(size=(2, before, 80)).astype(np.float32))
-    positions = torch.linspace(0, before - 1, after).expand(2, -1)
+    positions = torch.linspace(0, before - 1, after)[None, :, None]
     stretched = read_along(features, positions, dim=1)
     assert stretched.shape == (2, after, 80)
     torch.testing.assert_close(stretched[:, 0], features[:, 0])

@@ -274,12 +274,12 @@ def fit_stages(
         small.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         average, start = saved["average"], saved["step"]
+    hinted = hints_until * schedule.steps
     saved_at = time.monotonic()
     for step, batch in enumerate(batches(start), start):
         if step >= schedule.steps:
             break
         batch = {name: values.to(device) for name, values in batch.items()}
-        hinted = hints_until * schedule.steps
         fade = 1.0 - step / hinted if step < hinted else 0.0
         with autocast(device):
             taught = _taught(batch, large)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .spectrum import read_along
+
 __all__ = ["Mood", "contours", "uniform"]
 
 # Where the envelope ends and the harmonics begin, in seconds of quefrency: above an F0 of 380 Hz they mix.
@@ -41,15 +43,9 @@ def contours(rng: np.random.Generator, frames: int, knots: int, heights: Tensor)
     return line[:, 0] * heights[:, None]
 
 
-def _along_bins(rows: Tensor, positions: Tensor) -> Tensor:
-    """Rows (..., bins) read at fractional positions; beyond the last bin they are mirrored."""
-    last = rows.shape[-1] - 1
-    positions = torch.where(positions > last, 2 * last - positions, positions).clamp(0, last)
-    below = positions.floor().clamp(max=last - 1)
-    share = positions - below
-    below = below.long()
-    low = rows.gather(-1, below)
-    return low + (rows.gather(-1, below + 1) - low) * share
+def _mirrored(positions: Tensor, last: int) -> Tensor:
+    """Positions beyond the last bin turned back from it."""
+    return torch.where(positions > last, 2 * last - positions, positions).clamp(0, last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +108,9 @@ class Mood:
         quefrency = torch.cat((numbers, numbers[1:-1].flip(0))) / sample_rate
         kept = torch.sigmoid((ENVELOPE_S - quefrency) / SOFTNESS_S)
         envelope = torch.fft.rfft(torch.fft.irfft(logarithm, length) * kept, length).real
-        harmonics = _along_bins(logarithm - envelope, numbers / self.pitch[:, :, None])
+        harmonics = read_along(logarithm - envelope, _mirrored(numbers / self.pitch[:, :, None], bins - 1), dim=2)
         moved = (numbers / self.formants[:, None]).clamp(max=bins - 1)
-        envelope = _along_bins(envelope, moved[:, None].expand_as(envelope))
+        envelope = read_along(envelope, moved[:, None], dim=2)
         loudness = torch.log(power.sum(dim=2) + 1e-20)
         loudness = (loudness - loudness.median(dim=1, keepdim=True).values).clamp(QUIETEST, LOUDEST)
         tilt = (2.0 * self.effort[:, None] * loudness)[:, :, None] * (numbers / (bins - 1) - 0.4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from emoinv_edge.features import _mel_bank, _window
 from emoinv_edge.spec import EncoderSpec
 
-__all__ = ["log_mel_of", "mean_normalise", "power_spectrum"]
+__all__ = ["log_mel_of", "mean_normalise", "power_spectrum", "read_along"]
 
 
 @functools.lru_cache(maxsize=8)
@@ -40,3 +40,20 @@ def log_mel_of(power: Tensor, spec: EncoderSpec) -> Tensor:
 def mean_normalise(features: Tensor) -> Tensor:
     """Subtract each crop's mean over its frames."""
     return features - features.mean(dim=1, keepdim=True)
+
+
+def read_along(values: Tensor, positions: Tensor, dim: int) -> Tensor:
+    """Values (batch, frames, bins) at fractional positions along frames (1) or bins (2), linearly.
+
+    Parameters
+    ----------
+    positions : Tensor, three-dimensional
+        From 0 to the last; of size 1 along the other dimension where it is the same for all of it.
+    """
+    last = values.shape[dim] - 1
+    below = positions.floor().clamp(0, max(last - 1, 0))
+    shape = list(values.shape)
+    shape[dim] = positions.shape[dim]
+    index = below.long().expand(shape)
+    low, high = values.gather(dim, index), values.gather(dim, (index + 1).clamp(max=last))
+    return low + (high - low) * (positions - below)

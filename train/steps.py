@@ -342,6 +342,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
         else:
             # An encoder that was taught before does not need the stages any more.
             further = {"start": _start(arguments.go_on_from)[0], "hints_until": 0.0} if arguments.go_on_from else {}
+            hints = () if arguments.go_on_from else SMALL_HINTS
             schedule = dataclasses.replace(
                 SMALL_STAGES, steps=arguments.steps or SMALL_STAGES.steps, rate=arguments.rate or SMALL_STAGES.rate
             )
@@ -355,7 +356,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
                 arguments.batch,
                 noises=noises,
                 rooms=rooms,
-                teacher=StageTeacher(arguments.teacher, SMALL_HINTS) if arguments.teacher else None,
+                teacher=StageTeacher(arguments.teacher, hints) if arguments.teacher else None,
                 provenance=_provenance(arguments.start, *filter(None, [arguments.go_on_from])),
                 progress=lambda step, _: shown(step, schedule.steps),
                 **further,

@@ -5,6 +5,7 @@ The audio of a prepared set stays mapped, not loaded; on a GPU it is copied ther
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,9 +32,7 @@ class Tape:
         self.device = torch.device(device)
         self._recordings = [_tensor(each).to(self.device) for each in recordings]
 
-    def read(
-        self, pieces: Pieces, speeds: NDArray[np.float64], samples: int, rng: np.random.Generator
-    ) -> Tensor:
+    def read(self, pieces: Pieces, speeds: NDArray[np.float64], samples: int, rng: np.random.Generator) -> Tensor:
         """A random stretch of each clip, shape (clips, samples); a shorter clip is repeated from a random phase.
 
         Parameters
@@ -46,14 +45,14 @@ class Tape:
             raise ValueError("expected clips of at least one sample")
         needed = samples * speeds
         span = np.where(lengths >= needed, lengths - needed, lengths)
-        begins = self._tensor(rng.random(len(pieces)) * span, torch.float64)[:, None]
+        begins = self._tensor(rng.random(len(pieces)) * span)[:, None]
+        strides = self._tensor(speeds)[:, None]
         steps = torch.arange(samples, device=self.device, dtype=torch.float64)
         out = torch.empty((len(pieces), samples), device=self.device)
         for number in np.unique(pieces[:, 0]):
-            rows = self._tensor(np.flatnonzero(pieces[:, 0] == number), torch.int64)
-            of = pieces[pieces[:, 0] == number]
-            start, length = (self._tensor(of[:, column], torch.int64)[:, None] for column in (1, 2))
-            positions = begins[rows] + steps * self._tensor(speeds, torch.float64)[rows][:, None]
+            rows = np.flatnonzero(pieces[:, 0] == number)
+            start, length = (self._tensor(pieces[rows, column])[:, None] for column in (1, 2))
+            positions = begins[rows] + steps * strides[rows]
             before = positions.floor()
             share = (positions - before).float()
             before = before.long()
@@ -62,16 +61,12 @@ class Tape:
             out[rows] = (first + (second - first) * share) / 32768.0
         return out
 
-    def _tensor(self, values: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, dtype)
+    def _tensor(self, values: NDArray[np.float64] | NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
 
 
 def _tensor(recording: NDArray[np.int16]) -> Tensor:
     """A view of the samples; torch warns of memory that may not be written, and nothing here writes."""
-    if recording.flags.writeable:
-        return torch.from_numpy(recording)
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(recording)
