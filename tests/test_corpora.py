@@ -94,6 +94,28 @@ LAYOUTS = {
             "Sad/SF4_F2_S02.wav": ("urdu-SF4", "female", "sad"),
         },
     ),
+    "emodb": (
+        {"wav/03a01X.wav": "", "wav/readme.wav": ""},
+        {
+            "wav/03a01Fa.wav": ("emodb-03", "male", "happy"),
+            "wav/16b10Lb.wav": ("emodb-16", "female", "bored"),
+        },
+    ),
+    "emovo": (
+        {"data/EMOVO/f1/xxx-f1-b1.wav": "", "data/EMOVO/documents/readme.wav": ""},
+        {
+            "data/EMOVO/f1/gio-f1-b1.wav": ("emovo-f1", "female", "happy"),
+            "data/EMOVO/m3/sor-m3-l4.wav": ("emovo-m3", "male", "surprised"),
+        },
+    ),
+    "korean_tts": (
+        {"Main/sh/wav/sh00001.wav": "", "Emotional/nea/nea00001.wav": "", "Emotional/nea/wav/nea00000.wav": ""},
+        {
+            "Emotional/plain-to-emotional/ema/wav/ema00100.wav": ("korean_tts-nea", "female", "neutral"),
+            "Emotional/emotional-to-emotional/nek/wav/nek00101.wav": ("korean_tts-nek", "male", "happy"),
+            "Emotional/emotional-to-emotional/neo/wav/neo00399.wav": ("korean_tts-neo", "male", "sad"),
+        },
+    ),
     "tess": (
         {},
         {

@@ -18,8 +18,6 @@ from pathlib import Path
 
 __all__ = ["CORPORA", "Clip", "Corpus", "clips_of", "read_clip_csv"]
 
-EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
@@ -172,6 +170,41 @@ def tess(root: Path) -> Iterator[Clip]:
         yield Clip(path, "tess", f"tess-{match[1]}", "female", emotions.get(emotion, emotion), match[2])
 
 
+def emodb(root: Path) -> Iterator[Clip]:
+    """``wav/03a01Fa.wav``: speaker 03, sentence a01, emotion F (of German names), version a."""
+    names = {
+        "W": "angry", "L": "bored", "E": "disgust", "A": "fearful", "F": "happy", "N": "neutral", "T": "sad",
+    }  # fmt: skip
+    men = {"03", "10", "11", "12", "15"}
+    for path, match in _matches(root, "*.wav", r"(\d\d)([ab]\d\d)([WLEAFNT])[a-z]\.wav"):
+        gender = "male" if match[1] in men else "female"
+        yield Clip(path, "emodb", f"emodb-{match[1]}", gender, names[match[3]], match[2])
+
+
+def emovo(root: Path) -> Iterator[Clip]:
+    """``f1/gio-f1-b1.wav``: mood of an Italian name, speaker (f woman, m man), sentence."""
+    names = {
+        "dis": "disgust", "gio": "happy", "neu": "neutral", "pau": "fearful", "rab": "angry", "sor": "surprised",
+        "tri": "sad",
+    }  # fmt: skip
+    for path, match in _matches(root, "*.wav", r"(dis|gio|neu|pau|rab|sor|tri)-(([fm])\d)-([a-z]+\d?)\.wav"):
+        gender = {"f": "female", "m": "male"}[match[3]]
+        yield Clip(path, "emovo", f"emovo-{match[2]}", gender, names[match[1]], match[4])
+
+
+def korean_tts(root: Path) -> Iterator[Clip]:
+    """``Emotional/*/nea/wav/nea00101.wav``: speaker and number, a hundred numbers to a mood."""
+    names = ("neutral", "happy", "angry", "sad")
+    # Five voices speak in both parts, under two names (their neutral clips have a cosine of 0.80 to 0.92, others 0.67).
+    same = {"ema": "nea", "emb": "neb", "emf": "nek", "emg": "nel", "emh": "nem"}
+    for path, match in _matches(root, "*.wav", r"([en][em][a-o])00([0-3]\d\d)\.wav"):
+        if path.parent.parent.name == match[1] and match[2] != "000":
+            speaker = same.get(match[1], match[1])
+            gender = "female" if speaker[-1] < "f" else "male"
+            emotion = names[(int(match[2]) - 1) // 100]
+            yield Clip(path, "korean_tts", f"korean_tts-{speaker}", gender, emotion)
+
+
 def voxceleb(root: Path) -> Iterator[Clip]:
     """``idNNNNN/video/utterance.{wav,m4a,flac}`` at any depth."""
     for path in _sorted(root, "*"):
@@ -254,6 +287,9 @@ CORPORA: dict[str, Corpus] = {
         Corpus("nemo", nemo, "CC BY-NC-SA 4.0", "research"),
         Corpus("baved", baved, "none stated", "research"),
         Corpus("urdu", urdu, "research only", "research"),
+        Corpus("emodb", emodb, "free of charge, no licence stated", "research"),
+        Corpus("emovo", emovo, "research only", "research"),
+        Corpus("korean_tts", korean_tts, "CC BY-NC-SA 4.0", "research"),
         Corpus("tess", tess, "CC BY-NC-ND 4.0", "development"),
         Corpus("voxceleb", voxceleb, "CC BY 4.0 (metadata); audio as its owners say", "research"),
         Corpus("crema_d", crema_d, "ODbL", "research"),
