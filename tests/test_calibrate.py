@@ -136,6 +136,37 @@ def test_an_envelope_that_knows_the_voice_is_kept_and_counts_against_another() -
     assert dict(zip(names, weights, strict=True))["envelope"] < 0
 
 
+def test_a_corpus_whose_scores_and_seconds_are_all_higher_does_not_teach_that_seconds_count(
+    development: DevelopmentSpeech,
+) -> None:
+    problem = calibrate._problem(calibrate.teaching_trials(development, "centroid"), "centroid")
+    everywhere = np.ones(len(problem.target), bool)
+    names = ("cosine", "test_seconds")
+    cosine, seconds = (calibrate.TERMS.index(name) for name in names)
+    values = problem.values.copy()
+    values[:, seconds] = np.random.default_rng(0).normal(1.0, 0.1, len(values))  # says nothing of who speaks
+    _, (before, _) = calibrate._fit_weights(dataclasses.replace(problem, values=values), names, everywhere)
+    values[problem.corpus == "corpus1", cosine] += 0.2
+    values[problem.corpus == "corpus1", seconds] += 1.0
+    _, (after, weight) = calibrate._fit_weights(dataclasses.replace(problem, values=values), names, everywhere)
+    assert after == pytest.approx(before, rel=0.05)
+    assert abs(weight) < 0.15 * 0.2 * after  # all of the corpus's shift would be 0.2 of the cosine's weight
+
+
+def test_a_corpus_that_is_too_easy_is_not_judged_on(development: DevelopmentSpeech) -> None:
+    trials = calibrate.teaching_trials(development, "centroid")
+    plain = calibrate._unseen(calibrate._problem(trials, "centroid"), ("cosine",))
+    easy = [
+        dataclasses.replace(each, cosines={"centroid": each.cosines["centroid"] + 2.0 * each.target})
+        if each.corpus == "corpus1"
+        else each
+        for each in trials
+    ]
+    _, steps = calibrate.select_terms(easy, "centroid")
+    assert {"corpus0", "corpus1", "corpus2"} == set(plain)
+    assert all("corpus1" not in step and "corpus0" in step for step in steps)
+
+
 def test_weights_are_learnt_from_tests_in_another_mood(development: DevelopmentSpeech) -> None:
     trials = calibrate.teaching_trials(development, "centroid")
     problem = calibrate._problem(trials, "centroid")
