@@ -66,7 +66,7 @@ class Options:
     fit_clips: int = 160
     correct_clips: int = 24
     held_clips: int = 64
-    eer_clips: int = 600
+    eer_clips: int = 1500  # 600 do not resolve the 0.2 points of the gate
     speed_rounds: int = 31
     require: bool = True
 
