@@ -206,16 +206,17 @@ def test_a_thinner_encoder_keeps_the_channels_that_the_next_layers_weigh_most():
     large = tiny_encoder()
     with torch.no_grad():
         large.stages[1][0].conv1.weight[:, [1, 3]] *= 0.01
-    thin = dataclasses.replace(TINY_SHAPE, widths=(2, 6, 8))
-    assert [kept.tolist() for kept in kept_channels(large, thin.widths)] == [[0, 2], list(range(6)), list(range(8))]
+    thin = dataclasses.replace(TINY_SHAPE, widths=(6, 8, 16))
+    kept = [0, 2, 4, 5, 6, 7]
+    assert [found.tolist() for found in kept_channels(large, thin.widths)] == [kept, list(range(8)), list(range(16))]
     small = cut(large, thin)
     assert small.shape == thin
-    assert torch.equal(small.stem.weight, large.stem.weight[[0, 2]])
-    assert torch.equal(small.stages[1][0].shortcut.weight, large.stages[1][0].shortcut.weight[:, [0, 2]])
+    assert torch.equal(small.stem.weight, large.stem.weight[kept])
+    assert torch.equal(small.stages[1][0].shortcut.weight, large.stages[1][0].shortcut.weight[:, kept])
     assert small(features()).shape == (2, 16) and torch.isfinite(small(features())).all()
 
 
 def test_an_encoder_cannot_be_cut_to_more_blocks_or_channels():
-    for changes in ({"blocks": (1, 2, 1)}, {"widths": (4, 6, 16)}):
-        with pytest.raises(ValueError, match=r"expected at most \(1, 1, 1\) blocks of \(4, 6, 8\) channels"):
+    for changes in ({"blocks": (1, 2, 1)}, {"widths": (8, 8, 24)}):
+        with pytest.raises(ValueError, match=r"expected at most \(1, 1, 1\) blocks of \(8, 8, 16\) channels"):
             cut(tiny_encoder(), dataclasses.replace(TINY_SHAPE, **changes))

@@ -133,13 +133,14 @@ def test_base_is_the_mixture_of_its_runs_each_from_the_same_start(root, tmp_path
     saved, spec, extra = load_checkpoint(tmp_path / "base" / "best.pt")
     refitted_on, _ = open_sources(root, {"malayalam": 1.0}, targets="fused")
     refitted = refit_linear(start, TINY_SPEC, refitted_on, recipes.REFIT_PENALTY)
-    expected = part_way(refitted, runs, recipes.BASE_WAY).state_dict()
+    begun = part_way(start, [refitted], recipes.REFIT_WAY)
+    expected = part_way(begun, runs, recipes.BASE_WAY).state_dict()
     for name, value in expected.items():
         assert torch.allclose(value, saved.state_dict()[name]) and torch.allclose(value, base.state_dict()[name])
     assert spec == TINY_SPEC and [c["name"] for c in extra["provenance"]["corpora"]] == ["malayalam", "librispeech"]
 
 
-SMALL = EncoderShape((1, 1, 1), (4, 6, 8), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
+SMALL = EncoderShape((1, 1, 1), (8, 8, 16), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
 
 
 @pytest.fixture
@@ -304,6 +305,24 @@ def test_fit_research_may_learn_from_research_corpora_and_says_so(root, tmp_path
     assert {corpus["name"] for corpus in saved["provenance"]["corpora"]} == {"ased", "malayalam"}
     assert "none stated" in {corpus["licence"] for corpus in saved["provenance"]["corpora"]}
     assert {CORPORA[name].use for name in recipes.RESEARCH_RUN.shares} == {"research", "open"}
+
+
+@pytest.mark.parametrize("tier", ["base", "research"])
+def test_what_only_small_can_be_told_is_refused_elsewhere(root, tmp_path, capsys, tier):
+    save_checkpoint(tmp_path / "start.pt", tiny_encoder(), TINY_SPEC)
+    command = ["fit", tier, "--start", str(tmp_path / "start.pt"), "--prepared", str(root), "-o", str(tmp_path / "run")]
+    assert main([*command, "--steps", "3", "--go-on-from", str(tmp_path / "start.pt")]) == 1
+    assert f"--go-on-from, --steps: expected with `fit small` only; the recipe of {tier}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--steps", "--rate", "--batch"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_fit_small_refuses_lengths_and_rates_that_teach_nothing(root, tmp_path, capsys, option, value):
+    save_checkpoint(tmp_path / "start.pt", tiny_encoder(), TINY_SPEC)
+    command = ["fit", "small", "--start", str(tmp_path / "start.pt"), "--prepared", str(root)]
+    assert main([*command, option, value, "-o", str(tmp_path / "run")]) == 1
+    assert f"expected {option} above 0, got {value}" in capsys.readouterr().err
 
 
 def test_the_research_recipe_leaves_out_what_is_for_development_only():

@@ -17,7 +17,9 @@ from train.prepare import COLUMNS, PreparedSet
 torch.set_num_threads(1)
 
 TINY_SPEC = EncoderSpec(name="tiny", embedding_dim=16)
-TINY_SHAPE = EncoderShape((1, 1, 1), (4, 6, 8), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
+# Channels in eights: without AVX-512, torch 2.13.0's oneDNN writes past its buffer when it computes the gradient of a
+# strided 1x1 convolution's kernel for 4 or 6 channels.
+TINY_SHAPE = EncoderShape((1, 1, 1), (8, 8, 16), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
 
 
 def tiny_encoder(seed: int = 0) -> ResidualEncoder:

@@ -151,7 +151,7 @@ examples:
     parser.add_argument("--go-on-from", type=Path, metavar="FILE", help="small: a checkpoint of it, instead of a cut")
     parser.add_argument("--steps", type=int, help="small: of the compression (as the recipe says)")
     parser.add_argument("--rate", type=float, help="small: Muon's peak learning rate (as the recipe says)")
-    parser.add_argument("--batch", type=int, default=32, help="small: crops of a step; on a GPU 256 (32)")
+    parser.add_argument("--batch", type=int, help="small: crops of a step; on a GPU 256 (32)")
     parser.add_argument("--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings")
     parser.add_argument("--rooms", type=int, default=150, help="simulated rooms (150)")
     parser.add_argument(
@@ -161,6 +161,9 @@ examples:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda (cpu)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run")
     parser.set_defaults(run=run_fit)
+
+
+_OF_SMALL = ("teacher", "go_on_from", "steps", "rate", "batch")
 
 
 def run_corpora(arguments: argparse.Namespace) -> int:
@@ -323,6 +326,15 @@ def run_fit(arguments: argparse.Namespace) -> int:
         fit_small,
     )
 
+    if arguments.tier != "small":
+        foreign = [name for name in _OF_SMALL if getattr(arguments, name) is not None]
+        if foreign:
+            options = ", ".join("--" + name.replace("_", "-") for name in foreign)
+            raise ValueError(f"{options}: expected with `fit small` only; the recipe of {arguments.tier} says its own")
+    for name in ("steps", "rate", "batch"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"expected --{name} above 0, got {value}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     encoder, spec = _start(arguments.start)
@@ -353,7 +365,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
                 arguments.out,
                 SMALL_SHAPE,
                 schedule,
-                arguments.batch,
+                arguments.batch or 32,
                 noises=noises,
                 rooms=rooms,
                 teacher=StageTeacher(arguments.teacher, hints) if arguments.teacher else None,
