@@ -12,7 +12,7 @@ import torch
 
 from train.progress import Progress, time_left
 
-from .chain import Options, export_model
+from .chain import Options, export_model, recalibrate
 from .gates import GateFailed
 from .quantise import CORRECTIONS, RANGES, Scheme
 
@@ -25,14 +25,18 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m export",
         description="Make one int8 model file of a checkpoint: ranges and weights fitted on real speech, every "
         "step with its gate, scores calibrated on the int8 file itself.",
-        epilog="example:\n  python -m export runs/base/best.pt -o emoinv_edge/models/base.onnx \\\n"
-        "      --speech prepared/speechocean762 prepared/emogator --calibrate prepared/ased prepared/nemo",
+        epilog="examples:\n  python -m export runs/base/best.pt -o emoinv_edge/models/base.onnx \\\n"
+        "      --speech prepared/speechocean762 prepared/emogator --calibrate prepared/ased prepared/nemo\n"
+        "  python -m export old.onnx -o new.onnx --calibrate prepared/ased prepared/nemo",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="from `python -m train`")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT",
+        help="from `python -m train`; or an .onnx file of this command, whose scores alone are calibrated anew",
+    )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
     parser.add_argument(
-        "--speech", type=Path, nargs="+", required=True, metavar="SET",
+        "--speech", type=Path, nargs="+", default=[], metavar="SET",
         help="prepared sets (of `python -m train prepare`); half of their speakers to fit on, half for the gates",
     )  # fmt: skip
     parser.add_argument(
@@ -68,7 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the chain; exit status 0, or 1 if a gate failed."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    again = arguments.checkpoint.suffix == ".onnx"
+    if again and (arguments.speech or not arguments.calibrate):
+        parser.error("an .onnx file is only calibrated anew: expected --calibrate and no --speech")
+    if not again and not arguments.speech:
+        parser.error("expected --speech with a checkpoint: ranges and weights are fitted on it")
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
     options = Options(
@@ -90,10 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line, flush=True)
 
     try:
-        export_model(
-            arguments.checkpoint, arguments.output, arguments.speech, options, arguments.calibrate, arguments.name,
-            report, Progress,
-        )  # fmt: skip
+        if again:
+            recalibrate(arguments.checkpoint, arguments.output, arguments.calibrate, report)
+        else:
+            export_model(
+                arguments.checkpoint, arguments.output, arguments.speech, options, arguments.calibrate,
+                arguments.name, report, Progress,
+            )  # fmt: skip
     except GateFailed as error:
         print(f"export stopped: {error}", file=sys.stderr)
         return EXIT_GATE

@@ -15,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.model_file import check_digest, run_golden
+from emoinv_edge.model_file import GoldenResult, check_digest, run_golden
 from emoinv_edge.spec import EncoderSpec
-from export import gates
+from export import chain, gates
 from export.__main__ import main
-from export.chain import Options, export_model, write_model
+from export.chain import Options, export_model, recalibrate, write_model
 from export.gates import Gate, GateFailed, compare_eer, compare_embeddings, compare_with_torch, file_size
 from export.graph import encoder_graph
 from export.quantise import Scheme
 from export.session import open_session
 from export.speech import Portion, alter, take_portion
+from train import calibrate
 from train.model import EncoderShape, ResidualEncoder, save_checkpoint
 from train.prepare import COLUMNS
 
@@ -204,6 +205,100 @@ def test_the_command_reports_each_gate_and_its_exit_status(
     encoder = Encoder(out)
     assert encoder.spec.name == "small"
     assert encoder.metadata["emoinv.provenance"]["scheme"]["activations"] == "int8"
+
+
+@pytest.fixture(scope="module")
+def two_corpora(tmp_path_factory: pytest.TempPathFactory, speechlike: Callable[..., NDArray[np.float32]]) -> list[Path]:
+    """Two prepared sets of eight synthetic speakers, each with six neutral clips and three in another mood."""
+    folders = []
+    for number, name in enumerate(("ased", "nemo")):
+        folder = tmp_path_factory.mktemp("calibration") / name
+        folder.mkdir()
+        start = 0
+        with (
+            open(folder / "audio.i16", "wb") as audio,
+            open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as table,
+        ):
+            rows = csv.writer(table)
+            rows.writerow(COLUMNS)
+            for speaker in range(8):
+                for take in range(9):
+                    mood = "happy" if take > 5 else "neutral"
+                    pitch = (90.0 + 20.0 * speaker + 5 * number) * (1.2 if mood == "happy" else 1.0)
+                    waveform = speechlike(1.4, 1000 * number + 10 * speaker + take, pitch)
+                    samples = np.rint(waveform * 32767).astype("<i2")
+                    audio.write(samples.tobytes())
+                    source = f"{speaker}-{take}"
+                    rows.writerow((name, f"{name}-{speaker}", "male", mood, "", start, len(samples), source))
+                    start += len(samples)
+        folders.append(folder)
+    return folders
+
+
+@pytest.mark.usefixtures("easy_speed")
+def test_a_file_can_be_calibrated_anew_and_nothing_else_changes(
+    checkpoint: Path,
+    prepared: Path,
+    two_corpora: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(calibrate, "LEGIBLE_EER", 1.0)  # a random network confuses these voices
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    export_model(checkpoint, old, [prepared], QUICK, report=lambda line: None)
+    before = old.read_bytes()
+    assert main([str(old), "-o", str(new), "--calibrate", *map(str, two_corpora)]) == 0
+    assert "calibration of scores on ased, nemo" in capsys.readouterr().out
+    first, second = Encoder(old), Encoder(new)
+    assert old.read_bytes() == before
+    assert first.calibration is None and second.calibration is not None
+    assert "ased (8 speakers" in second.calibration.source
+    assert second.fingerprint != first.fingerprint and second.spec == first.spec
+    features = np.random.default_rng(0).standard_normal((50, 80)).astype(np.float32)
+    assert np.array_equal(first.embed_features(features), second.embed_features(features))
+    assert all(result.passed for result in run_golden(second))
+    was, now = (encoder.metadata["emoinv.provenance"] for encoder in (first, second))
+    assert now["parents"] == was["parents"] | {"recalibrated_file": first.fingerprint}
+    assert {key: now[key] for key in ("gates", "corpora", "scheme", "sealed")} == {
+        key: was[key] for key in ("gates", "corpora", "scheme", "sealed")
+    }
+    recalibrate(new, new, two_corpora, report=lambda line: None)
+    assert Encoder(new).calibration == second.calibration
+
+
+def test_a_file_of_another_program_is_not_calibrated(
+    model: ResidualEncoder, two_corpora: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "bare.onnx"
+    write_model(path, encoder_graph(model, SPEC), {"emoinv.spec": SPEC.to_json()})
+    with pytest.raises(ValueError, match=r"lacks emoinv\.golden, emoinv\.provenance"):
+        recalibrate(path, tmp_path / "out.onnx", two_corpora)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.usefixtures("easy_speed")
+def test_a_file_that_computes_another_voice_here_is_not_calibrated(
+    checkpoint: Path, prepared: Path, two_corpora: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    export_model(checkpoint, old, [prepared], QUICK, report=lambda line: None)
+    monkeypatch.setattr(chain, "run_golden", lambda encoder: [GoldenResult(0.5, 0.995)])
+    with pytest.raises(GateFailed, match="golden test"):
+        recalibrate(old, new, two_corpora)
+    assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["best.pt"], ["old.onnx"], ["old.onnx", "--calibrate", "a", "b", "--speech", "c"]]
+)
+def test_the_command_asks_for_the_speech_that_it_needs(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "-o", str(tmp_path / "out.onnx")])
+    assert stopped.value.code == 2
+    assert "expected --" in capsys.readouterr().err
 
 
 def test_the_eer_gate_tells_a_loss() -> None:
