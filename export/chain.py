@@ -271,7 +271,7 @@ def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report
     ValueError
         If it was not made by `export_model`, or the sets cannot calibrate anything.
     GateFailed
-        If this processor does not compute the voices of the golden test.
+        If this processor does not compute the voices of the golden test, or the file outgrows its tier.
     """
     from train.calibrate import fit_calibration
     from train.prepare import PreparedSet
@@ -296,6 +296,9 @@ def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
         write_model(draft, graph, values)
+        size = gates.file_size(encoder.spec.name, draft.stat().st_size)
+        if not size.passed:
+            raise GateFailed(size)
         final = Encoder(draft)
         os.replace(draft, out)
     report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, fingerprint {final.fingerprint}")

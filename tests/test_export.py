@@ -265,6 +265,11 @@ def test_a_file_can_be_calibrated_anew_and_nothing_else_changes(
     }
     recalibrate(new, new, two_corpora, report=lambda line: None)
     assert Encoder(new).calibration == second.calibration
+    monkeypatch.setattr(chain.gates, "file_size", lambda name, size: Gate("file fits", False, f"{size} bytes", {}))
+    again = new.read_bytes()
+    with pytest.raises(GateFailed, match="file fits"):
+        recalibrate(new, new, two_corpora, report=lambda line: None)
+    assert new.read_bytes() == again
 
 
 def test_a_file_of_another_program_is_not_calibrated(
