@@ -227,12 +227,7 @@ def export_model(
         values: dict[str, Any] = {"emoinv.spec": spec.to_json()}
         write_model(draft, graph, values)
         if calibration_sets:
-            from train.calibrate import fit_calibration
-            from train.prepare import PreparedSet
-
-            report(f"step  calibration of scores on {', '.join(path.name for path in calibration_sets)}")
-            calibration = fit_calibration(Encoder(draft), [PreparedSet(path) for path in calibration_sets])
-            values["emoinv.calibration"] = calibration.to_json()
+            values["emoinv.calibration"] = _fit_calibration(Encoder(draft), calibration_sets, report)
         encoder = Encoder(draft)
         waveforms = golden_inputs(spec)
         inputs = waveforms if options.flavour == "waveform" else [log_mel(w, spec) for w in waveforms]
@@ -273,9 +268,6 @@ def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report
     GateFailed
         If this processor does not compute the voices of the golden test, or the file outgrows its tier.
     """
-    from train.calibrate import fit_calibration
-    from train.prepare import PreparedSet
-
     encoder = Encoder(model)
     graph = onnx.load_from_string(model.read_bytes())
     values: dict[str, Any] = {entry.key: entry.value for entry in graph.metadata_props if entry.key in KEYS}
@@ -285,9 +277,7 @@ def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report
     golden = _golden_gate(encoder)
     if not golden.passed:
         raise GateFailed(golden)
-    report(f"step  calibration of scores on {', '.join(path.name for path in calibration_sets)}")
-    calibration = fit_calibration(encoder, [PreparedSet(path) for path in calibration_sets])
-    values["emoinv.calibration"] = calibration.to_json()
+    values["emoinv.calibration"] = _fit_calibration(encoder, calibration_sets, report)
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] = provenance["parents"] | {"recalibrated_file": encoder.fingerprint}
     provenance["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -302,6 +292,14 @@ def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report
         final = Encoder(draft)
         os.replace(draft, out)
     report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, fingerprint {final.fingerprint}")
+
+
+def _fit_calibration(encoder: Encoder, sets: Sequence[Path], report: Report) -> str:
+    from train.calibrate import fit_calibration
+    from train.prepare import PreparedSet
+
+    report(f"step  calibration of scores on {', '.join(path.name for path in sets)}")
+    return fit_calibration(encoder, [PreparedSet(path) for path in sets]).to_json()
 
 
 def _golden_gate(encoder: Encoder) -> Gate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -27,7 +26,7 @@ from export.session import open_session
 from export.speech import Portion, alter, take_portion
 from train import calibrate
 from train.model import EncoderShape, ResidualEncoder, save_checkpoint
-from train.prepare import COLUMNS
+from train.prepare import write_set
 
 SPEC = EncoderSpec(name="tiny", embedding_dim=16)
 SHAPE = EncoderShape(blocks=(1, 1), widths=(8, 16), strides=((2, 2), (2, 2)), embedding_dim=16)
@@ -53,20 +52,11 @@ def checkpoint(model: ResidualEncoder, tmp_path_factory: pytest.TempPathFactory)
 def prepared(tmp_path_factory: pytest.TempPathFactory, speechlike: Callable[..., NDArray[np.float32]]) -> Path:
     """A prepared set of eight synthetic speakers, two clips of 1.2 s each."""
     folder = tmp_path_factory.mktemp("sets") / "synthetic"
-    folder.mkdir()
-    start = 0
-    with (
-        open(folder / "audio.i16", "wb") as audio,
-        open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as table,
-    ):
-        rows = csv.writer(table)
-        rows.writerow(COLUMNS)
+    with write_set(folder) as add:
         for speaker in range(8):
             for take, emotion in enumerate(("neutral", "happy")):
-                samples = np.rint(speechlike(1.2, 10 * speaker + take, 90.0 + 20.0 * speaker) * 32767).astype("<i2")
-                audio.write(samples.tobytes())
-                rows.writerow(("synthetic", f"s{speaker}", "", emotion, "", start, len(samples), f"{speaker}-{take}"))
-                start += len(samples)
+                samples = np.rint(speechlike(1.2, 10 * speaker + take, 90.0 + 20.0 * speaker) * 32767).astype(np.int16)
+                add(("synthetic", f"s{speaker}", "", emotion, ""), samples, f"{speaker}-{take}")
     return folder
 
 
@@ -213,24 +203,14 @@ def two_corpora(tmp_path_factory: pytest.TempPathFactory, speechlike: Callable[.
     folders = []
     for number, name in enumerate(("ased", "nemo")):
         folder = tmp_path_factory.mktemp("calibration") / name
-        folder.mkdir()
-        start = 0
-        with (
-            open(folder / "audio.i16", "wb") as audio,
-            open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as table,
-        ):
-            rows = csv.writer(table)
-            rows.writerow(COLUMNS)
+        with write_set(folder) as add:
             for speaker in range(8):
                 for take in range(9):
                     mood = "happy" if take > 5 else "neutral"
                     pitch = (90.0 + 20.0 * speaker + 5 * number) * (1.2 if mood == "happy" else 1.0)
                     waveform = speechlike(1.4, 1000 * number + 10 * speaker + take, pitch)
-                    samples = np.rint(waveform * 32767).astype("<i2")
-                    audio.write(samples.tobytes())
-                    source = f"{speaker}-{take}"
-                    rows.writerow((name, f"{name}-{speaker}", "male", mood, "", start, len(samples), source))
-                    start += len(samples)
+                    samples = np.rint(waveform * 32767).astype(np.int16)
+                    add((name, f"{name}-{speaker}", "male", mood, ""), samples, f"{speaker}-{take}")
         folders.append(folder)
     return folders
 
@@ -265,7 +245,7 @@ def test_a_file_can_be_calibrated_anew_and_nothing_else_changes(
     }
     recalibrate(new, new, two_corpora, report=lambda line: None)
     assert Encoder(new).calibration == second.calibration
-    monkeypatch.setattr(chain.gates, "file_size", lambda name, size: Gate("file fits", False, f"{size} bytes", {}))
+    monkeypatch.setattr(gates, "file_size", lambda name, size: Gate("file fits", False, f"{size} bytes", {}))
     again = new.read_bytes()
     with pytest.raises(GateFailed, match="file fits"):
         recalibrate(new, new, two_corpora, report=lambda line: None)

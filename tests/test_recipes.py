@@ -18,7 +18,7 @@ from train.compress import cut
 from train.corpora import CORPORA
 from train.data import MorphedSet, Recipe
 from train.loop import Schedule
-from train.model import EncoderShape, ResidualEncoder, load_checkpoint, save_checkpoint
+from train.model import ResidualEncoder, load_checkpoint, save_checkpoint
 from train.recipes import Judge, Run, fit_base, fit_run, fit_small, morph, open_sources, part_way, teach
 from train.refit import refit_linear
 
@@ -140,7 +140,7 @@ def test_base_is_the_mixture_of_its_runs_each_from_the_same_start(root, tmp_path
     assert spec == TINY_SPEC and [c["name"] for c in extra["provenance"]["corpora"]] == ["malayalam", "librispeech"]
 
 
-SMALL = EncoderShape((1, 1, 1), (8, 8, 16), ((1, 1), (2, 2), (2, 2)), (2, 2), 80, 16)
+SMALL = TINY_SHAPE
 
 
 @pytest.fixture

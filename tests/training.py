@@ -11,7 +11,7 @@ from conftest import synthesise
 
 from emoinv_edge.spec import EncoderSpec
 from train.model import EncoderShape, ResidualEncoder
-from train.prepare import COLUMNS, PreparedSet
+from train.prepare import PreparedSet, write_set
 
 # Tiny layers gain nothing from threads, which on a busy machine wait for each other for most of the time.
 torch.set_num_threads(1)
@@ -38,22 +38,13 @@ def prepared(
     genders: tuple[str, ...] = ("male", "female"),
 ) -> PreparedSet:
     """A prepared set of synthetic voices, written straight to disk."""
-    folder.mkdir(parents=True)
-    start = 0
-    with open(folder / "audio.i16", "wb") as audio, open(folder / "manifest.csv", "w", newline="") as table:
-        rows = csv.writer(table)
-        rows.writerow(COLUMNS)
+    with write_set(folder) as add:
         for number in range(speakers):
             for mood, emotion in enumerate(emotions):
                 for take in range(takes):
                     wave = synthesise(seconds, 97 * number + 7 * mood + take, 90.0 + 25.0 * number + 6.0 * mood)
-                    samples = np.rint(wave * 32767).astype("<i2")
-                    audio.write(samples.tobytes())
-                    gender = genders[number % len(genders)]
-                    name = f"{corpus}-{number}"
-                    path = f"{number}-{emotion}-{take}.wav"
-                    rows.writerow((corpus, name, gender, emotion, "", start, len(samples), path))
-                    start += len(samples)
+                    labels = (corpus, f"{corpus}-{number}", genders[number % len(genders)], emotion, "")
+                    add(labels, np.rint(wave * 32767).astype(np.int16), f"{number}-{emotion}-{take}.wav")
     return PreparedSet(folder)
 
 
