@@ -203,6 +203,15 @@ class Encoder:
         EmoinvError
             If the model gives no usable embedding (not finite, or zero).
         """
+        return self.embed_with_norm(waveform, sample_rate)[0]
+
+    def embed_with_norm(self, waveform: NDArray[Any], sample_rate: int) -> tuple[NDArray[np.float32], float]:
+        """`embed`, and the norm that the model's output had before it was scaled to 1.
+
+        The norm says how much of a voice the model found: it is low for unusual manners, noise and little speech,
+        and so explains a low cosine (a quality measure of WeSpeaker's; compare MagFace, Meng et al.,
+        arXiv:2103.06627). Its logarithm goes into `SpeechQuality.log_embedding_norm`.
+        """
         mono = to_mono(waveform, sample_rate, self._spec.sample_rate)
         minimum = self._spec.frame_length + (MIN_FRAMES - 1) * self._spec.frame_shift
         if len(mono) < minimum:
@@ -213,7 +222,7 @@ class Encoder:
             )
         if self._input == "waveform":
             return self._run(mono[np.newaxis])
-        return self.embed_features(log_mel(mono, self._spec))
+        return self.embed_features_with_norm(log_mel(mono, self._spec))
 
     def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """The embedding of log-mel features that were computed before, e.g. by a `LogMelStream`.
@@ -238,6 +247,10 @@ class Encoder:
         EmoinvError
             If the model gives no usable embedding.
         """
+        return self.embed_features_with_norm(features)[0]
+
+    def embed_features_with_norm(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+        """`embed_features`, and the norm as `embed_with_norm` gives it."""
         if self._input == "waveform":
             raise ValueError(f"{self._path}: this model computes its own features; call embed with the waveform")
         if not isinstance(features, np.ndarray) or features.dtype != np.float32:
@@ -255,7 +268,7 @@ class Encoder:
             features = mean_normalise(features)
         return self._run(features[np.newaxis])
 
-    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
         """Run the session on one item; InferenceSession.run is safe from many threads at once."""
         try:
             (output,) = self._session.run(["embedding"], {self._input: batch})
@@ -277,7 +290,7 @@ class Encoder:
                 "try other speech, and check the model file with `emoinv doctor`"
             )
         unit: NDArray[np.float32] = (embedding[0] / norm).astype(np.float32)
-        return unit
+        return unit, norm
 
 
 def _open_session(content: bytes, num_threads: int, path: Path) -> Any:

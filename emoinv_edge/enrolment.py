@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,11 +187,12 @@ class Enroller:
         if len(self._exemplars) >= MAX_UTTERANCES:
             return self._refuse("full", f"A profile holds at most {MAX_UTTERANCES} utterances.", quality)
         try:
-            embedding = self._encoder.embed(speech, rate)
+            embedding, norm = self._encoder.embed_with_norm(speech, rate)
         except AudioError:
             raise
         except EmoinvError as error:
             return self._refuse("no_embedding", f"The model could not use this utterance ({error}).", quality)
+        quality = dataclasses.replace(quality, log_embedding_norm=math.log(norm))
         audio = np.clip(np.rint(speech * 32768.0), -32768, 32767).astype("<i2").tobytes()
         digest = hashlib.sha256(audio).digest()
         refusal = self._doubt(embedding, quality, speech, digest)
@@ -261,7 +263,11 @@ class Enroller:
             return False
         windows = np.array_split(speech, count)
         now = datetime.datetime.now(datetime.timezone.utc)
-        pieces = [Exemplar(self._encoder.embed(piece, rate), measure_quality(piece, rate), now) for piece in windows]
+        pieces = []
+        for piece in windows:
+            embedding, norm = self._encoder.embed_with_norm(piece, rate)
+            quality = dataclasses.replace(measure_quality(piece, rate), log_embedding_norm=math.log(norm))
+            pieces.append(Exemplar(embedding, quality, now))
         limit = bayes_threshold(SAME_CLIP_PRIOR)
         return any(
             self._llr(pieces[:index] + pieces[index + 1 :], piece.embedding, piece.quality) < limit

@@ -11,8 +11,9 @@ a profile with `encode_profile`::
 
 The header has exactly these keys: ``name``, ``model_fingerprint``, ``created``, ``expires`` (null or a
 time), ``consent``, ``dim`` and ``exemplars``, a list of objects with exactly the keys ``created``,
-``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`; ``envelope`` may be
-missing, and is then unknown: profiles were written before it was measured). Times are ISO 8601 in UTC.
+``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`; ``envelope`` and
+``log_embedding_norm`` may be missing, and are then unknown: profiles were written before they were measured).
+Times are ISO 8601 in UTC.
 Nothing may follow the last exemplar.
 """
 
@@ -270,7 +271,8 @@ def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
             quality = exemplar.quality
             if quality.envelope is None:  # enrolled before it was measured
                 quality = dataclasses.replace(quality, envelope=measure_quality(waveform, CLIP_RATE).envelope)
-            embedding = encoder.embed(waveform, CLIP_RATE)
+            embedding, norm = encoder.embed_with_norm(waveform, CLIP_RATE)
+            quality = dataclasses.replace(quality, log_embedding_norm=math.log(norm))
             exemplars.append(dataclasses.replace(exemplar, embedding=embedding, quality=quality))
     if not exemplars:
         raise EnrolmentError(
@@ -359,20 +361,21 @@ def _decode(data: bytes) -> Profile:
 def decode_quality(values: Any) -> SpeechQuality:
     """A `SpeechQuality` from the JSON object of its fields; ValueError if anything is amiss.
 
-    An object of before the envelope was measured, which has no such key, is read as one whose envelope
-    is unknown: the evidence of the envelope then speaks for neither side.
+    An object of before the envelope or the embedding's norm was measured, which has no such key, is read as one
+    where it is unknown: that evidence then speaks for neither side.
     """
     from .quality import SpeechQuality
 
     fields = [field.name for field in dataclasses.fields(SpeechQuality)]
     if isinstance(values, dict):
-        values = {"envelope": None, **values}
+        values = {"envelope": None, "log_embedding_norm": None, **values}
     _object(values, " ".join(fields))
     envelope = values["envelope"]
     if envelope is not None and not (isinstance(envelope, (list, tuple)) and all(map(_number, envelope))):
         raise ValueError("envelope")
     for name, value in values.items():
-        if not (_number(value) or name == "envelope" or (value is None and name == "log_f0_mean")):
+        unknown = value is None and name in ("log_f0_mean", "log_embedding_norm")
+        if not (_number(value) or name == "envelope" or unknown):
             raise ValueError("quality")
     return SpeechQuality(**values)
 

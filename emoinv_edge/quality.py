@@ -69,6 +69,10 @@ class SpeechQuality:
         Shape of the mean spectrum (of its logarithm) of the voiced frames, level and tilt left out: 8
         coefficients, scaled so that the Euclidean distance of two is an RMS difference in dB. None when
         nothing is voiced, when the recording ends below 7 kHz, or in profiles of before it was measured.
+    log_embedding_norm : float or None
+        Natural logarithm of the norm that the embedding had before it was scaled to 1
+        (`Encoder.embed_with_norm`), by the encoder whose profile this is or is compared with. None where nothing
+        was embedded, and in profiles of before it was kept.
     """
 
     net_speech_s: float
@@ -80,6 +84,7 @@ class SpeechQuality:
     tilt_db: float
     voiced_fraction: float
     envelope: tuple[float, ...] | None = None
+    log_embedding_norm: float | None = None
 
     def __post_init__(self) -> None:
         envelope = self.envelope
@@ -95,7 +100,7 @@ class SpeechQuality:
             if field.name == "envelope":
                 continue
             value = getattr(self, field.name)
-            if value is None and field.name == "log_f0_mean":
+            if value is None and field.name in ("log_f0_mean", "log_embedding_norm"):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"{field.name} should be a finite number, got {value!r}")

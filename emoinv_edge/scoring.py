@@ -62,11 +62,15 @@ TERMS = (
     "tilt_above",
     "tilt_below",
     "envelope",
+    "norm_above",
+    "norm_below",
     "test_seconds",
     "enrol_seconds",
     "snr",
     "exemplars",
 )
+# The norm's is of the logarithm of the embedding's norm: an owner whom the encoder knows less well than at the
+# enrolment gets a lower cosine. 0, which speaks for neither, where one side's norm is unknown.
 # The envelope's evidence is the logarithm of its distance, in a unit between what is usual for one voice in
 # two moods and for two voices, so that 0 speaks for neither, as where the envelope is unknown. It is drawn
 # towards 0 where there is little speech: so many seconds make up for what the words do to an envelope.
@@ -450,6 +454,7 @@ class ProfileBank:
         self._tilt = self._mean([None if quality is None else quality.tilt_db for quality in voiced])
         shapes = [quality.envelope or (math.nan,) * ENVELOPE_SIZE for quality in qualities]
         self._envelope = np.stack([self._mean(column) for column in zip(*shapes, strict=True)], axis=1)
+        self._norm = self._mean([quality.log_embedding_norm for quality in qualities])
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
@@ -540,6 +545,8 @@ class ProfileBank:
         f0 = np.where(unknown, 0.0, (quality.log_f0_mean or 0.0) - self._f0)
         spread = np.where(unknown, 0.0, quality.log_f0_std - self._spread)
         tilt = np.where(unknown, 0.0, quality.tilt_db - self._tilt)
+        log_norm = quality.log_embedding_norm
+        rise = np.zeros(count) if log_norm is None else np.where(np.isnan(self._norm), 0.0, log_norm - self._norm)
         found = {
             "cosine": self.cosines(embedding, pooling),
             "f0_shift": f0,
@@ -550,6 +557,8 @@ class ProfileBank:
             "f0_spread_below": np.maximum(-spread, 0.0),
             "tilt_above": np.maximum(tilt, 0.0),
             "tilt_below": np.maximum(-tilt, 0.0),
+            "norm_above": np.maximum(rise, 0.0),
+            "norm_below": np.maximum(-rise, 0.0),
             "test_seconds": np.full(count, math.log(max(quality.net_speech_s, 0.1))),
             "enrol_seconds": np.log(np.maximum(self._seconds, 0.1)),
             "snr": np.minimum(quality.snr_db, self._snr),

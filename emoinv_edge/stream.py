@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class _Step:
     """The evidence of one stretch of new speech."""
 
     embedding: NDArray[np.float32]
+    log_norm: float  # of the embedding, before it was scaled to 1
     weight: float  # length of the speech that the embedding saw
     quality: SpeechQuality  # of the new speech alone
     start: int  # of the new speech, in samples
@@ -359,7 +360,7 @@ class VerificationStream:
         else:
             merged = merge_qualities([step.quality for step in self._steps])
             start = self._steps[0].start
-            decision = self._verifier.decide(_average(self._steps), merged, start=start, end=end, final=final)
+            decision = _decide(self._verifier, self._steps, merged, start, end, final)
             if self._confirm is not None and self._promising(decision):
                 if not final and self._speech < self._next_confirmation:
                     return
@@ -384,11 +385,11 @@ class VerificationStream:
             return None if self._steps else "too little speech that can be used; speak a little longer"
         recent = self._recent[-self._context :]
         try:
-            embedding = self._embed(self._encoder, recent)
+            embedding, norm = self._embed(self._encoder, recent)
         except EmoinvError as error:  # the model failed on this input: no score, no accept
             self._steps.clear()
             return f"the model gave no usable embedding ({error})"
-        self._steps.append(_Step(embedding, float(len(recent)), quality, self._new_start))
+        self._steps.append(_Step(embedding, math.log(norm), float(len(recent)), quality, self._new_start))
         return None
 
     def _length(self, seconds: float) -> int:
@@ -396,10 +397,10 @@ class VerificationStream:
         samples = round(seconds * self._rate)
         return samples if self._log_mel is None else self._encoder.spec.num_frames(samples)
 
-    def _embed(self, encoder: Encoder, recent: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _embed(self, encoder: Encoder, recent: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
         if self._log_mel is None:
-            return encoder.embed(recent, self._rate)
-        return encoder.embed_features(np.ascontiguousarray(recent))
+            return encoder.embed_with_norm(recent, self._rate)
+        return encoder.embed_features_with_norm(np.ascontiguousarray(recent))
 
     def _promising(self, decision: Decision) -> bool:
         """Whether the watching verifier's score is near its threshold, or above."""
@@ -410,25 +411,30 @@ class VerificationStream:
         recent = self._recent
         assert recent is not None  # there was a decision to confirm
         if final and self._confirmations and self._speech - self._confirmed_speech < self._hop:
-            return confirm.decide(_average(self._confirmations), quality, start=start, end=end, final=final)
+            return _decide(confirm, self._confirmations, quality, start, end, final)
         self._confirmed_speech = self._speech
         # An utterance without end must not keep it silent for ever longer.
         self._next_confirmation = self._speech + min(self._speech, self._window)
         try:
-            embedding = self._embed(confirm.encoder, recent)
+            embedding, norm = self._embed(confirm.encoder, recent)
         except EmoinvError as error:
             reason = f"the model gave no usable embedding ({error})"
             return confirm.no_decision(reason, quality, start=start, end=end, final=final)
         self._confirmations = [step for step in self._confirmations if step.start >= start]
         at = end - round(CONFIRM_S * self._rate)
-        self._confirmations.append(_Step(embedding, float(len(recent)), quality, max(start, at)))
-        return confirm.decide(_average(self._confirmations), quality, start=start, end=end, final=final)
+        self._confirmations.append(_Step(embedding, math.log(norm), float(len(recent)), quality, max(start, at)))
+        return _decide(confirm, self._confirmations, quality, start, end, final)
 
 
-def _average(steps: Iterable[_Step]) -> NDArray[np.float32]:
-    """The embeddings of some steps, averaged, of unit norm."""
+def _decide(
+    verifier: Verifier, steps: Collection[_Step], quality: SpeechQuality, start: int, end: int, final: bool
+) -> Decision:
+    """The verifier's decision on the embeddings of some steps, averaged, and the quality of their speech."""
     total = np.sum([step.embedding * np.float32(step.weight) for step in steps], axis=0)
-    return np.asarray(total / np.linalg.norm(total), np.float32)
+    embedding = np.asarray(total / np.linalg.norm(total), np.float32)
+    log_norm = sum(step.log_norm * step.weight for step in steps) / sum(step.weight for step in steps)
+    quality = dataclasses.replace(quality, log_embedding_norm=log_norm)
+    return verifier.decide(embedding, quality, start=start, end=end, final=final)
 
 
 def _require_same_front_end(watching: Encoder, confirming: Encoder) -> None:

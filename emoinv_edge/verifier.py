@@ -250,11 +250,12 @@ class Verifier:
         if refusal is not None:
             return self.no_decision(refusal[1], quality, end=len(mono)), None
         try:
-            embedding = self._encoder.embed(speech, rate)
+            embedding, norm = self._encoder.embed_with_norm(speech, rate)
         except AudioError:
             raise
         except EmoinvError as error:  # the model failed on this input: no score, no accept
             return self.no_decision(f"the model gave no usable embedding ({error})", quality, end=len(mono)), None
+        quality = dataclasses.replace(quality, log_embedding_norm=math.log(norm))
         return self.decide(embedding, quality, end=len(mono)), embedding
 
     def decide(

@@ -41,6 +41,9 @@ def test_an_embedding_is_what_the_graph_gives_for_normalised_features(tiny_encod
     got = tiny_encoder.embed(waveform, 16000)
     np.testing.assert_allclose(got, expected[0] / np.linalg.norm(expected[0]), atol=1e-6)
     assert np.array_equal(tiny_encoder.embed_features(log_mel(waveform, TINY)), got)
+    embedding, norm = tiny_encoder.embed_with_norm(waveform, 16000)
+    assert np.array_equal(embedding, got) and norm > 0.0
+    assert tiny_encoder.embed_features_with_norm(log_mel(waveform, TINY))[1] == norm
 
 
 def test_mean_normalisation_is_done_only_where_the_spec_says_so(make_encoder, speechlike):
@@ -134,8 +137,10 @@ def test_a_model_that_gives_no_usable_embedding_is_reported_not_scored(make_enco
 
 def test_a_large_embedding_does_not_overflow(make_encoder, speechlike):
     # As large as float32 holds: the square of its norm does not fit.
-    loud = Encoder(make_encoder(gain=1e30)).embed(speechlike(1, 7), 16000)
-    np.testing.assert_allclose(loud, Encoder(make_encoder()).embed(speechlike(1, 7), 16000), atol=1e-5)
+    loud, norm = Encoder(make_encoder(gain=1e30)).embed_with_norm(speechlike(1, 7), 16000)
+    plain, expected = Encoder(make_encoder()).embed_with_norm(speechlike(1, 7), 16000)
+    np.testing.assert_allclose(loud, plain, atol=1e-5)
+    assert norm == pytest.approx(1e30 * expected, rel=1e-3)
 
 
 # --- threads -----------------------------------------------------------------------------------

@@ -181,8 +181,10 @@ def test_audio_is_kept_only_when_asked_for(encoder: Encoder) -> None:
     audio = enroller.profile("ana").exemplars[0].audio
     assert audio is not None
     kept = np.frombuffer(audio, "<i2").astype(np.float32) / 32768.0
-    again = encoder.embed(kept, RATE)
-    assert float(again @ enroller.profile("ana").exemplars[0].embedding) > 0.999
+    again, norm = encoder.embed_with_norm(kept, RATE)
+    exemplar = enroller.profile("ana").exemplars[0]
+    assert float(again @ exemplar.embedding) > 0.999
+    assert exemplar.quality.log_embedding_norm == pytest.approx(math.log(norm), abs=1e-2)
 
 
 def test_a_full_profile_takes_no_more(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,11 +203,11 @@ def test_a_model_without_calibration_cannot_enrol(tiny_encoder: Encoder) -> None
 def test_an_utterance_that_the_model_cannot_embed_is_refused(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Encoder, waveform: NDArray[Any], sample_rate: int) -> NDArray[np.float32]:
+    def fail(self: Encoder, waveform: NDArray[Any], sample_rate: int) -> tuple[NDArray[np.float32], float]:
         raise EmoinvError("norm 0")
 
     enroller = Enroller(encoder)
-    monkeypatch.setattr(Encoder, "embed", fail)
+    monkeypatch.setattr(Encoder, "embed_with_norm", fail)
     assert enroller.add(synthesise(2.0, 0, ANA_HZ), RATE).reason == "no_embedding"
 
 

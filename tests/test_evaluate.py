@@ -301,7 +301,7 @@ def test_evaluating_a_folder_equals_embedding_its_clips_by_hand(folder, tiny_enc
 
 def test_a_second_evaluation_embeds_nothing(folder, tiny_encoder_path, tmp_path, monkeypatch):
     first = evaluate_model(tiny_encoder_path, [folder], resamples=0, cache_folder=tmp_path)
-    monkeypatch.setattr(Encoder, "embed", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(Encoder, "embed_with_norm", lambda *_: pytest.fail("embedded again"))
     assert evaluate_model(tiny_encoder_path, [folder], resamples=0, cache_folder=tmp_path) == first
 
 

@@ -136,7 +136,7 @@ def test_the_envelope_survives_its_encoding_and_is_unknown_in_profiles_of_before
     encoded = encode_profile(profile)
     assert decode_profile(encoded) == profile
     key = b',"envelope":[' + b",".join([b"0.5"] * 8) + b"]"
-    assert key in encoded
+    assert encoded.count(key) == 1
     length = int.from_bytes(encoded[:4], "little") - len(key)
     before = decode_profile(length.to_bytes(4, "little") + encoded[4:].replace(key, b""))
     assert before.exemplars[0].quality == QUALITY
@@ -145,6 +145,26 @@ def test_the_envelope_survives_its_encoding_and_is_unknown_in_profiles_of_before
         length = int.from_bytes(encoded[:4], "little") - len(key) + len(damaged)
         with pytest.raises(StoreError):
             decode_profile(length.to_bytes(4, "little") + forged)
+
+
+def test_the_norm_survives_its_encoding_and_is_unknown_in_profiles_of_before() -> None:
+    exemplar = dataclasses.replace(sample_exemplar(1), quality=dataclasses.replace(QUALITY, log_embedding_norm=2.5))
+    profile = dataclasses.replace(sample_profile("ana"), exemplars=(exemplar,))
+    encoded = encode_profile(profile)
+    assert decode_profile(encoded) == profile
+    key = b',"log_embedding_norm":2.5'
+    assert encoded.count(key) == 1
+
+    def with_key(other: bytes) -> bytes:
+        length = int.from_bytes(encoded[:4], "little") - len(key) + len(other)
+        return length.to_bytes(4, "little") + encoded[4:].replace(key, other)
+
+    assert decode_profile(with_key(b"")).exemplars[0].quality == QUALITY
+    assert decode_profile(with_key(b',"log_embedding_norm":null')).exemplars[0].quality == QUALITY
+    for damaged in (b"true", b'"2.5"', b"[2.5]"):
+        with pytest.raises(StoreError):
+            decode_profile(with_key(b',"log_embedding_norm":' + damaged))
+
 
 
 @pytest.mark.parametrize(

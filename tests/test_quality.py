@@ -151,8 +151,9 @@ def test_a_quality_that_is_no_finite_number_cannot_be_made(field: str, value: ob
         dataclasses.replace(GOOD, **{field: value})
 
 
-def test_only_the_mean_pitch_may_be_unknown() -> None:
+def test_only_the_mean_pitch_and_the_norm_may_be_unknown() -> None:
     assert dataclasses.replace(GOOD, log_f0_mean=None).log_f0_mean is None
+    assert dataclasses.replace(GOOD, log_embedding_norm=None).log_embedding_norm is None
     with pytest.raises(ValueError, match="tilt_db"):
         dataclasses.replace(GOOD, tilt_db=None)
 

@@ -58,6 +58,7 @@ qualities = st.builds(
     tilt_db=st.floats(-60.0, 30.0),
     voiced_fraction=st.floats(0.0, 1.0),
     envelope=st.none() | st.tuples(*[st.floats(-20.0, 20.0)] * 8),
+    log_embedding_norm=st.none() | st.floats(-10.0, 10.0),
 )
 
 
@@ -143,7 +144,7 @@ def test_swapping_the_sides_leaves_symmetric_evidence_as_it_was(
     for name in ("snr", "f0_unknown", "exemplars", "envelope"):
         assert forth[name] == pytest.approx(back[name])
     assert forth["f0_shift"] == pytest.approx(-back["f0_shift"], abs=1e-9)
-    for name in ("f0", "f0_spread", "tilt"):  # a difference changes its sign, not its size
+    for name in ("f0", "f0_spread", "tilt", "norm"):  # a difference changes its sign, not its size
         assert forth[f"{name}_above"] == pytest.approx(back[f"{name}_below"], abs=1e-9)
         assert forth[f"{name}_below"] == pytest.approx(back[f"{name}_above"], abs=1e-9)
 
@@ -193,6 +194,22 @@ def test_an_unknown_envelope_speaks_for_neither_side() -> None:
     # Of several exemplars, those of which it is known speak.
     pair = bank_of(unit(1, 2), [unknown, SHAPE], [2]).evidence(test, moved(9.0), "centroid")["envelope"]
     assert pair[0] == pytest.approx(math.log(2.0) / (1.0 + 2.0 / 4.0 + 2.0 / 8.0))
+
+
+def test_a_test_that_the_encoder_knows_less_well_than_the_enrolment_is_below() -> None:
+    test = unit(2)
+
+    def shift(held: list[float | None], measured: float | None) -> tuple[float, float]:
+        enrolled = [dataclasses.replace(SHAPE, log_embedding_norm=value) for value in held]
+        bank = bank_of(unit(1, len(held)), enrolled, [len(held)])
+        found = bank.evidence(test, dataclasses.replace(SHAPE, log_embedding_norm=measured), "centroid")
+        return float(found["norm_above"][0]), float(found["norm_below"][0])
+
+    assert shift([2.0, 3.0], 2.2) == (0.0, pytest.approx(0.3))
+    assert shift([2.0, 3.0], 2.6) == (pytest.approx(0.1), 0.0)
+    # Of several exemplars, those of which it is known speak; unknown on a side, it speaks for neither.
+    assert shift([None, 3.0], 2.2) == (0.0, pytest.approx(0.8))
+    assert shift([2.0], None) == shift([None], 2.0) == shift([None, None], None) == (0.0, 0.0)
 
 
 def test_the_terms_of_a_calibration_are_all_that_its_llr_needs() -> None:

@@ -364,7 +364,7 @@ class FailingEncoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def embed_features_with_norm(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
         raise EmoinvError("out of order")
 
 
@@ -421,9 +421,9 @@ class CountingEncoder(FailingEncoder):
         super().__init__(encoder)
         self.asked: list[int] = []
 
-    def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def embed_features_with_norm(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
         self.asked.append(len(features))
-        return self._encoder.embed_features(features)
+        return self._encoder.embed_features_with_norm(features)
 
 
 @pytest.fixture(scope="module")

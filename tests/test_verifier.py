@@ -86,6 +86,7 @@ def test_the_owner_is_accepted_and_another_voice_rejected(encoder: Encoder, ana:
     assert own.cosine == pytest.approx((own.score + 7.0) / 10.0, abs=1e-6)
     assert own.target_far == 0.01 and own.speaker == "ana" and own.final and not own.extrapolated
     assert own.quality is not None and own.quality.net_speech_s > 2.5
+    assert own.quality.log_embedding_norm is not None
     assert (own.start, own.end) == (0, 3 * RATE)
 
 
@@ -197,11 +198,11 @@ def test_a_broken_embedding_is_never_an_accept(
 def test_a_model_that_fails_on_the_speech_is_no_decision(
     encoder: Encoder, ana: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Encoder, waveform: NDArray[Any], sample_rate: int) -> NDArray[np.float32]:
+    def fail(self: Encoder, waveform: NDArray[Any], sample_rate: int) -> tuple[NDArray[np.float32], float]:
         raise EmoinvError("the embedding is not finite")
 
     verifier = Verifier(encoder, ana)
-    monkeypatch.setattr(Encoder, "embed", fail)
+    monkeypatch.setattr(Encoder, "embed_with_norm", fail)
     refused(verifier.verify(synthesise(3.0, 4, ANA_HZ), RATE), "no usable embedding")
 
 

@@ -77,6 +77,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "f0_spread": ("f0_spread_above", "f0_spread_below"),
     "tilt": ("tilt_above", "tilt_below"),
     "envelope": ("envelope",),
+    "norm": ("norm_above", "norm_below"),
     "test_seconds": ("test_seconds",),
     "enrol_seconds": ("enrol_seconds",),
     "snr": ("snr",),
@@ -126,8 +127,9 @@ def measure(
             quality = measure_quality(waveform, rate, speech)
             if unusable(quality) is None:
                 clips.append(each.clips[index])
-                embeddings.append(encoder.embed(speech, rate))
-                qualities.append(quality)
+                embedding, norm = encoder.embed_with_norm(speech, rate)
+                embeddings.append(embedding)
+                qualities.append(dataclasses.replace(quality, log_embedding_norm=math.log(norm)))
     if not clips:
         raise ValueError("no usable clip in the development speech; prepare it with `python -m train prepare`")
     return DevelopmentSpeech(clips, np.stack(embeddings), qualities)

@@ -50,7 +50,7 @@ FARS = (0.01, 0.001)
 DURATIONS_S = (0.0, 1.5, 3.0, 6.0)
 # The pairs of so many clips are at most 18 million; a larger set is thinned evenly, and the result says so.
 MAX_CLIPS = 6000
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2  # vectors as the model gives them; in format 1 some were of unit norm
 
 
 class Clip(Protocol):
@@ -460,7 +460,7 @@ def default_cache() -> Path:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Model:
-    """Something that embeds: a name, what identifies it, and a function from waveform to embedding."""
+    """Something that embeds: a name, what identifies it, and a function from waveform to embedding, of any norm."""
 
     name: str
     fingerprint: str
@@ -484,7 +484,12 @@ def open_model(path: Path, num_threads: int = 1) -> Model:
 
         encoder = Encoder(path, num_threads)
         dim, rate = encoder.spec.embedding_dim, encoder.spec.sample_rate
-        return Model(path.name, encoder.fingerprint, dim, lambda waveform: encoder.embed(waveform, rate), encoder)
+
+        def embed_speech(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+            embedding, norm = encoder.embed_with_norm(waveform, rate)
+            return embedding * np.float32(norm)
+
+        return Model(path.name, encoder.fingerprint, dim, embed_speech, encoder)
 
     import torch
 
@@ -501,7 +506,8 @@ def open_model(path: Path, num_threads: int = 1) -> Model:
         if spec.mean_normalisation:
             features = mean_normalise(features)
         with torch.inference_mode():
-            return unit(model(torch.from_numpy(features[None])).numpy())[0]
+            embedding: NDArray[np.float32] = model(torch.from_numpy(features[None])).numpy()[0]
+            return embedding
 
     return Model(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), spec.embedding_dim, embed)
 
@@ -547,7 +553,7 @@ def embed_set(
 class Speech:
     """A clip as the runtime's verifier sees it: what its speech measures, and the embedding of the speech alone.
 
-    `embedding` is None where the verifier would give no decision.
+    `embedding`, of unit norm, is None where the verifier would give no decision.
     """
 
     quality: SpeechQuality
@@ -578,6 +584,9 @@ def acquire_set(
                 embedding = model.embed(speech)
                 if cache is not None:
                     cache.put(key, embedding)
+            norm = float(np.linalg.norm(embedding.astype(np.float64)))
+            embedding = (embedding / norm).astype(np.float32)
+            quality = dataclasses.replace(quality, log_embedding_norm=math.log(norm))
         out.append(Speech(quality, embedding))
         progress(index + 1, len(evaluation.clips))
     return out
