@@ -198,6 +198,53 @@ def test_a_corpus_left_out_is_judged_by_the_weights_of_the_others(development: D
         assert figures["min_cllr"] <= figures["affine_cllr"] <= figures["cllr"] + 1e-6
 
 
+def test_at_one_threshold_for_all_a_corpus_whose_scores_lie_lower_is_refused_more(
+    development: DevelopmentSpeech,
+) -> None:
+    everyone, trials = calibrate.make_trials(development), calibrate.teaching_trials(development, "centroid")
+    plain = calibrate.at_one_threshold(everyone, trials, "centroid", ("cosine",), 0.1)
+    assert {corpus for corpus, _ in plain} == {"corpus0", "corpus1", "corpus2"}
+    assert 0.02 < np.mean([figures["far"] for figures in plain.values()]) < 0.2
+
+    def lower(each: calibrate.Trials) -> calibrate.Trials:
+        if each.corpus != "corpus1":
+            return each
+        return dataclasses.replace(each, cosines={name: values - 0.2 for name, values in each.cosines.items()})
+
+    moved = calibrate.at_one_threshold(list(map(lower, everyone)), trials, "centroid", ("cosine",), 0.1)
+    assert moved["corpus1", "neutral"]["frr"] > plain["corpus1", "neutral"]["frr"] + 0.1
+    assert moved["corpus1", "neutral"]["far"] < plain["corpus1", "neutral"]["far"]
+    assert moved["corpus0", "neutral"]["frr"] <= plain["corpus0", "neutral"]["frr"]  # its threshold fell
+    with pytest.raises(CalibrationError, match="cannot be supported"):
+        calibrate.at_one_threshold(everyone, trials, "centroid", ("cosine",), 0.01)
+
+
+def test_a_norm_that_explains_a_lower_cosine_is_kept(development: DevelopmentSpeech) -> None:
+    # The further a mood moves an embedding, the less of a voice the encoder found.
+    centres = {
+        speaker: np.mean(
+            [e for e, c in zip(development.embeddings, development.clips, strict=True) if c.speaker == speaker], axis=0
+        )
+        for speaker in {clip.speaker for clip in development.clips}
+    }
+    rng = np.random.default_rng(0)
+    known = [
+        dataclasses.replace(
+            quality, log_f0_mean=None,
+            log_embedding_norm=float(embedding @ centres[clip.speaker] + rng.normal(0, 0.02)),
+        )
+        for embedding, clip, quality in zip(
+            development.embeddings, development.clips, development.qualities, strict=True
+        )
+    ]  # fmt: skip
+    trials = calibrate.teaching_trials(dataclasses.replace(development, qualities=known), "centroid")
+    names, _ = calibrate.select_terms(trials, "centroid")
+    assert "norm_below" in names
+    problem = calibrate._problem(trials, "centroid")
+    _, weights = calibrate._fit_weights(problem, names, np.ones(len(problem.target), bool))
+    assert dict(zip(names, weights, strict=True))["norm_below"] > 0
+
+
 @pytest.mark.parametrize("rate", [0.5, 0.2, 0.1, 0.06])
 def test_unseen_impostors_keep_the_rate_asked_for(fitted: Calibration, rate: float) -> None:
     llrs, target = scores(fitted, calibrate.make_trials(speech(2, 20)))

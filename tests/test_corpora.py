@@ -101,6 +101,16 @@ LAYOUTS = {
             "wav/16b10Lb.wav": ("emodb-16", "female", "bored"),
         },
     ),
+    "banglaser": (
+        {
+            "dataset/03-01-01-01-03-03-15.wav": "",  # a copy of another take
+            "dataset/03-01-07-01-03-03-15.wav": "",  # no mood of the corpus
+        },
+        {
+            "dataset/03-01-05-01-02-03-12.wav": ("banglaser-12", "female", "neutral"),
+            "dataset/01-01-04-02-03-01-15.wav": ("banglaser-15", "male", "surprised"),
+        },
+    ),
     "emovo": (
         {"data/EMOVO/f1/xxx-f1-b1.wav": "", "data/EMOVO/documents/readme.wav": ""},
         {

@@ -35,6 +35,7 @@ __all__ = [
     "DESIGNS",
     "DevelopmentSpeech",
     "Trials",
+    "at_one_threshold",
     "fit_calibration",
     "fit_speech",
     "leave_one_corpus_out",
@@ -56,7 +57,7 @@ SHRINKAGE = 1e-4  # on the weights of the standardised terms
 PRIOR = 0.05  # of the fit: weights for thresholds of few false accepts are learnt where such thresholds lie
 # A term must lower the Cllr of unseen corpora by this share on the geometric mean, and harm none by HARM: in
 # shares, since a corpus of few errors says as much about a term as one of many.
-GAIN = 0.02
+GAIN = 0.015
 HARM = 0.05
 JUDGED_SPEAKERS = 8  # a corpus with fewer profiles helps to fit, but is too small to judge
 # Nor is a corpus judged on where the cosine alone leaves so little: a handful of trials makes its Cllr.
@@ -593,6 +594,52 @@ def leave_one_corpus_out(
     }
 
 
+def at_one_threshold(
+    everyone: Sequence[Trials], trials: Sequence[Trials], pooling: str, names: Sequence[str], rate: float = 0.01
+) -> dict[tuple[str, str], dict[str, float]]:
+    """False rejects and accepts of each corpus, tests in other moods, at the threshold that all the others make.
+
+    What a user meets: neither the weights nor the threshold know their room. `leave_one_corpus_out` judges the
+    ranking within a corpus; this counts how far the corpora's scores lie apart as well.
+
+    Parameters
+    ----------
+    everyone : sequence of Trials
+        Whose impostors make the threshold.
+    trials : sequence of Trials
+        Those that teach the weights.
+    rate : float
+        The false-accept rate asked for.
+
+    Returns
+    -------
+    dict from (corpus, design) to dict
+        ``frr``, ``far``, ``targets``; NaN where there are no trials of a kind.
+
+    Raises
+    ------
+    CalibrationError
+        If too few speakers are left without a corpus to support the rate.
+    """
+    problem = _problem(trials, pooling)
+    out = {}
+    for corpus in sorted({each.corpus for each in everyone}):
+        others = [each for each in everyone if each.corpus != corpus]
+        calibration = _with_thresholds(_uncut(problem, pooling, names, problem.corpus != corpus), others, (1,))
+        threshold = calibration.threshold(rate).llr
+        for each in everyone:
+            some = each.take(each.emotional)
+            if each.corpus == corpus and len(some.target):
+                llr = calibration.llr(some.with_pooling(pooling))
+                own, strange = llr[some.target], llr[~some.target]
+                out[corpus, each.design] = {
+                    "frr": float(np.mean(own < threshold)) if len(own) else math.nan,
+                    "far": float(np.mean(strange >= threshold)) if len(strange) else math.nan,
+                    "targets": float(len(own)),
+                }
+    return out
+
+
 def pooling_table(trials: Sequence[Trials], names: Sequence[str]) -> list[dict[str, float | str]]:
     """Unseen-corpus EER and false rejects for each pooling and design, on emotional tests."""
     rows = []
@@ -616,6 +663,27 @@ def term_table(trials: Sequence[Trials], pooling: str, names: Sequence[str]) -> 
         "cosine + f0": leave_one_corpus_out(trials, pooling, ("cosine", *GROUPS["f0"])),
         " + ".join(names): leave_one_corpus_out(trials, pooling, names),
     }
+
+
+def _uncut(problem: _Problem, pooling: str, names: Sequence[str], rows: NDArray[np.bool_]) -> Calibration:
+    """The calibration that these rows teach, before it has thresholds."""
+    bias, weights = _fit_weights(problem, names, rows)
+    terms = []
+    for name, weight in zip(names, weights, strict=True):
+        column = problem.values[rows, TERMS.index(name)]
+        low, high = (-1.0, 1.0) if name == "cosine" else np.quantile(column, (0.002, 0.998))
+        terms.append(Term(name, weight, float(low), float(high)))
+    return Calibration(pooling, bias, tuple(terms), (FarTable(1, (0.5, 0.4), (0.0, 0.0)),), 1, "")
+
+
+def _impostor_speakers(trials: Sequence[Trials]) -> set[tuple[str, str]]:
+    return {each.name_of(code) for each in trials for code in np.unique(each.speaker[~each.target])}
+
+
+def _with_thresholds(bare: Calibration, trials: Sequence[Trials], counts: Iterable[int]) -> Calibration:
+    """The calibration with the thresholds that the impostors of `trials` make, for so many profiles at once."""
+    tables = tuple(table for count in counts if (table := far_table(trials, bare, count)) is not None)
+    return dataclasses.replace(bare, far_tables=tables, num_impostor_speakers=len(_impostor_speakers(trials)))
 
 
 def _impostors(trials: Sequence[Trials], calibration: Calibration) -> list[tuple[NDArray[np.float64], Trials]]:
@@ -700,25 +768,17 @@ def fit_speech(
     if names is None:
         names, _ = select_terms(trials, pooling)
     problem = _problem(trials, pooling)
-    bias, weights = _fit_weights(problem, names, np.ones(len(problem.target), bool))
-    terms = []
-    for name, weight in zip(names, weights, strict=True):
-        column = problem.values[:, TERMS.index(name)]
-        low, high = (-1.0, 1.0) if name == "cosine" else np.quantile(column, (0.002, 0.998))
-        terms.append(Term(name, weight, float(low), float(high)))
     if impostors is not None:
         everyone += make_trials(impostors)
-    tried = {each.name_of(code) for each in everyone for code in np.unique(each.speaker[~each.target])}
+    tried = _impostor_speakers(everyone)
     if source is None:
         corpora = sorted({corpus for corpus, _ in tried})
         used = {each.corpus for each in trials}
         counts = {corpus: sum(key[0] == corpus for key in tried) for corpus in corpora}
         notes = {corpus: "" if corpus in used else ", impostors only" for corpus in corpora}
         source = ", ".join(f"{corpus} ({counts[corpus]} speakers{notes[corpus]})" for corpus in corpora)
-    placeholder = FarTable(1, (0.5, 0.4), (0.0, 0.0))
-    bare = Calibration(pooling, bias, tuple(terms), (placeholder,), len(tried), source)
-    tables = [table for count in NUM_PROFILES if (table := far_table(everyone, bare, count)) is not None]
-    return dataclasses.replace(bare, far_tables=tuple(tables))
+    bare = _uncut(problem, pooling, names, np.ones(len(problem.target), bool))
+    return dataclasses.replace(_with_thresholds(bare, everyone, NUM_PROFILES), source=source)
 
 
 def fit_calibration(

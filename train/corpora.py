@@ -205,6 +205,17 @@ def korean_tts(root: Path) -> Iterator[Clip]:
             yield Clip(path, "korean_tts", f"korean_tts-{speaker}", gender, emotion)
 
 
+def banglaser(root: Path) -> Iterator[Clip]:
+    """``03-01-EE-II-SS-RR-AA.wav``: emotion EE, intensity, sentence SS, take RR, actor AA (odd a man)."""
+    names = {"01": "happy", "02": "sad", "03": "angry", "04": "surprised", "05": "neutral"}
+    # Two clips are there twice, under the names of two takes.
+    twice = {"03-01-01-01-03-03-15.wav", "03-01-01-01-01-03-17.wav"}
+    for path, match in _matches(root, "*.wav", r"0[13]-01-(0[1-5])-0[12]-(0[1-3])-0[1-3]-(\d\d)\.wav"):
+        if path.name not in twice:
+            gender = "male" if int(match[3]) % 2 else "female"
+            yield Clip(path, "banglaser", f"banglaser-{match[3]}", gender, names[match[1]], match[2])
+
+
 def voxceleb(root: Path) -> Iterator[Clip]:
     """``idNNNNN/video/utterance.{wav,m4a,flac}`` at any depth."""
     for path in _sorted(root, "*"):
@@ -290,6 +301,7 @@ CORPORA: dict[str, Corpus] = {
         Corpus("emodb", emodb, "free of charge, no licence stated", "research"),
         Corpus("emovo", emovo, "research only", "research"),
         Corpus("korean_tts", korean_tts, "CC BY-NC-SA 4.0", "research"),
+        Corpus("banglaser", banglaser, "CC BY 4.0 as others list it, unconfirmed", "research"),
         Corpus("tess", tess, "CC BY-NC-ND 4.0", "development"),
         Corpus("voxceleb", voxceleb, "CC BY 4.0 (metadata); audio as its owners say", "research"),
         Corpus("crema_d", crema_d, "ODbL", "research"),
