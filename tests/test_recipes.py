@@ -19,8 +19,10 @@ from train.corpora import CORPORA
 from train.data import MorphedSet, Recipe
 from train.loop import Schedule
 from train.model import ResidualEncoder, load_checkpoint, save_checkpoint
-from train.recipes import Judge, Run, fit_base, fit_run, fit_small, morph, open_sources, part_way, teach
+from train.prepare import PreparedSet
+from train.recipes import Judge, Run, fit_base, fit_pairs, fit_run, fit_small, morph, open_sources, part_way, teach
 from train.refit import refit_linear
+from train.teacher import middle, open_teacher
 
 QUICK = Schedule(steps=2, frozen_stages=1, warmup_steps=1)
 SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
@@ -52,6 +54,7 @@ def test_open_models_learn_from_open_corpora_only(root):
 def test_every_corpus_of_the_shipped_recipes_is_open():
     runs = recipes.BASE_RUNS.values()
     used = {corpus for run in runs for corpus in run.shares} | recipes.SMALL_SHARES.keys()
+    used |= recipes.PAIRS_RUN.shares.keys()
     assert {CORPORA[corpus.split("+")[0]].use for corpus in used} == {"open"}
 
 
@@ -305,6 +308,43 @@ def test_fit_research_may_learn_from_research_corpora_and_says_so(root, tmp_path
     assert {corpus["name"] for corpus in saved["provenance"]["corpora"]} == {"ased", "malayalam"}
     assert "none stated" in {corpus["licence"] for corpus in saved["provenance"]["corpora"]}
     assert {CORPORA[name].use for name in recipes.RESEARCH_RUN.shares} == {"research", "open"}
+
+
+def test_fit_pairs_goes_half_of_the_way_to_a_run_with_the_teachers_targets(root, tmp_path, monkeypatch, capsys):
+    run = Run(SHORT, QUICK, {"malayalam": 0.5, "librispeech": 0.5}, targets="base")
+    monkeypatch.setattr(recipes, "PAIRS_RUN", run)
+    monkeypatch.setattr(recipes, "PAIRS_BATCH", 2)
+    start, teacher = tiny_encoder(0), tiny_encoder(1)
+    made_of = {"corpora": [{"name": "emogator", "licence": "Apache-2.0"}], "teachers": []}
+    save_checkpoint(tmp_path / "small.pt", start, TINY_SPEC, provenance=made_of)
+    save_checkpoint(tmp_path / "large.pt", teacher, TINY_SPEC)
+    command = ["fit", "pairs", "--start", str(tmp_path / "small.pt"), "--prepared", str(root), "--rooms", "0"]
+    assert main([*command, "-o", str(tmp_path / "no")]) == 1 and "expected --teacher" in capsys.readouterr().err
+    command += ["--teacher", str(tmp_path / "large.pt"), "-o", str(tmp_path / "run")]
+    assert main([*command, "--steps", "3"]) == 1
+    assert "--steps: expected with `fit small` only" in capsys.readouterr().err
+    assert main(command) == 0
+
+    taught = np.load(root / "malayalam" / "base.npy")
+    clips = PreparedSet(root / "malayalam")
+    expected = open_teacher(tmp_path / "large.pt").embed([middle(clips.waveform(0), 64000)])
+    assert np.allclose(taught[0], expected[0], atol=1e-4)
+    ran = load_checkpoint(tmp_path / "run" / "pairs" / "best.pt")[0]
+    saved, _, extra = load_checkpoint(tmp_path / "run" / "best.pt")
+    half = part_way(start, [ran], recipes.PAIRS_WAY)
+    sources, _ = open_sources(root, run.shares, targets="base")
+    refitted = refit_linear(half, TINY_SPEC, sources, recipes.PAIRS_REFIT_PENALTY)
+    wanted = part_way(half, [refitted], recipes.PAIRS_WAY).state_dict()
+    assert all(torch.allclose(value, wanted[name], atol=1e-6) for name, value in saved.state_dict().items())
+    assert [corpus["name"] for corpus in extra["provenance"]["corpora"]] == ["emogator", "malayalam", "librispeech"]
+    assert [each["name"] for each in extra["provenance"]["teachers"]] == ["base of emoinv-edge"]
+
+
+def test_a_teacher_of_another_size_is_refused(root, tmp_path):
+    save_checkpoint(tmp_path / "large.pt", tiny_encoder(), TINY_SPEC)
+    other = dataclasses.replace(open_teacher(tmp_path / "large.pt"), embedding_dim=7)
+    with pytest.raises(ValueError, match=f"expected embeddings of {TINY_SPEC.embedding_dim} numbers, got 7"):
+        fit_pairs(tiny_encoder(), TINY_SPEC, root, tmp_path / "run", other, [], [])
 
 
 @pytest.mark.parametrize("tier", ["base", "research"])

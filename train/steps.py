@@ -128,7 +128,8 @@ examples:
         commands,
         "fit",
         "Fine-tune an encoder on parallel pairs (base), or compress base (small).",
-        """`research` goes on from base with corpora whose licences forbid shipping what comes out.
+        """`pairs` fine-tunes a compressed encoder on parallel pairs, its targets by --teacher. `research` goes on from
+base with corpora whose licences forbid shipping what comes out.
 The run goes on where it stopped if the output folder holds one. Several GPUs or hosts: start with torchrun.
 
 examples:
@@ -136,17 +137,18 @@ examples:
   python -m train fit small --start runs/base/best.pt --teacher base.onnx --prepared prepared -o runs/small
   python -m train fit small --start runs/base/best.pt --prepared prepared --device cuda --batch 256 -o runs/small
   python -m train fit small --start runs/base/best.pt --prepared prepared --go-on-from small.pt -o runs/further
+  python -m train fit pairs --start small.pt --teacher base.onnx --prepared prepared -o runs/pairs
   python -m train fit research --start runs/base/best.pt --prepared prepared -o runs/research
   torchrun --nproc-per-node 4 -m train fit base --start resnet34-lm.onnx --prepared prepared -o runs/base""",
     )
-    parser.add_argument("tier", choices=("base", "small", "research"))
+    parser.add_argument("tier", choices=("base", "small", "pairs", "research"))
     parser.add_argument("--start", type=Path, required=True, help="the public ResNet34-LM (.onnx), or a checkpoint")
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared root")
     parser.add_argument(
         "--teacher",
         type=Path,
         metavar="FILE",
-        help="small: the encoder to start from as an int8 file, which teaches faster",
+        help="small: the encoder to start from as an int8 file, which teaches faster; pairs: who gives the targets",
     )
     parser.add_argument("--go-on-from", type=Path, metavar="FILE", help="small: a checkpoint of it, instead of a cut")
     parser.add_argument("--steps", type=int, help="small: of the compression (as the recipe says)")
@@ -163,7 +165,8 @@ examples:
     parser.set_defaults(run=run_fit)
 
 
-_OF_SMALL = ("teacher", "go_on_from", "steps", "rate", "batch")
+# The options that only these tiers have.
+_OF_TIER = {"small": ("teacher", "go_on_from", "steps", "rate", "batch"), "pairs": ("teacher",)}
 
 
 def run_corpora(arguments: argparse.Namespace) -> int:
@@ -322,15 +325,19 @@ def run_fit(arguments: argparse.Namespace) -> int:
         SMALL_STAGES,
         Judge,
         fit_base,
+        fit_pairs,
         fit_run,
         fit_small,
     )
+    from .teacher import open_teacher
 
-    if arguments.tier != "small":
-        foreign = [name for name in _OF_SMALL if getattr(arguments, name) is not None]
-        if foreign:
-            options = ", ".join("--" + name.replace("_", "-") for name in foreign)
-            raise ValueError(f"{options}: expected with `fit small` only; the recipe of {arguments.tier} says its own")
+    known = _OF_TIER.get(arguments.tier, ())
+    foreign = [name for name in _OF_TIER["small"] if name not in known and getattr(arguments, name) is not None]
+    if foreign:
+        options = ", ".join("--" + name.replace("_", "-") for name in foreign)
+        raise ValueError(f"{options}: expected with `fit small` only; the recipe of {arguments.tier} says its own")
+    if arguments.tier == "pairs" and arguments.teacher is None:
+        raise ValueError("expected --teacher: who gives the targets, as base.onnx or base.pt")
     for name in ("steps", "rate", "batch"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
@@ -346,6 +353,11 @@ def run_fit(arguments: argparse.Namespace) -> int:
     with process_group():
         if arguments.tier == "base":
             fit_base(encoder, spec, arguments.prepared, arguments.out, noises, rooms, progress=shown, **options)
+        elif arguments.tier == "pairs":
+            fit_pairs(
+                encoder, spec, arguments.prepared, arguments.out, open_teacher(arguments.teacher), noises, rooms,
+                _provenance(arguments.start), progress=shown, **options,
+            )  # fmt: skip
         elif arguments.tier == "research":
             fit_run(
                 encoder, spec, arguments.prepared, arguments.out, RESEARCH_RUN, noises, rooms, BASE_PAIRS,
