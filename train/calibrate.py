@@ -614,27 +614,24 @@ def at_one_threshold(
     Returns
     -------
     dict from (corpus, design) to dict
-        ``frr``, ``far``, ``targets``; NaN where there are no trials of a kind.
-
-    Raises
-    ------
-    CalibrationError
-        If too few speakers are left without a corpus to support the rate.
+        ``frr``, ``far`` (NaN where there are no trials of the kind), ``targets``, and ``extrapolated``: 1 where
+        too few speakers are left without the corpus to support the rate.
     """
     problem = _problem(trials, pooling)
     out = {}
     for corpus in sorted({each.corpus for each in everyone}):
         others = [each for each in everyone if each.corpus != corpus]
         calibration = _with_thresholds(_uncut(problem, pooling, names, problem.corpus != corpus), others, (1,))
-        threshold = calibration.threshold(rate).llr
+        threshold = calibration.threshold(rate, extrapolate=True)
         for each in everyone:
             some = each.take(each.emotional)
             if each.corpus == corpus and len(some.target):
                 llr = calibration.llr(some.with_pooling(pooling))
                 own, strange = llr[some.target], llr[~some.target]
                 out[corpus, each.design] = {
-                    "frr": float(np.mean(own < threshold)) if len(own) else math.nan,
-                    "far": float(np.mean(strange >= threshold)) if len(strange) else math.nan,
+                    "frr": float(np.mean(own < threshold.llr)) if len(own) else math.nan,
+                    "far": float(np.mean(strange >= threshold.llr)) if len(strange) else math.nan,
+                    "extrapolated": float(threshold.extrapolated),
                     "targets": float(len(own)),
                 }
     return out
