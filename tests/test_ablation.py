@@ -59,21 +59,22 @@ def test_controls_differ_from_the_full_method_in_one_thing():
 
 def test_the_issue_asks_for_these_arms():
     wanted = {
-        "aam", "+copypaste", "+cosine", "+masking", "random-mask", "lambda-0", "no-copypaste", "targets", "prosody",
-        "all",
+        "aam", "+copypaste", "+cosine", "+masking", "random-mask", "low-mask", "both-mask", "lambda-rise", "lambda-0",
+        "no-copypaste", "contrast", "hard", "channels", "short", "targets", "prosody", "all",
     }  # fmt: skip
     assert wanted <= {arm.name for arm in ARMS}
     assert len({arm.name for arm in ARMS}) == len(ARMS)
 
 
-def test_every_arm_has_crops_of_the_same_length_and_the_same_margin():
-    assert len({(arm.recipe.min_s, arm.recipe.max_s, arm.recipe.margin) for arm in ARMS}) == 1
+def test_every_arm_has_crops_of_the_same_mean_length_and_the_same_margin():
+    assert len({(round(arm.recipe.min_s + arm.recipe.max_s, 6), arm.recipe.margin) for arm in ARMS}) == 1
 
 
 def test_arms_that_differ_in_losses_alone_share_their_views():
     arms = {arm.name: arm.recipe for arm in ARMS}
     assert views_of(arms["+copypaste"]) == views_of(arms["+cosine"])
-    assert views_of(arms["+masking"]) == views_of(arms["lambda-0"])
+    assert views_of(arms["+masking"]) == views_of(arms["lambda-0"]) == views_of(arms["contrast"])
+    assert views_of(arms["+masking"]) == views_of(arms["lambda-rise"]) != views_of(arms["hard"])
     assert views_of(arms["+cosine"]) != views_of(arms["+masking"]) != views_of(arms["random-mask"])
     assert views_of(arms["aam"]) != views_of(arms["targets"])
 
@@ -146,6 +147,20 @@ def test_arms_that_need_morphs_are_left_out_aloud_without_them_and_run_with_them
         ordinary=[(plain, random_embeddings(plain))], morphs=[MorphedSet(tmp_path / "morphs")],
     )  # fmt: skip
     assert [row["arm"] for row in rows] == ["start", "aam", "prosody"]
+
+
+def test_the_arm_with_channels_is_left_out_aloud_without_noises_and_runs_with_them(corpora, tmp_path):
+    said = []
+    arms = few("aam", "channels", "hard", "short", "lambda-rise")
+    rows = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path / "a", arms, (1,), BUDGET, say=said.append)
+    assert "left out for want of --noise: channels" in said
+    assert [row["arm"] for row in rows] == ["start", "aam", "lambda-rise", "hard", "short"]
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    rows = ablate(
+        tiny_encoder(), TINY_SPEC, corpora, tmp_path / "b", few("channels"), (1,), BUDGET, noises=[noise],
+        rooms=[np.float32([1.0, 0.0, 0.3])],
+    )  # fmt: skip
+    assert [row["arm"] for row in rows] == ["start", "channels"]
 
 
 def test_training_from_kept_activations_moves_what_training_from_features_would(corpora):

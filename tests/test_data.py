@@ -136,6 +136,37 @@ def test_masks_silence_frames_and_no_mask_does_not(toy):
     assert 0.2 < masked < 0.3
 
 
+def test_hard_batches_are_of_one_corpus_gender_and_sentence(root, toy):
+    clips = prepared(root / "said", "said", speakers=12, takes=2, seconds=0.4)
+    # Half of the speakers of each gender say one sentence in their first takes; all say it in no second take.
+    clips.clips = [
+        dataclasses.replace(clip, sentence="yes" if int(clip.speaker.split("-")[1]) < 10 and i % 2 == 0 else f"{i}")
+        for i, clip in enumerate(clips.clips)
+    ]
+    sources = [Source(clips, random_embeddings(clips), 1.0), toy]
+    batches = PairBatches(sources, TINY_SPEC, dataclasses.replace(PLAIN, hard=1.0), 12, 40, 3)
+    names = sorted({clip.speaker for clip in clips.clips})
+    gender = {clip.speaker: clip.gender for clip in clips.clips}
+    said = others = 0
+    for step in range(40):
+        labels = batches[step]["labels"].tolist()
+        if max(labels) < 12:  # of the first corpus
+            others += 1
+            assert len({gender[names[label]] for label in labels}) == 1
+            said += not {10, 11} & {int(names[label].split("-")[1]) for label in labels}
+        else:  # too few of one gender in the toy: its speakers as they are
+            assert min(labels) >= 12
+    assert 5 < others < 35 and said > others / 4
+    plain = PairBatches(sources, TINY_SPEC, PLAIN, 12, 1, 3)[0]["labels"]
+    assert len({label >= 12 for label in plain.tolist()}) == 2
+
+
+def test_lambda_rises_over_the_share_of_the_steps_asked_for():
+    recipe = Recipe(pair_weight=2.0, pair_rise=0.5)
+    assert [recipe.pair_weight_at(done) for done in (0.0, 0.25, 0.5, 1.0)] == [0.0, 1.0, 2.0, 2.0]
+    assert Recipe(pair_weight=2.0).pair_weight_at(0.0) == 2.0
+
+
 def test_morphs_are_drawn_as_often_as_asked(toy, morphs):
     """The test's morphs are the clips at half their level, which shows in the level before normalisation."""
     seen = []

@@ -71,7 +71,7 @@ def keep_gradients(folder: Path) -> None:
     with process_group():
         trained = Trained(tiny_encoder(), AngularMarginSoftmax(torch.from_numpy(batches.centres)), RECIPE, 0)
         parallel = DistributedDataParallel(trained)  # kept: without it nobody joins the gradients
-        parallel(batches[rank()], 0.1)["loss"].backward()
+        parallel(batches[rank()], 0.1, RECIPE.pair_weight)["loss"].backward()
         torch.save({name: p.grad for name, p in trained.named_parameters()}, folder / f"gradients-{rank()}.pt")
         barrier()
 
@@ -115,7 +115,7 @@ def test_gradients_of_two_processes_are_the_mean_of_both_batches_in_one(folder):
     first, second = (torch.load(folder / f"gradients-{r}.pt", weights_only=True) for r in (0, 1))
     batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, 2, 1)
     trained = Trained(tiny_encoder(), AngularMarginSoftmax(torch.from_numpy(batches.centres)), RECIPE, 0)
-    loss = sum(trained(batches[step], 0.1)["loss"] for step in range(2)) / 2
+    loss = sum(trained(batches[step], 0.1, RECIPE.pair_weight)["loss"] for step in range(2)) / 2
     loss.backward()
     for name, parameter in trained.named_parameters():
         assert torch.equal(first[name], second[name]), name

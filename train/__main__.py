@@ -90,6 +90,10 @@ examples:
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared root; taught (`train teach`)")
     parser.add_argument("--corpora", nargs="+", required=True, metavar="CORPUS", help="prepared emotional corpora")
     parser.add_argument("--ordinary", nargs="+", default=[], metavar="CORPUS", help="ordinary speech that has morphs")
+    parser.add_argument(
+        "--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings, for the arm channels"
+    )
+    parser.add_argument("--rooms", type=int, default=60, help="simulated rooms of that arm (60)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these (all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
@@ -106,6 +110,7 @@ def run_ablate(arguments: argparse.Namespace) -> int:
     import torch
 
     from .ablation import ARMS, Budget, ablate, format_table
+    from .channels import read_noises, simulate_rooms
     from .recipes import open_sources
     from .steps import _start
 
@@ -128,10 +133,12 @@ def run_ablate(arguments: argparse.Namespace) -> int:
     encoder, spec = _start(arguments.start)
     emotional, _ = open_sources(arguments.prepared, dict.fromkeys(arguments.corpora, 1.0), "research")
     ordinary, morphs = open_sources(arguments.prepared, dict.fromkeys(arguments.ordinary, 1.0), "research")
+    noises = read_noises(arguments.noise) if arguments.noise else []
     budget = Budget(arguments.steps, arguments.pairs, min(arguments.pool_batches, arguments.steps), arguments.rate)
     rows = ablate(
         encoder, spec, [(source.clips, source.embeddings) for source in emotional], arguments.out, arms,
         arguments.seeds, budget, [(source.clips, source.embeddings) for source in ordinary], morphs,
+        noises, simulate_rooms(arguments.rooms, 0) if noises else [],
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     table = format_table(rows, arms)

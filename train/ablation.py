@@ -36,7 +36,7 @@ from emoinv_edge.spec import EncoderSpec
 from .data import MorphedSet, PairBatches, Recipe, Source
 from .embed import autocast
 from .evaluate import make_trials, unit
-from .losses import AngularMarginSoftmax, pair_loss, target_loss
+from .losses import AngularMarginSoftmax, contrast_loss, pair_loss, target_loss
 from .metrics import eer
 from .model import ResidualEncoder
 from .prepare import PreparedSet
@@ -77,8 +77,14 @@ ARMS: tuple[Arm, ...] = (
     Arm("+masking", _recipe(**_FULL), "and emotion-aware masking: the paper's full method"),
     Arm("random-mask", _recipe(**_FULL, mask_region="random"), "control: masks of equal area, anywhere"),
     Arm("low-mask", _recipe(**_FULL, mask_region="low"), "control: masks of equal area, quiet frames"),
+    Arm("both-mask", _recipe(**_FULL, mask_region="both"), "control: masks of equal area, loud and quiet frames"),
+    Arm("lambda-rise", _recipe(**_FULL, pair_rise=0.5), "the cosine loss rises over half of the steps"),
     Arm("lambda-0", _recipe(**_FULL | {"pair_weight": 0.0}), "control: the full views without the cosine loss"),
     Arm("no-copypaste", _recipe(**_FULL | {"copy_paste": 0.0}), "control: pairs of plain crops"),
+    Arm("contrast", _recipe(**_FULL, contrast_weight=0.2), "a loss against the batch's other speakers"),
+    Arm("hard", _recipe(**_FULL, contrast_weight=0.2, hard=0.5), "and half of the batches of one gender and sentence"),
+    Arm("channels", _recipe(**_FULL, channel=0.5, codec=0.2), "noise, rooms, telephone and gain on half of the views"),
+    Arm("short", _recipe(**_FULL | {"min_s": 0.8, "max_s": 2.4}), "views of 0.8 to 2.4 s, 1.6 s in the mean"),
     Arm(
         "targets",
         _recipe(softmax_weight=0.0, speaker_target=1.0, own_target=1.0, own_share=0.35),
@@ -138,7 +144,7 @@ def weights_digest(encoder: ResidualEncoder) -> str:
     return digest.hexdigest()[:16]
 
 
-LOSS_FIELDS = ("pair_weight", "margin", "softmax_weight")
+LOSS_FIELDS = ("pair_weight", "pair_rise", "margin", "softmax_weight", "contrast_weight")
 
 
 def views_of(recipe: Recipe) -> dict[str, Any]:
@@ -294,7 +300,9 @@ def train_arm(
         first, second = embeddings.chunk(2)
         margin = recipe.margin * min(1.0, step / max(1, budget.steps // 4))
         loss = recipe.softmax_weight * softmax(embeddings, batch["labels"], margin)
-        loss = loss + recipe.pair_weight * pair_loss(first, second)
+        loss = loss + recipe.pair_weight_at(step / budget.steps) * pair_loss(first, second)
+        if recipe.contrast_weight:
+            loss = loss + recipe.contrast_weight * contrast_loss(first, second, batch["labels"].chunk(2)[0])
         if recipe.speaker_target or recipe.own_target:
             loss = loss + target_loss(embeddings, batch["targets"], batch["weights"])
         optimizer.zero_grad(set_to_none=True)
@@ -314,6 +322,8 @@ def ablate(
     budget: Budget | None = None,
     ordinary: Sequence[tuple[PreparedSet, NDArray[np.float32]]] = (),
     morphs: Sequence[MorphedSet] = (),
+    noises: Sequence[NDArray[np.float32]] = (),
+    rooms: Sequence[NDArray[np.float32]] = (),
     train_share: float = 0.6,
     keep_pools: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -332,6 +342,8 @@ def ablate(
         Ordinary speech, seen by the arms with morphs alone.
     morphs : sequence of MorphedSet
         Prosody morphs; without them the arms that need some are left out, and that is said.
+    noises, rooms : sequence of ndarray
+        Recordings and impulse responses, for the arms with channels; these are left out without noises.
     keep_pools : bool
         Leave the kept activations on disk after the last arm that needs them.
 
@@ -356,6 +368,11 @@ def ablate(
         arms = [arm for arm in arms if not arm.recipe.morph]
         if lacking:
             say(f"left out for want of --morphs: {', '.join(lacking)}")
+    if not noises:
+        lacking = [arm.name for arm in arms if arm.recipe.channel]
+        arms = [arm for arm in arms if not arm.recipe.channel]
+        if lacking:
+            say(f"left out for want of --noise: {', '.join(lacking)}")
     key = _digest(
         weights_digest(encoder), spec.to_json(), sorted(training), sorted(developing), CLIPS_PER_CELL,
         DEVELOPMENT_FRAMES, sorted(str(prepared.folder) for prepared, _ in [*sets, *ordinary]), len(morphs),
@@ -385,8 +402,9 @@ def ablate(
         if with_morphs:
             sources += [_source(prepared, embeddings, frozenset()) for prepared, embeddings in ordinary]
         batches = PairBatches(
-            sources, spec, arm.recipe, budget.pairs, budget.pool_batches, seed, list(morphs) if with_morphs else None
-        )
+            sources, spec, arm.recipe, budget.pairs, budget.pool_batches, seed, list(morphs) if with_morphs else None,
+            list(noises), list(rooms),
+        )  # fmt: skip
         views = _digest(views_of(arm.recipe))
         folder = out / "pools" / f"{key}-{views}-{seed}"
         pool = Pool(folder, encoder, batches, budget.pool_batches)

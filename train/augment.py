@@ -15,6 +15,7 @@ __all__ = [
     "crop",
     "energy_mask",
     "frame_energy_db",
+    "mu_law",
     "random_gain",
     "reverberate",
     "shift_prosody",
@@ -114,13 +115,14 @@ def energy_mask(
     span: int = 12,
     region: str = "high",
     quantile: float = 0.5,
+    fill: str = "mean",
 ) -> NDArray[np.float32]:
     """Emotion-aware masking: cover contiguous spans where the frame energy is salient.
 
     Parameters
     ----------
     features : ndarray, shape (frames, bins)
-        Mean-normalised; masked frames become 0, which is their mean.
+        Mean-normalised.
     energy_db : ndarray, shape (frames,)
         From `frame_energy_db`.
     fraction : float
@@ -132,6 +134,9 @@ def energy_mask(
         or anywhere (the control arm: equal area, no look at the energy).
     quantile : float
         Of the frame energy.
+    fill : {"mean", "noise", "other"}
+        What a masked frame becomes: 0, which is the mean; noise of each bin's own deviation; or a frame of
+        elsewhere in the clip that is not masked.
 
     References
     ----------
@@ -161,7 +166,16 @@ def energy_mask(
         free = np.flatnonzero(~masked[start : start + span])[:missing]
         masked[start + free] = True
     out = features.copy()
-    out[masked] = 0.0
+    count = int(masked.sum())
+    if fill == "mean":
+        out[masked] = 0.0
+    elif fill == "noise":
+        out[masked] = rng.standard_normal((count, features.shape[1]), np.float32) * features.std(axis=0)
+    elif fill == "other":
+        seen = np.flatnonzero(~masked)
+        out[masked] = features[rng.choice(seen, count)] if len(seen) else 0.0
+    else:
+        raise ValueError(f"fill should be mean, noise or other, got {fill!r}")
     return out
 
 
@@ -197,6 +211,17 @@ def telephone_band(waveform: Waveform, low_hz: float = 300.0, high_hz: float = 3
     hz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
     spectrum *= np.clip((hz - low_hz) / 100.0, 0, 1) * np.clip((high_hz - hz) / 100.0, 0, 1)
     return np.asarray(np.fft.irfft(spectrum, len(waveform)), np.float32)
+
+
+def mu_law(waveform: Waveform) -> Waveform:
+    """What a telephone call leaves: the narrow band at 8 kHz, each sample in 8 bits of the mu-law (ITU-T G.711)."""
+    band = telephone_band(waveform)
+    narrow = np.clip(band[::2], -1.0, 1.0)  # nothing is left above 3.5 kHz that could fold back
+    coded = np.sign(narrow) * np.log1p(255.0 * np.abs(narrow)) / np.log(256.0)
+    steps = np.rint(coded * 127.0) / 127.0
+    decoded = np.sign(steps) * np.expm1(np.abs(steps) * np.log(256.0)) / 255.0
+    places = np.arange(len(waveform)) / 2.0
+    return np.interp(places, np.arange(len(decoded)), decoded).astype(np.float32)
 
 
 def shift_prosody(waveform: Waveform, rng: np.random.Generator) -> Waveform:

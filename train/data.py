@@ -29,6 +29,7 @@ __all__ = ["MorphedSet", "PairBatches", "Recipe", "Source"]
 
 # Lengths of views: few, since a CPU prepares its kernels for each shape anew, which takes longer than a step.
 LENGTHS = 5
+HARD_SPEAKERS = 4  # fewer that are alike do not make a batch of hard negatives
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,12 +40,19 @@ class Recipe:
     ----------
     copy_paste, morph : float
         Probability that a view joins two manners; that it is a prosody morph, where there is one.
-    mask, mask_region, mask_fraction : float, str, float
-        Probability of energy masking of a view, where, and how much of it.
-    channel : float
-        Probability of noise, room, telephone band and gain on a view.
-    pair_weight : float
-        Lambda of the cosine loss on pairs.
+    mask, mask_region, mask_fraction, mask_span, mask_fill : float, str, float, int, str
+        Probability of energy masking of a view, where, how much of it, in spans of how many frames, and with what
+        (`augment.energy_mask`).
+    channel, codec : float
+        Probability of noise, room, telephone band and gain on a view; of those views, the share that goes through a
+        telephone call (`augment.mu_law`).
+    hard : float
+        Probability that a batch's speakers are of one corpus and gender, and its clips of one sentence where the
+        corpus says sentences: hard negatives.
+    pair_weight, pair_rise : float
+        Lambda of the cosine loss on pairs; the share of the steps in which it rises from 0 to that.
+    contrast_weight : float
+        Of the loss against the batch's other speakers.
     relation_weight : float
         Of the loss between the batch's cosines and those of its targets.
     margin, softmax_weight : float
@@ -65,8 +73,14 @@ class Recipe:
     mask: float = 0.3
     mask_region: str = "high"
     mask_fraction: float = 0.15
+    mask_span: int = 12
+    mask_fill: str = "mean"
     channel: float = 0.4
+    codec: float = 0.0
+    hard: float = 0.0
     pair_weight: float = 0.1
+    pair_rise: float = 0.0
+    contrast_weight: float = 0.0
     relation_weight: float = 0.0
     margin: float = 0.15
     softmax_weight: float = 0.0
@@ -76,6 +90,10 @@ class Recipe:
     own_share: float = 0.5
     min_s: float = 1.2
     max_s: float = 3.0
+
+    def pair_weight_at(self, done: float) -> float:
+        """Lambda after the share `done` of the steps, 0 to 1."""
+        return self.pair_weight * (min(1.0, done / self.pair_rise) if self.pair_rise > 0.0 else 1.0)
 
 
 class MorphedSet:
@@ -161,9 +179,15 @@ class PairBatches(Dataset[dict[str, Tensor]]):
         samples = round(rng.choice(np.linspace(recipe.min_s, recipe.max_s, LENGTHS)) * SAMPLE_RATE)
         views: list[list[NDArray[np.float32]]] = [[], []]
         labels, targets, weights = [], [[], []], [[], []]
+        # Drawn only where it is asked for, so that the batches of the other recipes stay as they are.
+        among = self._alike(rng) if recipe.hard > 0.0 and rng.random() < recipe.hard else None
         for _ in range(self.pairs):
-            number = int(rng.choice(len(self.sources), p=self._shares))
-            label, indices = self._speakers[number][int(rng.integers(len(self._speakers[number])))]
+            if among is None:
+                number = int(rng.choice(len(self.sources), p=self._shares))
+                label, indices = self._speakers[number][int(rng.integers(len(self._speakers[number])))]
+            else:
+                number = among[0]
+                label, indices = among[1][int(rng.integers(len(among[1])))]
             labels.append(label)
             for side in (0, 1):
                 features, target, weight = self._view(number, label, indices, samples, rng, own=side == 0)
@@ -176,6 +200,19 @@ class PairBatches(Dataset[dict[str, Tensor]]):
             "targets": torch.from_numpy(np.stack(targets[0] + targets[1])),
             "weights": torch.tensor(weights[0] + weights[1], dtype=torch.float32),
         }
+
+    def _alike(self, rng: np.random.Generator) -> tuple[int, list[tuple[int, list[int]]]]:
+        """A source, and its speakers of one gender with their clips of one sentence, where enough of them said it."""
+        number = int(rng.choice(len(self.sources), p=self._shares))
+        clips, speakers = self.sources[number].clips.clips, self._speakers[number]
+        model = speakers[int(rng.integers(len(speakers)))][1]
+        like = clips[model[int(rng.integers(len(model)))]]
+        alike = [each for each in speakers if clips[each[1][0]].gender == like.gender]
+        said = [(label, [i for i in indices if clips[i].sentence == like.sentence]) for label, indices in alike]
+        said = [each for each in said if each[1]]
+        if like.sentence and len(said) >= HARD_SPEAKERS:
+            return number, said
+        return number, alike if len(alike) >= HARD_SPEAKERS else speakers
 
     def _view(
         self, number: int, label: int, indices: list[int], samples: int, rng: np.random.Generator, own: bool
@@ -221,6 +258,8 @@ class PairBatches(Dataset[dict[str, Tensor]]):
             waveform = augment.reverberate(waveform, self.rooms[int(rng.integers(len(self.rooms)))])
         elif kind > 0.9:
             waveform = augment.telephone_band(waveform)
+        if self.recipe.codec > 0.0 and rng.random() < self.recipe.codec:
+            waveform = augment.mu_law(waveform)
         if self.noises and rng.random() < 0.6:
             noise = self.noises[int(rng.integers(len(self.noises)))]
             waveform = augment.add_noise(waveform, noise, rng.uniform(5.0, 25.0), rng)
@@ -231,8 +270,9 @@ class PairBatches(Dataset[dict[str, Tensor]]):
         if mask:
             energy = augment.frame_energy_db(waveform, self.spec.frame_length, self.spec.frame_shift)
             features = augment.energy_mask(
-                features, energy, rng, self.recipe.mask_fraction, region=self.recipe.mask_region
-            )
+                features, energy, rng, self.recipe.mask_fraction, self.recipe.mask_span, self.recipe.mask_region,
+                fill=self.recipe.mask_fill,
+            )  # fmt: skip
         return features
 
 

@@ -25,7 +25,7 @@ from emoinv_edge.spec import EncoderSpec
 from .data import PairBatches, Recipe
 from .distributed import rank, world_size
 from .embed import autocast
-from .losses import AngularMarginSoftmax, pair_loss, relation_loss, target_loss
+from .losses import AngularMarginSoftmax, contrast_loss, pair_loss, relation_loss, target_loss
 from .model import ResidualEncoder, save_checkpoint
 
 __all__ = ["Schedule", "averaged", "fit", "follow", "load_share", "log_figures"]
@@ -75,7 +75,7 @@ class Trained(nn.Module):
             x = stage(x)
         return self.encoder.pool(x)
 
-    def forward(self, batch: dict[str, Tensor], margin: float) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], margin: float, pair_weight: float) -> dict[str, Tensor]:
         embeddings = self.embed(batch["features"])
         recipe = self.recipe
         first, second = embeddings.chunk(2)
@@ -89,9 +89,12 @@ class Trained(nn.Module):
         parts["loss"] = (
             (parts["target"] if pull else 0.0)
             + recipe.relation_weight * parts["relation"]
-            + recipe.pair_weight * parts["pair"]
+            + pair_weight * parts["pair"]
             + recipe.softmax_weight * parts["softmax"]
         )
+        if recipe.contrast_weight > 0.0:
+            parts["contrast"] = contrast_loss(first, second, batch["labels"].chunk(2)[0])
+            parts["loss"] = parts["loss"] + recipe.contrast_weight * parts["contrast"]
         return parts
 
 
@@ -189,7 +192,8 @@ def fit(
             group["lr"] = peak * schedule.factor(step)
         margin = recipe.margin * min(1.0, step / max(1, schedule.steps // 4))
         with autocast(device):
-            parts = parallel({name: value.to(device) for name, value in batch.items()}, margin)
+            weight = recipe.pair_weight_at(step / schedule.steps)
+            parts = parallel({name: value.to(device) for name, value in batch.items()}, margin, weight)
         optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         norm = nn.utils.clip_grad_norm_(trained.parameters(), CLIP_NORM)
