@@ -211,6 +211,12 @@ class Encoder:
         The norm says how much of a voice the model found: it is low for unusual manners, noise and little speech,
         and so explains a low cosine (a quality measure of WeSpeaker's; compare MagFace, Meng et al.,
         arXiv:2103.06627). Its logarithm goes into `SpeechQuality.log_embedding_norm`.
+
+        Returns
+        -------
+        embedding : ndarray, shape (embedding_dim,), float32, of unit norm
+        norm : float
+            Above 0; in the model's own unit, so that only norms of one model compare.
         """
         mono = to_mono(waveform, sample_rate, self._spec.sample_rate)
         minimum = self._spec.frame_length + (MIN_FRAMES - 1) * self._spec.frame_shift

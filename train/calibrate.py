@@ -621,7 +621,8 @@ def at_one_threshold(
     out = {}
     for corpus in sorted({each.corpus for each in everyone}):
         others = [each for each in everyone if each.corpus != corpus]
-        calibration = _with_thresholds(_uncut(problem, pooling, names, problem.corpus != corpus), others, (1,))
+        bare = _without_thresholds(problem, pooling, names, problem.corpus != corpus)
+        calibration = _with_thresholds(bare, others, (1,))
         threshold = calibration.threshold(rate, extrapolate=True)
         for each in everyone:
             some = each.take(each.emotional)
@@ -662,7 +663,7 @@ def term_table(trials: Sequence[Trials], pooling: str, names: Sequence[str]) -> 
     }
 
 
-def _uncut(problem: _Problem, pooling: str, names: Sequence[str], rows: NDArray[np.bool_]) -> Calibration:
+def _without_thresholds(problem: _Problem, pooling: str, names: Sequence[str], rows: NDArray[np.bool_]) -> Calibration:
     """The calibration that these rows teach, before it has thresholds."""
     bias, weights = _fit_weights(problem, names, rows)
     terms = []
@@ -774,7 +775,7 @@ def fit_speech(
         counts = {corpus: sum(key[0] == corpus for key in tried) for corpus in corpora}
         notes = {corpus: "" if corpus in used else ", impostors only" for corpus in corpora}
         source = ", ".join(f"{corpus} ({counts[corpus]} speakers{notes[corpus]})" for corpus in corpora)
-    bare = _uncut(problem, pooling, names, np.ones(len(problem.target), bool))
+    bare = _without_thresholds(problem, pooling, names, np.ones(len(problem.target), bool))
     return dataclasses.replace(_with_thresholds(bare, everyone, NUM_PROFILES), source=source)
 
 
