@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,7 +191,7 @@ class Enroller:
             raise
         except EmoinvError as error:
             return self._refuse("no_embedding", f"The model could not use this utterance ({error}).", quality)
-        quality = dataclasses.replace(quality, log_embedding_norm=math.log(norm))
+        quality = quality.with_embedding_norm(norm)
         audio = np.clip(np.rint(speech * 32768.0), -32768, 32767).astype("<i2").tobytes()
         digest = hashlib.sha256(audio).digest()
         refusal = self._doubt(embedding, quality, speech, digest)
@@ -266,8 +265,7 @@ class Enroller:
         pieces = []
         for piece in windows:
             embedding, norm = self._encoder.embed_with_norm(piece, rate)
-            quality = dataclasses.replace(measure_quality(piece, rate), log_embedding_norm=math.log(norm))
-            pieces.append(Exemplar(embedding, quality, now))
+            pieces.append(Exemplar(embedding, measure_quality(piece, rate).with_embedding_norm(norm), now))
         limit = bayes_threshold(SAME_CLIP_PRIOR)
         return any(
             self._llr(pieces[:index] + pieces[index + 1 :], piece.embedding, piece.quality) < limit

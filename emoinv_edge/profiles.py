@@ -272,7 +272,7 @@ def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
             if quality.envelope is None:  # enrolled before it was measured
                 quality = dataclasses.replace(quality, envelope=measure_quality(waveform, CLIP_RATE).envelope)
             embedding, norm = encoder.embed_with_norm(waveform, CLIP_RATE)
-            quality = dataclasses.replace(quality, log_embedding_norm=math.log(norm))
+            quality = quality.with_embedding_norm(norm)
             exemplars.append(dataclasses.replace(exemplar, embedding=embedding, quality=quality))
     if not exemplars:
         raise EnrolmentError(

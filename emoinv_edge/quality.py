@@ -111,6 +111,10 @@ class SpeechQuality:
         if self.net_speech_s < 0.0:
             raise ValueError(f"net_speech_s should be at least 0, got {self.net_speech_s!r}")
 
+    def with_embedding_norm(self, norm: float) -> SpeechQuality:
+        """The same with the norm, above 0, that `Encoder.embed_with_norm` gave for this utterance."""
+        return dataclasses.replace(self, log_embedding_norm=math.log(norm))
+
 
 @functools.lru_cache(maxsize=4)
 def _plan(sample_rate: int) -> tuple[int, int, int, int, NDArray[np.float32], NDArray[np.float32]]:

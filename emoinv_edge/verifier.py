@@ -255,7 +255,7 @@ class Verifier:
             raise
         except EmoinvError as error:  # the model failed on this input: no score, no accept
             return self.no_decision(f"the model gave no usable embedding ({error})", quality, end=len(mono)), None
-        quality = dataclasses.replace(quality, log_embedding_norm=math.log(norm))
+        quality = quality.with_embedding_norm(norm)
         return self.decide(embedding, quality, end=len(mono)), embedding
 
     def decide(

@@ -166,7 +166,6 @@ def test_the_norm_survives_its_encoding_and_is_unknown_in_profiles_of_before() -
             decode_profile(with_key(b',"log_embedding_norm":' + damaged))
 
 
-
 @pytest.mark.parametrize(
     ("old", "new"),
     [

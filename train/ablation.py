@@ -363,16 +363,11 @@ def ablate(
         training |= train
         developing |= develop
     assert not training & developing
-    if not morphs:
-        lacking = [arm.name for arm in arms if arm.recipe.morph]
-        arms = [arm for arm in arms if not arm.recipe.morph]
+    for option, given, switch in (("--morphs", morphs, "morph"), ("--noise", noises, "channel")):
+        lacking = [] if given else [arm.name for arm in arms if getattr(arm.recipe, switch)]
+        arms = [arm for arm in arms if arm.name not in lacking]
         if lacking:
-            say(f"left out for want of --morphs: {', '.join(lacking)}")
-    if not noises:
-        lacking = [arm.name for arm in arms if arm.recipe.channel]
-        arms = [arm for arm in arms if not arm.recipe.channel]
-        if lacking:
-            say(f"left out for want of --noise: {', '.join(lacking)}")
+            say(f"left out for want of {option}: {', '.join(lacking)}")
     key = _digest(
         weights_digest(encoder), spec.to_json(), sorted(training), sorted(developing), CLIPS_PER_CELL,
         DEVELOPMENT_FRAMES, sorted(str(prepared.folder) for prepared, _ in [*sets, *ordinary]), len(morphs),

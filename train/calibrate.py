@@ -130,7 +130,7 @@ def measure(
                 clips.append(each.clips[index])
                 embedding, norm = encoder.embed_with_norm(speech, rate)
                 embeddings.append(embedding)
-                qualities.append(dataclasses.replace(quality, log_embedding_norm=math.log(norm)))
+                qualities.append(quality.with_embedding_norm(norm))
     if not clips:
         raise ValueError("no usable clip in the development speech; prepare it with `python -m train prepare`")
     return DevelopmentSpeech(clips, np.stack(embeddings), qualities)

@@ -586,7 +586,7 @@ def acquire_set(
                     cache.put(key, embedding)
             norm = float(np.linalg.norm(embedding.astype(np.float64)))
             embedding = (embedding / norm).astype(np.float32)
-            quality = dataclasses.replace(quality, log_embedding_norm=math.log(norm))
+            quality = quality.with_embedding_norm(norm)
         out.append(Speech(quality, embedding))
         progress(index + 1, len(evaluation.clips))
     return out

@@ -12,7 +12,7 @@ import csv
 import dataclasses
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -326,6 +326,14 @@ def corpora_of(shares: Iterable[str]) -> list[dict[str, str]]:
     return [{"name": name, "licence": CORPORA[name].licence} for name in names]
 
 
+def credited(*made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """Corpora and teachers of all of these, each once, as the model file's provenance wants them."""
+    return {
+        key: list({each["name"]: each for known in made_of for each in known.get(key, [])}.values())
+        for key in ("corpora", "teachers")
+    }
+
+
 def part_way(start: ResidualEncoder, runs: list[ResidualEncoder], way: float) -> ResidualEncoder:
     """The weights `way` (0 to 1) of the way from `start` to the mean of `runs`."""
     first, rest = start.state_dict(), [run.state_dict() for run in runs]
@@ -409,12 +417,8 @@ def fit_pairs(
         sources, _ = open_sources(prepared, PAIRS_RUN.shares, targets=PAIRS_RUN.targets)
         refitted = refit_linear(half, spec, sources, PAIRS_REFIT_PENALTY)
         half = part_way(half, [refitted], PAIRS_WAY)
-        known = provenance or {}
         learnt = {"corpora": corpora_of(PAIRS_RUN.shares), "teachers": TEACHERS[PAIRS_RUN.targets]}
-        credited = {
-            key: list({each["name"]: each for each in [*known.get(key, []), *learnt[key]]}.values()) for key in learnt
-        }
-        save_checkpoint(out / "best.pt", half, spec, provenance=credited)
+        save_checkpoint(out / "best.pt", half, spec, provenance=credited(provenance or {}, learnt))
     copy_from_first_rank(half.state_dict().values())
     return half
 
@@ -475,10 +479,7 @@ def fit_small(
     def batches(first: int) -> DataLoader[dict[str, Tensor]]:
         return load_share(crops, first, schedule.steps, num_workers if device.type == "cpu" else 0)
 
-    known = provenance or {}
-    corpora = {corpus["name"]: corpus for corpus in [*known.get("corpora", []), *corpora_of(SMALL_SHARES)]}
-    base = {"name": "base of emoinv-edge", "licence": "Apache-2.0"}
-    teachers = {teacher["name"]: teacher for teacher in [*known.get("teachers", []), base]}
     small = start if start is not None else cut(large, shape)
-    credited = {"corpora": list(corpora.values()), "teachers": list(teachers.values())}
-    return fit_stages(small, large, spec, batches, schedule, out, provenance=credited, **options)
+    learnt = {"corpora": corpora_of(SMALL_SHARES), "teachers": TEACHERS["base"]}
+    made_of = credited(provenance or {}, learnt)
+    return fit_stages(small, large, spec, batches, schedule, out, provenance=made_of, **options)

@@ -229,12 +229,9 @@ def _start(path: Path):  # type: ignore[no-untyped-def]
 def _provenance(*paths: Path) -> dict[str, Any]:
     """What these checkpoints were made of, each thing once; of the public weights nothing is known."""
     from .model import load_checkpoint
+    from .recipes import credited
 
-    found = [load_checkpoint(path)[2].get("provenance", {}) for path in paths if path.suffix != ".onnx"]
-    return {
-        key: list({each["name"]: each for known in found for each in known.get(key, [])}.values())
-        for key in ("corpora", "teachers")
-    }
+    return credited(*(load_checkpoint(path)[2].get("provenance", {}) for path in paths if path.suffix != ".onnx"))
 
 
 def _show(shown: Progress, total: int, done: int) -> None:
