@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from train.calibrate import GROUPS
 from train.progress import Progress, time_left
 
 from .chain import Options, export_model, recalibrate
@@ -43,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--calibrate", type=Path, nargs="+", default=[], metavar="SET",
         help="prepared sets of two corpora or more, not trained on, that the scores are calibrated on "
         "(default: write no calibration)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--terms", nargs="+", choices=tuple(GROUPS), metavar="TERM",
+        help=f"what the score weighs beside the cosine, of: {', '.join(GROUPS)} "
+        "(default: those that lower the Cllr of corpora left out)",
     )  # fmt: skip
     parser.add_argument("--name", metavar="TIER", help="name of the model (default: the checkpoint's)")
     parser.add_argument("--input", choices=("features", "waveform"), default="features", help="what the file takes")
@@ -79,6 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("an .onnx file is only calibrated anew: expected --calibrate and no --speech")
     if not again and not arguments.speech:
         parser.error("expected --speech with a checkpoint: ranges and weights are fitted on it")
+    if arguments.terms and not arguments.calibrate:
+        parser.error("--terms are those of a calibration: expected --calibrate")
+    if len(set(arguments.terms or ())) < len(arguments.terms or ()):
+        parser.error(f"expected --terms without repeats, got {' '.join(arguments.terms)}")
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
     options = Options(
@@ -101,11 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if again:
-            recalibrate(arguments.checkpoint, arguments.output, arguments.calibrate, report)
+            recalibrate(arguments.checkpoint, arguments.output, arguments.calibrate, report, arguments.terms)
         else:
             export_model(
                 arguments.checkpoint, arguments.output, arguments.speech, options, arguments.calibrate,
-                arguments.name, report, Progress,
+                arguments.name, report, Progress, arguments.terms,
             )  # fmt: skip
     except GateFailed as error:
         print(f"export stopped: {error}", file=sys.stderr)

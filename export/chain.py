@@ -142,6 +142,7 @@ def export_model(
     name: str | None = None,
     report: Report = print,
     progress: Progress = _silent,
+    terms: Sequence[str] | None = None,
 ) -> list[Gate]:
     """Run the chain and write `out`.
 
@@ -161,6 +162,9 @@ def export_model(
         The tier, instead of the checkpoint's own name.
     report, progress : callable
         Take one line a gate or step; make a ``(done, total)`` callable for a named step.
+    terms : sequence of str, optional
+        What the score weighs beside the cosine, of `train.calibrate.GROUPS`; chosen by the Cllr of unseen
+        corpora unless given.
 
     Returns
     -------
@@ -227,7 +231,8 @@ def export_model(
         values: dict[str, Any] = {"emoinv.spec": spec.to_json()}
         write_model(draft, graph, values)
         if calibration_sets:
-            values["emoinv.calibration"] = _fit_calibration(Encoder(draft), calibration_sets, report)
+            values["emoinv.calibration"] = _fit_calibration(Encoder(draft), calibration_sets, report, terms)
+            provenance["calibration_terms"] = _how_chosen(terms)
         encoder = Encoder(draft)
         waveforms = golden_inputs(spec)
         inputs = waveforms if options.flavour == "waveform" else [log_mel(w, spec) for w in waveforms]
@@ -245,7 +250,13 @@ def export_model(
     return passed
 
 
-def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report: Report = print) -> None:
+def recalibrate(
+    model: Path,
+    out: Path,
+    calibration_sets: Sequence[Path],
+    report: Report = print,
+    terms: Sequence[str] | None = None,
+) -> None:
     """Fit the calibration of scores of an exported file anew; graph, spec, golden test and gates stay as they are.
 
     The new file has a fingerprint of its own, so that profiles of the old one are not taken for its own.
@@ -256,7 +267,7 @@ def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report
         From `export_model`.
     out : Path
         The model file to write; may be `model`.
-    calibration_sets : sequence of Path
+    calibration_sets, terms
         As for `export_model`.
 
     Raises
@@ -277,9 +288,10 @@ def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report
     golden = _golden_gate(encoder)
     if not golden.passed:
         raise GateFailed(golden)
-    values["emoinv.calibration"] = _fit_calibration(encoder, calibration_sets, report)
+    values["emoinv.calibration"] = _fit_calibration(encoder, calibration_sets, report, terms)
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] = provenance["parents"] | {"recalibrated_file": encoder.fingerprint}
+    provenance["calibration_terms"] = _how_chosen(terms)
     provenance["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     provenance["version"] = emoinv_edge.__version__
     values["emoinv.provenance"] = provenance
@@ -294,12 +306,19 @@ def recalibrate(model: Path, out: Path, calibration_sets: Sequence[Path], report
     report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, fingerprint {final.fingerprint}")
 
 
-def _fit_calibration(encoder: Encoder, sets: Sequence[Path], report: Report) -> str:
-    from train.calibrate import fit_calibration
+def _fit_calibration(encoder: Encoder, sets: Sequence[Path], report: Report, terms: Sequence[str] | None) -> str:
+    from train.calibrate import GROUPS, fit_calibration
     from train.prepare import PreparedSet
 
+    names = None if terms is None else ("cosine", *(name for group in terms for name in GROUPS[group]))
+
     report(f"step  calibration of scores on {', '.join(path.name for path in sets)}")
-    return fit_calibration(encoder, [PreparedSet(path) for path in sets]).to_json()
+    return fit_calibration(encoder, [PreparedSet(path) for path in sets], names=names).to_json()
+
+
+def _how_chosen(terms: Sequence[str] | None) -> str:
+    """What the file's provenance says of the terms of its calibration."""
+    return "by the Cllr of unseen corpora" if terms is None else "named by whoever exported it"
 
 
 def _golden_gate(encoder: Encoder) -> Gate:

@@ -252,6 +252,22 @@ def test_a_file_can_be_calibrated_anew_and_nothing_else_changes(
     assert new.read_bytes() == again
 
 
+@pytest.mark.usefixtures("easy_speed")
+def test_the_terms_of_a_calibration_can_be_named(
+    checkpoint: Path, prepared: Path, two_corpora: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "LEGIBLE_EER", 1.0)
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    export_model(checkpoint, old, [prepared], QUICK, two_corpora, report=lambda line: None, terms=["envelope"])
+    calibration = Encoder(old).calibration
+    assert calibration is not None and [term.name for term in calibration.terms] == ["cosine", "envelope"]
+    assert main([str(old), "-o", str(new), "--calibrate", *map(str, two_corpora), "--terms", "norm", "snr"]) == 0
+    calibration = Encoder(new).calibration
+    assert calibration is not None
+    assert [term.name for term in calibration.terms] == ["cosine", "norm_above", "norm_below", "snr"]
+    assert Encoder(new).metadata["emoinv.provenance"]["calibration_terms"] == "named by whoever exported it"
+
+
 def test_a_file_of_another_program_is_not_calibrated(
     model: ResidualEncoder, two_corpora: list[Path], tmp_path: Path
 ) -> None:
@@ -275,15 +291,29 @@ def test_a_file_that_computes_another_voice_here_is_not_calibrated(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["best.pt"], ["old.onnx"], ["old.onnx", "--calibrate", "a", "b", "--speech", "c"]]
+    "arguments",
+    [
+        ["best.pt"],
+        ["old.onnx"],
+        ["old.onnx", "--calibrate", "a", "b", "--speech", "c"],
+        ["best.pt", "--speech", "a", "--terms", "norm"],
+        ["old.onnx", "--calibrate", "a", "b", "--terms", "norm", "norm"],
+    ],
 )
-def test_the_command_asks_for_the_speech_that_it_needs(
+def test_the_command_asks_for_the_speech_and_the_terms_that_it_needs(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "-o", str(tmp_path / "out.onnx")])
     assert stopped.value.code == 2
     assert "expected --" in capsys.readouterr().err
+
+
+def test_a_term_that_no_score_weighs_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["old.onnx", "-o", "new.onnx", "--calibrate", "a", "b", "--terms", "mood"])
+    assert stopped.value.code == 2
+    assert "'mood'" in (said := capsys.readouterr().err) and "envelope" in said
 
 
 def test_the_eer_gate_tells_a_loss() -> None:

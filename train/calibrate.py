@@ -33,6 +33,7 @@ from .recipes import HELD_OUT, held_out_speakers
 
 __all__ = [
     "DESIGNS",
+    "GROUPS",
     "DevelopmentSpeech",
     "Trials",
     "at_one_threshold",
@@ -780,7 +781,10 @@ def fit_speech(
 
 
 def fit_calibration(
-    encoder: Encoder, clips: Iterable[PreparedSet], impostors: Iterable[PreparedSet] = ()
+    encoder: Encoder,
+    clips: Iterable[PreparedSet],
+    impostors: Iterable[PreparedSet] = (),
+    names: Sequence[str] | None = None,
 ) -> Calibration:
     """Measure development speech with `encoder` and fit its calibration; what `export` calls.
 
@@ -792,6 +796,9 @@ def fit_calibration(
         Two corpora or more that the encoder was not trained on, with several clips a speaker.
     impostors : iterable of PreparedSet
         Further corpora that the encoder was not trained on, for the false-accept rates alone.
+    names : sequence of str, optional
+        The terms; chosen by `select_terms` unless given.
     """
     others = list(impostors)
-    return fit_speech(measure(encoder, clips), impostors=measure(encoder, others) if others else None)
+    further = measure(encoder, others) if others else None
+    return fit_speech(measure(encoder, clips), names=names, impostors=further)
