@@ -4,7 +4,7 @@ Every arm starts from the same weights and fine-tunes the last stage and the lin
 training speakers for the same number of steps of the same batch size; every other speaker is left for the
 figures. The layers below the last stage are frozen and shared: what they make of a batch is computed once
 for all arms that see the same views (CopyPaste, masks and morphs are in the views; the losses are not) and
-kept on disk. That is what lets eleven arms of three seeds fit on two cores. A batch comes round
+kept on disk. That is what lets all arms of three seeds fit on two cores. A batch comes round
 ``steps / pool_batches`` times.
 
 Scores are those of ``pairs``: clips of different emotions, same gender, within a corpus. "merged" pools the
