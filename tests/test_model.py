@@ -206,9 +206,9 @@ def test_a_thinner_encoder_keeps_the_channels_that_the_next_layers_weigh_most():
     large = tiny_encoder()
     with torch.no_grad():
         large.stages[1][0].conv1.weight[:, [1, 3]] *= 0.01
-    thin = dataclasses.replace(TINY_SHAPE, widths=(6, 8, 16))
-    kept = [0, 2, 4, 5, 6, 7]
-    assert [found.tolist() for found in kept_channels(large, thin.widths)] == [kept, list(range(8)), list(range(16))]
+    thin = dataclasses.replace(TINY_SHAPE, widths=(14, 16, 32))
+    kept = [0, 2, *range(4, 16)]
+    assert [found.tolist() for found in kept_channels(large, thin.widths)] == [kept, list(range(16)), list(range(32))]
     small = cut(large, thin)
     assert small.shape == thin
     assert torch.equal(small.stem.weight, large.stem.weight[kept])
@@ -217,6 +217,6 @@ def test_a_thinner_encoder_keeps_the_channels_that_the_next_layers_weigh_most():
 
 
 def test_an_encoder_cannot_be_cut_to_more_blocks_or_channels():
-    for changes in ({"blocks": (1, 2, 1)}, {"widths": (8, 8, 24)}):
-        with pytest.raises(ValueError, match=r"expected at most \(1, 1, 1\) blocks of \(8, 8, 16\) channels"):
+    for changes in ({"blocks": (1, 2, 1)}, {"widths": (16, 16, 48)}):
+        with pytest.raises(ValueError, match=r"expected at most \(1, 1, 1\) blocks of \(16, 16, 32\) channels"):
             cut(tiny_encoder(), dataclasses.replace(TINY_SHAPE, **changes))
