@@ -27,7 +27,9 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.features import log_mel
 from emoinv_edge.model_file import make_golden, run_golden, seal
 from emoinv_edge.spec import EncoderSpec
+from train.calibrate import GROUPS, fit_calibration
 from train.model import ResidualEncoder, load_checkpoint
+from train.prepare import PreparedSet
 
 from . import gates
 from .frontend import add_frontend
@@ -307,11 +309,7 @@ def recalibrate(
 
 
 def _fit_calibration(encoder: Encoder, sets: Sequence[Path], report: Report, terms: Sequence[str] | None) -> str:
-    from train.calibrate import GROUPS, fit_calibration
-    from train.prepare import PreparedSet
-
     names = None if terms is None else ("cosine", *(name for group in terms for name in GROUPS[group]))
-
     report(f"step  calibration of scores on {', '.join(path.name for path in sets)}")
     return fit_calibration(encoder, [PreparedSet(path) for path in sets], names=names).to_json()
 
