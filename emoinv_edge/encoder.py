@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -89,8 +90,8 @@ class Encoder:
             raise ModelFormatError(f"{self._path}: no such model file; check the path") from None
         except OSError as error:
             raise ModelFormatError(f"{self._path}: the model file cannot be read ({error})") from error
-        # The fingerprint and the session see the same bytes, whatever happens to the file meanwhile.
-        self._fingerprint, sealed = check_digest(content, self._path)
+        # The hash and the session see the same bytes, whatever happens to the file meanwhile.
+        self._file_sha256, sealed = check_digest(content, self._path)
         self._session = _open_session(content, num_threads, self._path)
         self._metadata = _read_metadata(self._session, self._path)
         if not sealed and _should_be_sealed(self._metadata):
@@ -108,6 +109,7 @@ class Encoder:
         except ModelFormatError as error:
             raise ModelFormatError(f"{self._path}: {error}") from error
         self._input = _check_graph(self._session, self._spec, self._path)
+        self._fingerprint = _first_exported(self._metadata, self._path) or self._file_sha256
 
     @classmethod
     def default(cls, num_threads: int = 1) -> Encoder:
@@ -164,8 +166,17 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the model file in hexadecimal; profiles are bound to it."""
+        """What embeddings and profiles are bound to, in hexadecimal.
+
+        SHA-256 of the model file; where only the scores were calibrated anew since, of the file that was first
+        exported: the embeddings are the same and profiles stay good.
+        """
         return self._fingerprint
+
+    @property
+    def file_sha256(self) -> str:
+        """SHA-256 of the model file, calibration and all, in hexadecimal."""
+        return self._file_sha256
 
     @property
     def calibration(self) -> Calibration | None:
@@ -343,6 +354,18 @@ def _read_metadata(session: Any, path: Path) -> Mapping[str, Any]:
                 f"{path}: metadata key {key!r} is not JSON ({error}); the file is damaged, export it again"
             ) from None
     return MappingProxyType(values)
+
+
+def _first_exported(metadata: Mapping[str, Any], path: Path) -> str | None:
+    """The fingerprint that a file with a new calibration keeps; None where the file is the first of its embeddings."""
+    provenance = metadata.get(_PROVENANCE)
+    found = provenance.get("fingerprint") if isinstance(provenance, dict) else None
+    if found is not None and not (isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found)):
+        raise ModelFormatError(
+            f"{path}: expected the provenance's fingerprint as 64 hexadecimal digits, got {found!r:.80}; "
+            "the file is damaged: export it again"
+        )
+    return found
 
 
 def _should_be_sealed(metadata: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 The digest is the last metadata entry of the file, at a fixed place from its end: the SHA-256 of every
 byte before it. A file that was damaged on its way is told before anything in it runs. It guards
-against accidents, not against somebody who can write the file: for that, compare the fingerprint with
+against accidents, not against somebody who can write the file: for that, compare its SHA-256 with
 the one published beside the model.
 
 The golden test is a few inputs with the embeddings that the exporting machine computed from them. A
@@ -65,12 +65,12 @@ def sealed_body(content: bytes) -> bytes | None:
 
 
 def check_digest(content: bytes, path: str | os.PathLike[str]) -> tuple[str, bool]:
-    """Hash a model file once: its fingerprint, and its own digest where it ends with one.
+    """Hash a model file once: the whole of it, and its own digest where it ends with one.
 
     Returns
     -------
-    fingerprint : str
-        SHA-256 of the whole file in hexadecimal.
+    sha256 : str
+        Of the whole file, in hexadecimal.
     sealed : bool
         Whether the file ends with a digest, which is then right.
 

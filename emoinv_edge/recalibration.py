@@ -45,6 +45,7 @@ class Refinement:
     Parameters
     ----------
     model_fingerprint : str
+        `Encoder.file_sha256`: of the model with its calibration.
     shift : float
         Added to every LLR, -2 to 2.
     raises : tuple of (float, float)
@@ -108,7 +109,7 @@ def refine(
     calibration : Calibration
         The model's own.
     fingerprint : str
-        `Encoder.fingerprint`.
+        `Encoder.file_sha256`.
     impostors : mapping from speaker to LLRs
         Of attempts by people who are not enrolled; every speaker weighs the same.
     genuine : sequence of float
@@ -245,10 +246,11 @@ def read_refinement(path: Path) -> Refinement | None:
 def device_calibration(encoder: Encoder, store_path: Path) -> Calibration | None:
     """The encoder's calibration as this device refined it; the model's own where it did not.
 
-    A refinement made for another model says nothing about this one and is left alone.
+    A refinement made for another model, or for another calibration of this one, says nothing about it and is left
+    alone.
     """
     own = encoder.calibration
     refinement = read_refinement(refinement_path(store_path))
-    if own is None or refinement is None or refinement.model_fingerprint != encoder.fingerprint:
+    if own is None or refinement is None or refinement.model_fingerprint != encoder.file_sha256:
         return own
     return refinement.apply(own)

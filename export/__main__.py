@@ -18,6 +18,11 @@ from .gates import GateFailed
 from .quantise import CORRECTIONS, RANGES, Scheme
 
 EXIT_GATE = 1
+# What says how a checkpoint becomes a file; of a file of this command nothing but the scores is made anew.
+EXPORTED_ONLY = (
+    "speech", "name", "input", "activations", "reduce_range", "ranges", "correction", "equalisation",
+    "fit_clips", "correct_clips", "eer_clips", "keep_going",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"what the score weighs beside the cosine, of: {', '.join(GROUPS)} "
         "(default: those that lower the Cllr of corpora left out)",
     )  # fmt: skip
+    parser.add_argument(
+        "--noise", type=Path, nargs="+", default=[], metavar="FOLDER",
+        help="recordings of noise: the tests of the calibration are heard in them too, beside pink noise",
+    )  # fmt: skip
     parser.add_argument("--name", metavar="TIER", help="name of the model (default: the checkpoint's)")
     parser.add_argument("--input", choices=("features", "waveform"), default="features", help="what the file takes")
     scheme = parser.add_argument_group("quantisation")
@@ -81,12 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     again = arguments.checkpoint.suffix == ".onnx"
-    if again and (arguments.speech or not arguments.calibrate):
-        parser.error("an .onnx file is only calibrated anew: expected --calibrate and no --speech")
+    if again and not arguments.calibrate:
+        parser.error("an .onnx file is only calibrated anew: expected --calibrate")
+    for option in EXPORTED_ONLY if again else ():
+        if getattr(arguments, option) != parser.get_default(option):
+            parser.error(f"an .onnx file is only calibrated anew: expected no --{option.replace('_', '-')}")
     if not again and not arguments.speech:
         parser.error("expected --speech with a checkpoint: ranges and weights are fitted on it")
-    if arguments.terms and not arguments.calibrate:
-        parser.error("--terms are those of a calibration: expected --calibrate")
+    for option in ("terms", "noise"):
+        if getattr(arguments, option) and not arguments.calibrate:
+            parser.error(f"--{option} belongs to a calibration: expected --calibrate")
     if len(set(arguments.terms or ())) < len(arguments.terms or ()):
         parser.error(f"expected --terms without repeats, got {' '.join(arguments.terms)}")
     torch.set_num_threads(arguments.threads)
@@ -111,11 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if again:
-            recalibrate(arguments.checkpoint, arguments.output, arguments.calibrate, report, arguments.terms)
+            recalibrate(
+                arguments.checkpoint, arguments.output, arguments.calibrate, report, arguments.terms, arguments.noise
+            )
         else:
             export_model(
                 arguments.checkpoint, arguments.output, arguments.speech, options, arguments.calibrate,
-                arguments.name, report, Progress, arguments.terms,
+                arguments.name, report, Progress, arguments.terms, arguments.noise,
             )  # fmt: skip
     except GateFailed as error:
         print(f"export stopped: {error}", file=sys.stderr)

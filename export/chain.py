@@ -27,7 +27,8 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.features import log_mel
 from emoinv_edge.model_file import make_golden, run_golden, seal
 from emoinv_edge.spec import EncoderSpec
-from train.calibrate import GROUPS, fit_calibration
+from train.calibrate import GROUPS, fit_calibration, pink_noise
+from train.channels import read_noises
 from train.model import ResidualEncoder, load_checkpoint
 from train.prepare import PreparedSet
 
@@ -145,6 +146,7 @@ def export_model(
     report: Report = print,
     progress: Progress = _silent,
     terms: Sequence[str] | None = None,
+    noise_folders: Sequence[Path] = (),
 ) -> list[Gate]:
     """Run the chain and write `out`.
 
@@ -167,6 +169,8 @@ def export_model(
     terms : sequence of str, optional
         What the score weighs beside the cosine, of `train.calibrate.GROUPS`; chosen by the Cllr of unseen
         corpora unless given.
+    noise_folders : sequence of Path
+        Recordings of noise that the tests of the calibration are heard in, half of them, beside pink noise.
 
     Returns
     -------
@@ -233,7 +237,9 @@ def export_model(
         values: dict[str, Any] = {"emoinv.spec": spec.to_json()}
         write_model(draft, graph, values)
         if calibration_sets:
-            values["emoinv.calibration"] = _fit_calibration(Encoder(draft), calibration_sets, report, terms)
+            values["emoinv.calibration"] = _fit_calibration(
+                Encoder(draft), calibration_sets, report, terms, noise_folders
+            )
             provenance["calibration_terms"] = _how_chosen(terms)
         encoder = Encoder(draft)
         waveforms = golden_inputs(spec)
@@ -258,10 +264,12 @@ def recalibrate(
     calibration_sets: Sequence[Path],
     report: Report = print,
     terms: Sequence[str] | None = None,
+    noise_folders: Sequence[Path] = (),
 ) -> None:
     """Fit the calibration of scores of an exported file anew; graph, spec, golden test and gates stay as they are.
 
-    The new file has a fingerprint of its own, so that profiles of the old one are not taken for its own.
+    The embeddings are the same, and so the new file keeps the old one's fingerprint and profiles stay good. What
+    `emoinv calibrate` refined for a device is bound to the old scores and no longer holds.
 
     Parameters
     ----------
@@ -269,7 +277,7 @@ def recalibrate(
         From `export_model`.
     out : Path
         The model file to write; may be `model`.
-    calibration_sets, terms
+    calibration_sets, terms, noise_folders
         As for `export_model`.
 
     Raises
@@ -290,9 +298,10 @@ def recalibrate(
     golden = _golden_gate(encoder)
     if not golden.passed:
         raise GateFailed(golden)
-    values["emoinv.calibration"] = _fit_calibration(encoder, calibration_sets, report, terms)
+    values["emoinv.calibration"] = _fit_calibration(encoder, calibration_sets, report, terms, noise_folders)
     provenance = json.loads(values["emoinv.provenance"])
-    provenance["parents"] = provenance["parents"] | {"recalibrated_file": encoder.fingerprint}
+    provenance["parents"] = provenance["parents"] | {"recalibrated_file": encoder.file_sha256}
+    provenance["fingerprint"] = encoder.fingerprint
     provenance["calibration_terms"] = _how_chosen(terms)
     provenance["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     provenance["version"] = emoinv_edge.__version__
@@ -305,13 +314,22 @@ def recalibrate(
             raise GateFailed(size)
         final = Encoder(draft)
         os.replace(draft, out)
-    report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, fingerprint {final.fingerprint}")
+    report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, sha256 {final.file_sha256}, fingerprint {final.fingerprint}")
 
 
-def _fit_calibration(encoder: Encoder, sets: Sequence[Path], report: Report, terms: Sequence[str] | None) -> str:
+def _fit_calibration(
+    encoder: Encoder,
+    sets: Sequence[Path],
+    report: Report,
+    terms: Sequence[str] | None,
+    noise_folders: Sequence[Path],
+) -> str:
     names = None if terms is None else ("cosine", *(name for group in terms for name in GROUPS[group]))
+    recorded = read_noises(list(noise_folders)) if noise_folders else []
+    rate = encoder.spec.sample_rate
+    noises = [pink_noise(30.0, rate, seed) for seed in range(max(1, len(recorded)))] + recorded
     report(f"step  calibration of scores on {', '.join(path.name for path in sets)}")
-    return fit_calibration(encoder, [PreparedSet(path) for path in sets], names=names).to_json()
+    return fit_calibration(encoder, [PreparedSet(path) for path in sets], names=names, noises=noises).to_json()
 
 
 def _how_chosen(terms: Sequence[str] | None) -> str:

@@ -42,6 +42,7 @@ from train import calibrate
 from train.adaptation import simulate
 from train.calibrate import DevelopmentSpeech
 from train.metrics import cllr, min_cllr
+from train.prepare import PreparedSet, write_set
 
 DIM = 24
 RATE = 16000
@@ -286,6 +287,88 @@ def test_a_clip_never_meets_the_profile_that_holds_it(development: DevelopmentSp
         assert float(each.cosines["max"].max()) < 0.9999
 
 
+def in_noise(quiet: DevelopmentSpeech, seed: int = 3) -> DevelopmentSpeech:
+    """The same clips, and behind them each once more in noise, which moves its embedding and lowers its norm."""
+    rng = np.random.default_rng(seed)
+    harm = rng.uniform(0.0, 1.0, len(quiet.clips))
+    moved = quiet.embeddings + 0.25 * harm[:, None] * rng.standard_normal(quiet.embeddings.shape)
+    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    clear = [dataclasses.replace(each, log_embedding_norm=1.0) for each in quiet.qualities]
+    noisy = [
+        dataclasses.replace(each, snr_db=25.0 - 20.0 * x, log_embedding_norm=1.0 - x)
+        for each, x in zip(quiet.qualities, harm, strict=True)
+    ]
+    own = range(len(quiet.clips))
+    return DevelopmentSpeech(
+        [*quiet.clips, *quiet.clips],
+        np.concatenate((quiet.embeddings, moved.astype(np.float32))),
+        [*clear, *noisy],
+        [*own, *own],
+    )
+
+
+def test_a_clip_in_noise_is_a_test_wherever_the_clip_is_and_is_never_enrolled(development: DevelopmentSpeech) -> None:
+    count = len(development.clips)
+    plain, noisy = calibrate.make_trials(development), calibrate.make_trials(in_noise(development))
+    assert [(each.corpus, each.design) for each in noisy] == [(each.corpus, each.design) for each in plain]
+    for before, after in zip(plain, noisy, strict=True):
+        assert not before.noisy.any()
+        clear = after.take(~after.noisy)
+        for name in ("profile", "speaker", "test", "target", "emotional"):
+            assert np.array_equal(getattr(clear, name), getattr(before, name))
+        assert np.array_equal(clear.cosines["centroid"], before.cosines["centroid"])  # so the profiles are the same
+        harmed = after.take(after.noisy)
+        assert np.array_equal(harmed.test - count, before.test) and np.array_equal(harmed.target, before.target)
+
+
+def test_what_noise_does_to_a_score_is_learnt_from_tests_in_noise(development: DevelopmentSpeech) -> None:
+    noisy = in_noise(development)
+    fitted = calibrate.fit_speech(noisy)
+    assert {"norm_below", "snr"} & {term.name for term in fitted.terms}
+    everyone = calibrate.make_trials(noisy)
+    taught = calibrate.teaching_trials(noisy, "centroid")
+    names = tuple(term.name for term in fitted.terms)
+    knowing, deaf = (
+        calibrate.leave_one_corpus_out(taught, "centroid", some, noisy=True) for some in (names, ("cosine",))
+    )
+    assert all(knowing[corpus]["eer"] < deaf[corpus]["eer"] for corpus in deaf)
+    clear = calibrate.at_one_threshold(everyone, taught, "centroid", names)
+    harmed = calibrate.at_one_threshold(everyone, taught, "centroid", names, noisy=True)
+    assert all(harmed[key]["frr"] > clear[key]["frr"] for key in clear if key[1] == "neutral")
+    impostors = np.concatenate(
+        [fitted.llr(some.with_pooling("centroid")) for each in everyone for some in [each.take(~each.target)]]
+    )
+    accepted = float(np.mean(impostors >= fitted.threshold(0.05).llr))
+    assert 0.025 < accepted <= 0.06  # the rate is that of both kinds of tests together
+
+
+def test_measured_noise_is_the_same_whatever_else_is_measured(tmp_path: Path, tiny_encoder: Encoder) -> None:
+    for corpus, k in (("one", 1), ("two", 2)):
+        with write_set(tmp_path / corpus) as add:
+            samples = np.rint(synthesise(2.0, k, 150.0 + 20 * k) * 32767).astype(np.int16)
+            add((corpus, f"{corpus}-{k}", "female", "neutral", ""), samples, f"{k}.wav")
+    sets = [PreparedSet(tmp_path / corpus) for corpus in ("one", "two")]
+    noises = (calibrate.pink_noise(4.0, RATE), calibrate.pink_noise(4.0, RATE, seed=1))
+    both = calibrate.measure(tiny_encoder, sets, noises=noises)
+    assert both.copies() == {1: 0, 3: 2}
+    alone = calibrate.measure(tiny_encoder, sets[1:], noises=noises)
+    assert np.array_equal(alone.embeddings, both.embeddings[2:])
+    assert alone.copies() == {1: 0}
+    for own, copy in ((0, 1), (2, 3)):
+        assert both.clips[own] == both.clips[copy]
+        assert both.qualities[copy].level_dbfs > both.qualities[own].level_dbfs  # by the noise
+        assert 0.0 < both.embeddings[copy] @ both.embeddings[own] < 0.999
+    assert calibrate.measure(tiny_encoder, sets).copies() == {}
+
+
+def test_pink_noise_falls_by_three_db_an_octave() -> None:
+    noise = calibrate.pink_noise(20.0, RATE)
+    assert noise.dtype == np.float32 and np.sqrt(np.mean(noise**2)) == pytest.approx(0.1, rel=1e-3)
+    power = np.abs(np.fft.rfft(noise)) ** 2
+    octaves = [10 * np.log10(power[20 * hz : 40 * hz].mean()) for hz in (50, 100, 200, 400, 800, 1600, 3200)]
+    assert np.diff(octaves) == pytest.approx(np.full(6, -3.0), abs=0.5)
+
+
 def test_a_corpus_alone_cannot_choose_terms() -> None:
     with pytest.raises(ValueError, match="two corpora"):
         calibrate.fit_speech(speech(3, 10, corpora=1))
@@ -499,6 +582,27 @@ def test_calibrate_with_too_few_visitors_changes_nothing(
     arguments = ["calibrate", "--impostors", str(visitors), "--model", str(model)]
     assert main([*arguments, "--store", str(store), "--plaintext"]) == 3
     assert not refinement_path(store).exists()
+
+
+def test_a_model_calibrated_anew_keeps_its_profiles_and_drops_the_devices_refinement(
+    store: Path, model: Path, folder: Callable[[str, list[float]], Path], tmp_path: Path
+) -> None:
+    visitors = folder("visitors", [100.0, 112.0, 125.0, 140.0, 155.0, 168.0])
+    common = ["--model", str(model), "--store", str(store), "--plaintext"]
+    assert main(["calibrate", "--impostors", str(visitors), *common]) == 0
+    first = Encoder(model)
+    assert device_calibration(first, store) != first.calibration
+    stricter = dataclasses.replace(CALIBRATION, bias=CALIBRATION.bias - 0.5)
+    metadata = {
+        "emoinv.calibration": json.loads(stricter.to_json()),
+        "emoinv.provenance": {"fingerprint": first.fingerprint},
+    }
+    anew = Encoder(build_encoder(tmp_path / "anew.onnx", metadata=metadata))
+    assert device_calibration(anew, store) == stricter
+    profile = ProfileStore(store, PLAINTEXT).get("ana", model_fingerprint=anew.fingerprint)
+    waveform = synthesise(3.0, 9, ANA_HZ)
+    before, after = (Verifier(encoder, profile, prior=0.5).verify(waveform, RATE).score for encoder in (first, anew))
+    assert before is not None and after == pytest.approx(before - 0.5)
 
 
 def test_a_refinement_of_another_model_is_left_alone(store: Path, model: Path) -> None:

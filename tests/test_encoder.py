@@ -213,6 +213,21 @@ def test_one_changed_byte_changes_the_fingerprint(make_encoder):
     assert Encoder(one).fingerprint == Encoder(make_encoder(metadata={"author": "a"})).fingerprint
 
 
+def test_a_file_calibrated_anew_keeps_the_fingerprint_of_the_first(make_encoder):
+    first = Encoder(make_encoder())
+    path = make_encoder(metadata={"emoinv.provenance": {"format": 1, "fingerprint": first.fingerprint}})
+    anew = Encoder(path)
+    assert anew.fingerprint == first.fingerprint == first.file_sha256
+    assert anew.file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != first.file_sha256
+
+
+@pytest.mark.parametrize("claim", ["", "ab", "Z" * 64, "AB" * 32, "ab" * 32 + "\n", 7, ["ab" * 32], True])
+def test_a_provenance_without_a_whole_fingerprint_is_refused(make_encoder, claim):
+    path = make_encoder(metadata={"emoinv.provenance": {"format": 1, "fingerprint": claim}})
+    with pytest.raises(ModelFormatError, match="64 hexadecimal digits"):
+        Encoder(path)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.3, 0.7, 0.95, 0.99])
 def test_a_truncated_file_is_refused(make_encoder, kept):
     path = make_encoder()

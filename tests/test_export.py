@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from numpy.typing import NDArray
 
@@ -234,17 +236,18 @@ def test_a_file_can_be_calibrated_anew_and_nothing_else_changes(
     assert old.read_bytes() == before
     assert first.calibration is None and second.calibration is not None
     assert "ased (8 speakers" in second.calibration.source
-    assert second.fingerprint != first.fingerprint and second.spec == first.spec
+    assert second.fingerprint == first.fingerprint == first.file_sha256 != second.file_sha256
+    assert second.spec == first.spec
     features = np.random.default_rng(0).standard_normal((50, 80)).astype(np.float32)
     assert np.array_equal(first.embed_features(features), second.embed_features(features))
     assert all(result.passed for result in run_golden(second))
     was, now = (encoder.metadata["emoinv.provenance"] for encoder in (first, second))
-    assert now["parents"] == was["parents"] | {"recalibrated_file": first.fingerprint}
+    assert now["parents"] == was["parents"] | {"recalibrated_file": first.file_sha256}
     assert {key: now[key] for key in ("gates", "corpora", "scheme", "sealed")} == {
         key: was[key] for key in ("gates", "corpora", "scheme", "sealed")
     }
     recalibrate(new, new, two_corpora, report=lambda line: None)
-    assert Encoder(new).calibration == second.calibration
+    assert Encoder(new).calibration == second.calibration and Encoder(new).fingerprint == first.fingerprint
     monkeypatch.setattr(gates, "file_size", lambda name, size: Gate("file fits", False, f"{size} bytes", {}))
     again = new.read_bytes()
     with pytest.raises(GateFailed, match="file fits"):
@@ -266,6 +269,25 @@ def test_the_terms_of_a_calibration_can_be_named(
     assert calibration is not None
     assert [term.name for term in calibration.terms] == ["cosine", "norm_above", "norm_below", "snr"]
     assert Encoder(new).metadata["emoinv.provenance"]["calibration_terms"] == "named by whoever exported it"
+
+
+@pytest.mark.usefixtures("easy_speed")
+def test_recorded_noise_can_be_given_to_the_calibration(
+    checkpoint: Path, prepared: Path, two_corpora: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "LEGIBLE_EER", 1.0)
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    soundfile.write(folder / "hum.wav", 0.1 * np.sin(np.arange(48000) / 20), 16000)
+    old = tmp_path / "old.onnx"
+    export_model(checkpoint, old, [prepared], QUICK, report=lambda line: None)
+    found = []
+    for given in ([], ["--noise", str(folder)]):
+        new = tmp_path / f"new{len(given)}.onnx"
+        assert main([str(old), "-o", str(new), "--calibrate", *map(str, two_corpora), "--terms", "snr", *given]) == 0
+        found.append(Encoder(new).calibration)
+    assert found[0] is not None and found[1] is not None
+    assert found[0].terms != found[1].terms
 
 
 def test_a_file_of_another_program_is_not_calibrated(
@@ -296,7 +318,11 @@ def test_a_file_that_computes_another_voice_here_is_not_calibrated(
         ["best.pt"],
         ["old.onnx"],
         ["old.onnx", "--calibrate", "a", "b", "--speech", "c"],
+        ["old.onnx", "--calibrate", "a", "b", "--name", "small"],
+        ["old.onnx", "--calibrate", "a", "b", "--eer-clips", "0"],
+        ["old.onnx", "--calibrate", "a", "b", "--keep-going"],
         ["best.pt", "--speech", "a", "--terms", "norm"],
+        ["best.pt", "--speech", "a", "--noise", "n"],
         ["old.onnx", "--calibrate", "a", "b", "--terms", "norm", "norm"],
     ],
 )
@@ -306,7 +332,7 @@ def test_the_command_asks_for_the_speech_and_the_terms_that_it_needs(
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "-o", str(tmp_path / "out.onnx")])
     assert stopped.value.code == 2
-    assert "expected --" in capsys.readouterr().err
+    assert re.search("expected (no )?--", capsys.readouterr().err)
 
 
 def test_a_term_that_no_score_weighs_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,8 @@ def test_the_card_names_source_licences_gates_and_the_golden_test(
     card = capsys.readouterr().out
     for expected in (
         "tiny: speaker embeddings of 32 values",
-        Encoder(whole).fingerprint,
+        "sha256       " + Encoder(whole).file_sha256,
+        "fingerprint  " + Encoder(whole).fingerprint,
         "80 log-mels of 25 ms every 10 ms",
         "a corpus (CC BY 4.0)",
         "taught by    a public encoder (Apache-2.0)",
@@ -96,14 +97,14 @@ def test_the_card_as_json_holds_the_metadata(whole: Path, capsys: pytest.Capture
     assert main(["model", "show", str(whole), "--json"]) == 0
     card = json.loads(capsys.readouterr().out)
     assert card["spec"]["name"] == "tiny" and card["provenance"] == PROVENANCE
-    assert card["fingerprint"] == Encoder(whole).fingerprint
+    assert card["fingerprint"] == card["file_sha256"] == Encoder(whole).fingerprint
 
 
 def test_a_whole_file_is_verified(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "verify", str(whole)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:12].split(":")[0] for line in lines[:3]] == ["ok    digest", "ok    spec", "ok    golden"]
-    assert "verified, fingerprint" in lines[3] and "NOT" not in lines[3]
+    assert f"verified, sha256 {Encoder(whole).file_sha256}" in lines[3] and "NOT" not in lines[3]
 
 
 def test_verification_as_json(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -27,6 +28,7 @@ from emoinv_edge.scoring import POOLINGS, RULE_OF_THREE, TERMS, Calibration, Far
 from emoinv_edge.vad import speech_only
 from emoinv_edge.verifier import unusable
 
+from .augment import add_noise
 from .metrics import cllr, eer, frr_at_far, min_cllr
 from .prepare import PreparedClip, PreparedSet
 from .recipes import HELD_OUT, held_out_speakers
@@ -42,6 +44,7 @@ __all__ = [
     "leave_one_corpus_out",
     "make_trials",
     "measure",
+    "pink_noise",
     "pooling_table",
     "select_terms",
     "teaching_trials",
@@ -55,6 +58,7 @@ DRAWS = 4  # of the clips that make the profiles, for the weights: a corpus of f
 CLIPS_PER_MOOD = 16  # of a speaker, as many of each emotion, spread over the corpus's order
 NONTARGETS_PER_CORPUS = 24000  # of the fit; thresholds use them all
 SHRINKAGE = 1e-4  # on the weights of the standardised terms
+NOISE_SNR_DB = (5.0, 25.0)  # below 5 dB a verifier mostly refuses to decide
 PRIOR = 0.05  # of the fit: weights for thresholds of few false accepts are learnt where such thresholds lie
 # A term must lower the Cllr of unseen corpora by this share on the geometric mean, and harm none by HARM: in
 # shares, since a corpus of few errors says as much about a term as one of many.
@@ -102,39 +106,82 @@ class Clip(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DevelopmentSpeech:
-    """Clips that a verifier could use, with what it would measure on them."""
+    """Clips that a verifier could use, with what it would measure on them.
+
+    A clip that is another one in noise names it in `original`: it is tried wherever that one is, and never enrolled.
+    """
 
     clips: Sequence[Clip]
     embeddings: NDArray[np.float32]  # (clips, embedding_dim), unit norm
     qualities: Sequence[SpeechQuality]
+    original: Sequence[int] = ()  # (clips,) of each clip the one that it was made of, or itself; by default all themselves
+
+    def copies(self) -> dict[int, int]:
+        """The clips that are another one in noise, each with that one."""
+        return {i: made_of for i, made_of in enumerate(self.original) if made_of != i}
 
 
 def measure(
-    encoder: Encoder, sets: Iterable[PreparedSet], progress: Callable[[int], None] = lambda done: None
+    encoder: Encoder,
+    sets: Iterable[PreparedSet],
+    progress: Callable[[int], None] = lambda done: None,
+    noises: Sequence[NDArray[np.float32]] = (),
 ) -> DevelopmentSpeech:
     """Embed and measure every usable clip, exactly as `Verifier.verify` would.
 
     Clips that a verifier would answer with NO_DECISION take no part.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    sets : iterable of PreparedSet
+    progress : callable
+        Takes the number of clips done.
+    noises : sequence of ndarray
+        Each clip is measured once more with a piece of one of them, `NOISE_SNR_DB` below its speech; without
+        noises it is not.
     """
     clips: list[Clip] = []
-    embeddings, qualities = [], []
+    embeddings, qualities, original = [], [], []
     rate = encoder.spec.sample_rate
+
+    def add(clip: Clip, waveform: NDArray[np.float32], made_of: int | None) -> bool:
+        speech = speech_only(waveform, rate)
+        quality = measure_quality(waveform, rate, speech)
+        if unusable(quality) is not None:
+            return False
+        embedding, norm = encoder.embed_with_norm(speech, rate)
+        original.append(len(clips) if made_of is None else made_of)
+        clips.append(clip)
+        embeddings.append(embedding)
+        qualities.append(quality.with_embedding_norm(norm))
+        return True
+
     done = 0
     for each in sets:
         for index in _spread(each.clips):
             done += 1
             progress(done)
-            waveform = each.waveform(index)
-            speech = speech_only(waveform, rate)
-            quality = measure_quality(waveform, rate, speech)
-            if unusable(quality) is None:
-                clips.append(each.clips[index])
-                embedding, norm = encoder.embed_with_norm(speech, rate)
-                embeddings.append(embedding)
-                qualities.append(quality.with_embedding_norm(norm))
+            clip, waveform = each.clips[index], each.waveform(index)
+            if add(clip, waveform, None) and noises:
+                # Drawn from the clip's own name: the same noise whatever else is measured.
+                rng = np.random.default_rng((zlib.crc32(f"{clip.corpus}/{clip.path}".encode()), index))
+                noise = noises[int(rng.integers(len(noises)))]
+                add(clip, add_noise(waveform, noise, float(rng.uniform(*NOISE_SNR_DB)), rng), len(clips) - 1)
     if not clips:
         raise ValueError("no usable clip in the development speech; prepare it with `python -m train prepare`")
-    return DevelopmentSpeech(clips, np.stack(embeddings), qualities)
+    return DevelopmentSpeech(clips, np.stack(embeddings), qualities, original)
+
+
+def pink_noise(seconds: float, sample_rate: int, seed: int = 0) -> NDArray[np.float32]:
+    """Noise whose power falls by 3 dB an octave above 20 Hz, of RMS 0.1: what rooms and crowds come near to."""
+    samples = round(seconds * sample_rate)
+    rng = np.random.default_rng(seed)
+    hz = np.fft.rfftfreq(samples, 1.0 / sample_rate)
+    spectrum = rng.standard_normal(len(hz)) + 1j * rng.standard_normal(len(hz))
+    spectrum *= (hz >= 20.0) / np.sqrt(np.maximum(hz, 20.0))
+    noise = np.fft.irfft(spectrum, samples)
+    return np.asarray(0.1 * noise / np.sqrt(np.mean(np.square(noise))), np.float32)
 
 
 def _spread(clips: Sequence[PreparedClip]) -> list[int]:
@@ -164,6 +211,7 @@ class Trials:
     speaker: NDArray[np.int32]  # speaker of the test
     test: NDArray[np.int32]  # clip
     emotional: NDArray[np.bool_]  # the test is not neutral
+    noisy: NDArray[np.bool_]  # the test is a clip with noise added
     names: tuple[str, ...]  # of the speakers, by their number
 
     def name_of(self, speaker: int) -> tuple[str, str]:
@@ -180,7 +228,7 @@ class Trials:
             self,
             cosines={name: values[index] for name, values in self.cosines.items()},
             evidence={name: values[index] for name, values in self.evidence.items()},
-            **{name: getattr(self, name)[index] for name in ("target", "profile", "speaker", "test", "emotional")},
+            **{name: getattr(self, name)[index] for name in ("target", "profile", "speaker", "test", "emotional", "noisy")},
         )
 
 
@@ -202,13 +250,17 @@ def make_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Trials]:
     """All trials within each corpus, for each design of profiles.
 
     A clip that any of its speaker's profiles holds is never a test, so that the designs are tried
-    by the same clips.
+    by the same clips; nor is what it sounds like in noise. Every other copy in noise is a test beside its clip.
     """
     rng = np.random.default_rng((seed, 7))
     clips = speech.clips
+    copies = speech.copies()
+    heard_again: dict[int, list[int]] = {}
+    for copy, made_of in copies.items():
+        heard_again.setdefault(made_of, []).append(copy)
     out = []
     for corpus in sorted({clip.corpus for clip in clips}):
-        members = np.array([i for i, clip in enumerate(clips) if clip.corpus == corpus])
+        members = np.array([i for i, clip in enumerate(clips) if clip.corpus == corpus and i not in copies])
         speakers = sorted({clips[i].speaker for i in members})
         code = {name: number for number, name in enumerate(speakers)}
         chosen: dict[str, dict[int, list[int]]] = {design: {} for design in DESIGNS}
@@ -223,7 +275,8 @@ def make_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Trials]:
                     taken.update(picked)
             # A speaker of few clips is an impostor at least; a clip never meets the profile that holds it.
             free = [int(i) for i in own if int(i) not in taken] or [int(own[-1])]
-            tests += [int(i) for i in rng.permutation(free)[:TESTS_PER_SPEAKER]]
+            drawn = [int(i) for i in rng.permutation(free)[:TESTS_PER_SPEAKER]]
+            tests += [test for i in drawn for test in (i, *heard_again.get(i, ()))]
         for design in DESIGNS:
             if len(chosen[design]) > 1:
                 out.append(_trials(speech, corpus, design, chosen[design], np.array(tests), code))
@@ -236,8 +289,9 @@ def _genders(speech: DevelopmentSpeech, corpus: str) -> dict[str, str]:
     """Gender of each speaker, from the corpus or else from the pitch."""
     said: dict[str, str] = {}
     pitch: dict[str, list[tuple[bool, float]]] = {}
-    for clip, quality in zip(speech.clips, speech.qualities, strict=True):
-        if clip.corpus == corpus:
+    copies = speech.copies()
+    for i, (clip, quality) in enumerate(zip(speech.clips, speech.qualities, strict=True)):
+        if clip.corpus == corpus and i not in copies:
             said[clip.speaker] = clip.gender
             neutral = clip.emotion in ("neutral", "")
             if quality.log_f0_mean is not None:
@@ -271,11 +325,12 @@ def _trials(
     gender = _genders(speech, corpus)
     genders = np.array([gender[clips[chosen[int(owner)][0]].speaker] for owner in owners])
     members = [set(chosen[int(owner)]) for owner in owners]
+    copies = speech.copies()
     columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*POOLINGS, *TERMS)}
     rows: dict[str, list[NDArray[np.int32]]] = {name: [] for name in ("profile", "speaker", "test")}
     for i in tests:
         clip = clips[i]
-        keep = (genders == gender[clip.speaker]) & np.array([int(i) not in held for held in members])
+        keep = (genders == gender[clip.speaker]) & np.array([copies.get(int(i), int(i)) not in held for held in members])
         if not keep.any():
             continue
         evidence = bank.evidence(speech.embeddings[i], speech.qualities[i], "mean")
@@ -296,6 +351,7 @@ def _trials(
         evidence={name: joined[name] for name in TERMS if name != "cosine"},
         target=whole["profile"] == whole["speaker"],
         emotional=np.array([clips[i].emotion not in ("neutral", "") for i in whole["test"]]),
+        noisy=np.array([int(i) in copies for i in whole["test"]]),
         names=tuple(code),
         **whole,
     )
@@ -470,7 +526,7 @@ def _legible(trials: Sequence[Trials], pooling: str) -> set[str]:
     """The corpora to learn weights from: of several moods, their neutral voices told apart by the cosine."""
     errors: dict[str, list[float]] = {}
     for each in trials:
-        some, moody = each.take(~each.emotional), each.take(each.emotional)
+        some, moody = each.take(~each.emotional & ~each.noisy), each.take(each.emotional)
         if each.design != "neutral" or not moody.target.any() or not some.target.any() or some.target.all():
             continue
         cosines = some.cosines[pooling]
@@ -538,6 +594,7 @@ def leave_one_corpus_out(
     design: str = "neutral",
     emotional: bool = True,
     judged: Sequence[Trials] | None = None,
+    noisy: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Error rates and Cllr of each corpus, the weights from the others.
 
@@ -556,6 +613,8 @@ def leave_one_corpus_out(
         Whether the tests are in another mood than neutral, or neutral.
     judged : sequence of Trials, optional
         The trials to judge, of other corpora too; by default `trials`.
+    noisy : bool
+        Whether the tests are those with noise added, or those without.
 
     Returns
     -------
@@ -569,7 +628,7 @@ def leave_one_corpus_out(
     for each in trials if judged is None else judged:
         if each.design != design:
             continue
-        rows = each.emotional if emotional else ~each.emotional
+        rows = (each.emotional == emotional) & (each.noisy == noisy)
         some = each.take(rows)
         if not some.target.any() or some.target.all():
             continue
@@ -596,7 +655,12 @@ def leave_one_corpus_out(
 
 
 def at_one_threshold(
-    everyone: Sequence[Trials], trials: Sequence[Trials], pooling: str, names: Sequence[str], rate: float = 0.01
+    everyone: Sequence[Trials],
+    trials: Sequence[Trials],
+    pooling: str,
+    names: Sequence[str],
+    rate: float = 0.01,
+    noisy: bool = False,
 ) -> dict[tuple[str, str], dict[str, float]]:
     """False rejects and accepts of each corpus, tests in other moods, at the threshold that all the others make.
 
@@ -611,6 +675,8 @@ def at_one_threshold(
         Those that teach the weights.
     rate : float
         The false-accept rate asked for.
+    noisy : bool
+        Whether the tests counted are those with noise added, or those without; the threshold is made by both.
 
     Returns
     -------
@@ -626,7 +692,7 @@ def at_one_threshold(
         calibration = _with_thresholds(bare, others, (1,))
         threshold = calibration.threshold(rate, extrapolate=True)
         for each in everyone:
-            some = each.take(each.emotional)
+            some = each.take(each.emotional & (each.noisy == noisy))
             if each.corpus == corpus and len(some.target):
                 llr = calibration.llr(some.with_pooling(pooling))
                 own, strange = llr[some.target], llr[~some.target]
@@ -785,6 +851,7 @@ def fit_calibration(
     clips: Iterable[PreparedSet],
     impostors: Iterable[PreparedSet] = (),
     names: Sequence[str] | None = None,
+    noises: Sequence[NDArray[np.float32]] | None = None,
 ) -> Calibration:
     """Measure development speech with `encoder` and fit its calibration; what `export` calls.
 
@@ -798,7 +865,11 @@ def fit_calibration(
         Further corpora that the encoder was not trained on, for the false-accept rates alone.
     names : sequence of str, optional
         The terms; chosen by `select_terms` unless given.
+    noises : sequence of ndarray, optional
+        That every test is also heard in (see `measure`); pink noise unless given, none if empty.
     """
+    if noises is None:
+        noises = (pink_noise(30.0, encoder.spec.sample_rate),)
     others = list(impostors)
-    further = measure(encoder, others) if others else None
-    return fit_speech(measure(encoder, clips), names=names, impostors=further)
+    further = measure(encoder, others, noises=noises) if others else None
+    return fit_speech(measure(encoder, clips, noises=noises), names=names, impostors=further)

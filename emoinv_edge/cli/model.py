@@ -52,11 +52,15 @@ def show(args: argparse.Namespace) -> int:
     if args.json:
         values = {key.removeprefix("emoinv."): value for key, value in encoder.metadata.items()}
         values.pop("golden", None)
-        print_json({"path": str(encoder.path), "fingerprint": encoder.fingerprint, **values})
+        print_json(_names(encoder) | values)
         return EXIT_ACCEPT
     for line in _card(encoder):
         print(line)
     return EXIT_ACCEPT
+
+
+def _names(encoder: Encoder) -> dict[str, Any]:
+    return {"path": str(encoder.path), "fingerprint": encoder.fingerprint, "file_sha256": encoder.file_sha256}
 
 
 def _card(encoder: Encoder) -> list[str]:
@@ -66,6 +70,7 @@ def _card(encoder: Encoder) -> list[str]:
     lines = [
         f"{spec.name}: speaker embeddings of {spec.embedding_dim} values",
         f"  file         {encoder.path} ({size / 1e6:.2f} MB)",
+        f"  sha256       {encoder.file_sha256}",
         f"  fingerprint  {encoder.fingerprint}",
         f"  features     {spec.num_mel_bins} log-mels of {spec.frame_length_ms:g} ms every {spec.frame_shift_ms:g} ms, "
         f"{spec.low_hz:g}-{spec.high_hz:g} Hz, {spec.window} window, {spec.sample_rate} Hz"
@@ -141,11 +146,11 @@ def verify(args: argparse.Namespace) -> int:
     ]
     passed = all(check["passed"] for check in checks)
     if args.json:
-        print_json({"path": str(encoder.path), "fingerprint": encoder.fingerprint, "passed": passed, "checks": checks})
+        print_json(_names(encoder) | {"passed": passed, "checks": checks})
     else:
         for check in checks:
             print(f"{'ok  ' if check['passed'] else 'FAIL'}  {check['check']}: {check['detail']}")
-        print(f"{encoder.path}: {'verified' if passed else 'NOT verified'}, fingerprint {encoder.fingerprint}")
+        print(f"{encoder.path}: {'verified' if passed else 'NOT verified'}, sha256 {encoder.file_sha256}")
     return EXIT_ACCEPT if passed else EXIT_ERROR
 
 
