@@ -27,8 +27,7 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.features import log_mel
 from emoinv_edge.model_file import make_golden, run_golden, seal
 from emoinv_edge.spec import EncoderSpec
-from train.calibrate import GROUPS, fit_calibration, pink_noise
-from train.channels import read_noises
+from train.calibrate import GROUPS, fit_calibration, noises_of
 from train.model import ResidualEncoder, load_checkpoint
 from train.prepare import PreparedSet
 
@@ -314,7 +313,8 @@ def recalibrate(
             raise GateFailed(size)
         final = Encoder(draft)
         os.replace(draft, out)
-    report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, sha256 {final.file_sha256}, fingerprint {final.fingerprint}")
+    size_mb = out.stat().st_size / gates.MEGABYTE
+    report(f"wrote {out}: {size_mb:.2f} MB, sha256 {final.file_sha256}, fingerprint {final.fingerprint}")
 
 
 def _fit_calibration(
@@ -325,9 +325,7 @@ def _fit_calibration(
     noise_folders: Sequence[Path],
 ) -> str:
     names = None if terms is None else ("cosine", *(name for group in terms for name in GROUPS[group]))
-    recorded = read_noises(list(noise_folders)) if noise_folders else []
-    rate = encoder.spec.sample_rate
-    noises = [pink_noise(30.0, rate, seed) for seed in range(max(1, len(recorded)))] + recorded
+    noises = noises_of(noise_folders, encoder.spec.sample_rate)
     report(f"step  calibration of scores on {', '.join(path.name for path in sets)}")
     return fit_calibration(encoder, [PreparedSet(path) for path in sets], names=names, noises=noises).to_json()
 

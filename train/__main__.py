@@ -1,4 +1,4 @@
-"""The training's commands: ``python -m train corpora|prepare|teach|fit|evaluate|ablate``."""
+"""The training's commands: ``python -m train corpora|prepare|teach|fit|evaluate|calibration|ablate``."""
 
 from __future__ import annotations
 
@@ -69,6 +69,51 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         write_report(arguments.report, results)
         print(f"wrote {arguments.report}", file=sys.stderr)
     print(json.dumps(results, indent=1, sort_keys=True) if arguments.json else format_table(results["sets"]))
+    return 0
+
+
+def add_calibration(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "calibration",
+        "What a model's calibration is worth on corpora that it was not fitted on.",
+        """Fits the same terms with each corpus left out, judges them on it, clean and in noise, ranks and at one
+threshold for all, and rehearses enrolment and guarded adaptation with the model's own calibration. Prints
+Markdown, the tables of train/CALIBRATION.md. The sets are those that `export --calibrate` takes.
+
+examples:
+  python -m train calibration emoinv_edge/models/base.onnx prepared/ased prepared/nemo --noise sounds
+  python -m train calibration my.onnx prepared/ased prepared/nemo --terms f0 norm --sessions 0 --json""",
+    )
+    parser.add_argument("model", type=Path, help="an .onnx file with a calibration")
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets, one corpus each")
+    parser.add_argument("--noise", type=Path, nargs="+", default=[], metavar="FOLDER", help="beside pink noise")
+    parser.add_argument("--terms", nargs="+", metavar="TERM", help="beside the cosine (those of the model)")
+    parser.add_argument("--sessions", type=int, default=1000, help="of adaptation, an owner; 0 leaves it out (1000)")
+    parser.add_argument("--tries", type=int, default=60, help="of joined recordings; 0 leaves them out (60)")
+    parser.add_argument("--json", action="store_true", help="print every figure as JSON instead of the tables")
+    parser.set_defaults(run=run_calibration)
+
+
+def run_calibration(arguments: argparse.Namespace) -> int:
+    from emoinv_edge.encoder import Encoder
+
+    from .calibrate import GROUPS, noises_of
+    from .prepare import PreparedSet
+    from .study import format_study, study
+
+    unknown = sorted(set(arguments.terms or ()) - GROUPS.keys())
+    if unknown:
+        raise ValueError(f"no term {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+    if min(arguments.sessions, arguments.tries) < 0:
+        raise ValueError("expected --sessions and --tries of 0 or more")
+    encoder = Encoder(arguments.model)
+    found = study(
+        encoder, [PreparedSet(path) for path in arguments.sets], noises_of(arguments.noise, encoder.spec.sample_rate),
+        arguments.terms, arguments.tries, arguments.sessions,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    print(json.dumps(found, indent=1) if arguments.json else format_study(found))
     return 0
 
 
@@ -157,6 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_steps(commands)
     add_evaluate(commands)
+    add_calibration(commands)
     add_ablate(commands)
     return parser
 

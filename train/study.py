@@ -1,0 +1,217 @@
+"""What a model's calibration is worth on corpora left out, in noise, at one threshold, in enrolment and adaptation.
+
+Makes the tables of CALIBRATION.md: `python -m train calibration MODEL SET...`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emoinv_edge.encoder import Encoder
+
+from .adaptation import simulate
+from .calibrate import (
+    GROUPS,
+    DevelopmentSpeech,
+    at_one_threshold,
+    leave_one_corpus_out,
+    make_trials,
+    measure,
+    select_terms,
+    teaching_trials,
+)
+from .enrolment import refusals, second_voices
+from .prepare import PreparedSet
+
+__all__ = ["format_study", "study"]
+
+POOLING = "centroid"
+
+
+def study(
+    encoder: Encoder,
+    sets: Sequence[PreparedSet],
+    noises: Sequence[NDArray[np.float32]],
+    terms: Sequence[str] | None = None,
+    tries: int = 60,
+    sessions: int = 1000,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure the speech and judge the encoder's calibration on it.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        With a calibration: enrolment and adaptation are rehearsed with it.
+    sets : sequence of PreparedSet
+        Two corpora or more that the encoder was not trained on.
+    noises : sequence of ndarray
+        As for `measure`.
+    terms : sequence of str, optional
+        Groups of `GROUPS` to judge beside the cosine; by default those that the encoder's calibration weighs.
+    tries, sessions : int
+        Of `second_voices` and of `simulate`; 0 leaves it out.
+    say : callable
+        Takes a line for each step.
+
+    Returns
+    -------
+    dict
+        ``terms``, ``steps`` (of the forward selection), ``left_out`` and ``one_threshold`` (``clean`` and ``noisy``:
+        for each choice of terms the figures of each corpus), ``adaptation``, ``refusals``, ``second_voices``.
+    """
+    if encoder.calibration is None:
+        raise ValueError(f"{encoder.path}: expected a model with a calibration; export it with --calibrate")
+    calibration = encoder.calibration
+    by_corpus: dict[str, DevelopmentSpeech] = {}
+    for each in sets:
+        say(f"measure {each.clips[0].corpus}")
+        by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises)
+    speech = _join(by_corpus.values())
+    if terms is None:
+        names = tuple(term.name for term in calibration.terms)
+    else:
+        names = ("cosine", *(name for group in terms for name in GROUPS[group]))
+    say("fit")
+    everyone, teaching = make_trials(speech), teaching_trials(speech, POOLING)
+    chosen, steps = select_terms(teaching, POOLING)
+    out: dict[str, Any] = {"terms": list(names), "chosen": list(chosen), "steps": steps}
+    out["left_out"] = {kind: {} for kind in ("clean", "noisy")}
+    out["one_threshold"] = {kind: {} for kind in ("clean", "noisy")}
+    for label, some in {"cosine": ("cosine",), "all": names, "chosen": chosen}.items():
+        if label == "chosen" and set(some) == set(names):
+            continue
+        say(f"leave each corpus out: {' + '.join(some)}")
+        for kind in ("clean", "noisy"):
+            noisy = kind == "noisy"
+            if noisy and not speech.copies():
+                continue
+            out["left_out"][kind][label] = leave_one_corpus_out(teaching, POOLING, some, noisy=noisy)
+            found = at_one_threshold(everyone, teaching, POOLING, some, noisy=noisy)
+            out["one_threshold"][kind][label] = {
+                corpus: figures for (corpus, design), figures in found.items() if design == "neutral"
+            }
+    out["adaptation"], out["refusals"], out["second_voices"] = {}, {}, {}
+    for each in sets:
+        corpus = each.clips[0].corpus
+        say(f"rehearse {corpus}")
+        own = _untouched(by_corpus[corpus])
+        out["refusals"][corpus] = dataclasses.asdict(refusals(own, calibration))
+        if sessions:
+            with contextlib.suppress(ValueError):  # no speaker has clips enough
+                out["adaptation"][corpus] = dataclasses.asdict(simulate(own, calibration, sessions=sessions))
+        if tries:
+            out["second_voices"][corpus] = dataclasses.asdict(second_voices(encoder, each, tries=tries))
+    return out
+
+
+def _join(parts: Iterable[DevelopmentSpeech]) -> DevelopmentSpeech:
+    clips: list[Any] = []
+    original: list[int] = []
+    embeddings, qualities = [], []
+    for each in parts:
+        original += [len(clips) + i for i in each.original]
+        clips += each.clips
+        embeddings.append(each.embeddings)
+        qualities += each.qualities
+    return DevelopmentSpeech(clips, np.concatenate(embeddings), qualities, original)
+
+
+def _untouched(speech: DevelopmentSpeech) -> DevelopmentSpeech:
+    copies = speech.copies()
+    kept = [i for i in range(len(speech.clips)) if i not in copies]
+    return DevelopmentSpeech(
+        [speech.clips[i] for i in kept], speech.embeddings[kept], [speech.qualities[i] for i in kept]
+    )
+
+
+def format_study(found: Mapping[str, Any]) -> str:
+    """The tables of `study` in Markdown."""
+    lines = [f"weighs {' + '.join(found['terms'])}; the rule would keep {' + '.join(found['chosen'])}", ""]
+    judged = [name for name in found["steps"][0] if name not in ("step", "terms", "mean")]
+    lines += ["Cllr of the corpora left out, every profile and both kinds of tests together:", ""]
+    lines += _table(
+        ["terms", *judged],
+        [[step["terms"], *(f"{step[corpus]:.3f}" for corpus in judged)] for step in found["steps"]],
+    )
+    for kind, ranked in found["left_out"].items():
+        if not ranked:
+            continue
+        corpora = list(ranked["cosine"])
+        lines += [f"{kind} tests in other moods, four neutral clips enrolled, the corpus left out of the fit", ""]
+        lines += ["EER % / false rejects % at 1 % false accepts / Cllr / least Cllr:", ""]
+        lines += _table(
+            ["terms", *corpora, "mean"],
+            [
+                [label, *(_ranking(figures[corpus]) for corpus in corpora), _ranking(_mean(figures.values()))]
+                for label, figures in ranked.items()
+            ],
+        )
+        counted = found["one_threshold"][kind]
+        corpora = [corpus for corpus, figures in counted["cosine"].items() if figures["targets"]]
+        lines += ["false rejects % / false accepts % at the threshold for 1 in 100 that the other corpora make:", ""]
+        lines += _table(
+            ["terms", *corpora, "mean"],
+            [
+                [label, *(_errors(figures[corpus]) for corpus in corpora), _errors(_mean(figures[c] for c in corpora))]
+                for label, figures in counted.items()
+            ],
+        )
+    if found["adaptation"]:
+        lines += ["Guarded adaptation:", ""]
+        lines += _table(
+            ["corpus", "owners", "impostor sessions", "learnt from owners", "from impostors",
+             "false rejects % before -> after", "false accepts %", "attacker's %"],
+            [
+                [corpus, str(each["owners"]), str(each["impostor_sessions"]), str(each["learnt_own"]),
+                 str(each["learnt_foreign"]),
+                 *(f"{100 * each[name + '_before']:.2f} -> {100 * each[name + '_after']:.2f}"
+                   for name in ("frr", "far", "attacker"))]
+                for corpus, each in found["adaptation"].items()
+            ],
+        )  # fmt: skip
+    lines += ["Refused in enrolment, %:", ""]
+    head = ["corpus", "own, other mood", "own, neutral", "others, same gender", "two voices found", "one taken for two"]
+    rows = []
+    for corpus, each in found["refusals"].items():
+        joined = found["second_voices"].get(corpus, {"two_voices": math.nan, "one_voice": math.nan})
+        shares = each["own_emotional"], each["own_neutral"], each["others"], joined["two_voices"], joined["one_voice"]
+        rows.append([corpus, *map(_percent, shares)])
+    lines += _table(head, rows)
+    return "\n".join(lines)
+
+
+def _mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    found = list(rows)
+    return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+
+
+def _ranking(figures: Mapping[str, float]) -> str:
+    rates = f"{100 * figures['eer']:.2f} / {100 * figures['frr_at_1']:.1f}"
+    return f"{rates} / {figures['cllr']:.3f} / {figures['min_cllr']:.3f}"
+
+
+def _errors(figures: Mapping[str, float]) -> str:
+    return f"{_percent(figures['frr'])} / {_percent(figures['far'], 2)}" + (
+        " (extrapolated)" if figures["extrapolated"] else ""
+    )
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
