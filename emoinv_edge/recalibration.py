@@ -45,7 +45,7 @@ class Refinement:
     Parameters
     ----------
     model_fingerprint : str
-        `Encoder.file_sha256`: of the model with its calibration.
+        `Encoder.fingerprint`: which model's scores it refines.
     shift : float
         Added to every LLR, -2 to 2.
     raises : tuple of (float, float)
@@ -54,6 +54,8 @@ class Refinement:
         Of the device's speech behind it.
     created : datetime
         In UTC.
+    file_sha256 : str
+        `Encoder.file_sha256`: of the file whose calibration it starts from.
     """
 
     model_fingerprint: str
@@ -62,6 +64,7 @@ class Refinement:
     num_impostor_speakers: int
     num_genuine: int
     created: datetime.datetime
+    file_sha256: str
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.shift) and abs(self.shift) <= MAX_SHIFT):
@@ -101,6 +104,8 @@ def refine(
     fingerprint: str,
     impostors: Mapping[str, Sequence[float]],
     genuine: Sequence[float] = (),
+    *,
+    file_sha256: str | None = None,
 ) -> Refinement:
     """Fit a refinement to LLRs that a device measured with the model's own calibration.
 
@@ -109,11 +114,13 @@ def refine(
     calibration : Calibration
         The model's own.
     fingerprint : str
-        `Encoder.file_sha256`.
+        `Encoder.fingerprint`.
     impostors : mapping from speaker to LLRs
         Of attempts by people who are not enrolled; every speaker weighs the same.
     genuine : sequence of float
         LLRs of attempts by the enrolled speakers, against their own profiles.
+    file_sha256 : str, optional
+        `Encoder.file_sha256`, where it is not the fingerprint.
 
     Raises
     ------
@@ -148,7 +155,7 @@ def refine(
             rise = _quantile(scores, weights, rate) + shift - calibration.threshold(rate, extrapolate=True).llr
             raises.append((float(rate), max(0.0, float(rise) + ROUNDING)))
     now = datetime.datetime.now(datetime.timezone.utc)
-    return Refinement(fingerprint, shift, tuple(raises), len(groups), len(own), now)
+    return Refinement(fingerprint, shift, tuple(raises), len(groups), len(own), now, file_sha256 or fingerprint)
 
 
 def _quantile(scores: NDArray[np.float64], weights: NDArray[np.float64], rate: float) -> float:
@@ -223,9 +230,12 @@ def read_refinement(path: Path) -> Refinement | None:
         values: Any = json.loads(text)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ValueError("its format is not known")
+        # Files of before a model could be calibrated anew name one hash, which was both.
+        values.setdefault("file_sha256", values.get("model_fingerprint"))
         if values.keys() != {field.name for field in dataclasses.fields(Refinement)}:
             raise ValueError("keys are missing or unknown")
-        for name, kind in (("model_fingerprint", str), ("num_impostor_speakers", int), ("num_genuine", int)):
+        kinds = {"model_fingerprint": str, "file_sha256": str, "num_impostor_speakers": int, "num_genuine": int}
+        for name, kind in kinds.items():
             if type(values[name]) is not kind:
                 raise ValueError(f"{name} should be {kind.__name__}")
         return Refinement(
@@ -246,11 +256,23 @@ def read_refinement(path: Path) -> Refinement | None:
 def device_calibration(encoder: Encoder, store_path: Path) -> Calibration | None:
     """The encoder's calibration as this device refined it; the model's own where it did not.
 
-    A refinement made for another model, or for another calibration of this one, says nothing about it and is left
-    alone.
+    A refinement made for another model says nothing about this one and is left alone.
+
+    Raises
+    ------
+    CalibrationError
+        If the refinement cannot be read, or was made for another calibration of this same model: its shift and its
+        thresholds do not fit these scores, and without them the device might accept more than it was told to.
     """
     own = encoder.calibration
-    refinement = read_refinement(refinement_path(store_path))
-    if own is None or refinement is None or refinement.model_fingerprint != encoder.file_sha256:
+    path = refinement_path(store_path)
+    refinement = read_refinement(path)
+    if own is None or refinement is None or refinement.model_fingerprint != encoder.fingerprint:
         return own
+    if refinement.file_sha256 != encoder.file_sha256:
+        raise CalibrationError(
+            f"{path}: this device refined the scores of model file {refinement.file_sha256[:12]}, and "
+            f"{encoder.file_sha256[:12]} has other scores; calibrate again with `emoinv calibrate`, or go back to "
+            "the model's own calibration with `emoinv calibrate --reset`"
+        )
     return refinement.apply(own)

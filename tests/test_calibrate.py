@@ -478,7 +478,7 @@ def test_contradictory_or_scarce_recordings_are_refused() -> None:
 
 
 def refinement() -> Refinement:
-    return Refinement("f" * 64, -0.5, ((0.5, 0.0), (0.1, 0.3)), 12, 0, NOW)
+    return Refinement("f" * 64, -0.5, ((0.5, 0.0), (0.1, 0.3)), 12, 0, NOW, "e" * 64)
 
 
 def test_a_refinement_survives_its_file_and_is_gone_with_it(tmp_path: Path) -> None:
@@ -584,8 +584,12 @@ def test_calibrate_with_too_few_visitors_changes_nothing(
     assert not refinement_path(store).exists()
 
 
-def test_a_model_calibrated_anew_keeps_its_profiles_and_drops_the_devices_refinement(
-    store: Path, model: Path, folder: Callable[[str, list[float]], Path], tmp_path: Path
+def test_a_model_calibrated_anew_keeps_its_profiles_and_asks_for_the_devices_refinement_again(
+    store: Path,
+    model: Path,
+    folder: Callable[[str, list[float]], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     visitors = folder("visitors", [100.0, 112.0, 125.0, 140.0, 155.0, 168.0])
     common = ["--model", str(model), "--store", str(store), "--plaintext"]
@@ -598,11 +602,37 @@ def test_a_model_calibrated_anew_keeps_its_profiles_and_drops_the_devices_refine
         "emoinv.provenance": {"fingerprint": first.fingerprint},
     }
     anew = Encoder(build_encoder(tmp_path / "anew.onnx", metadata=metadata))
+    # Going on with the model's own thresholds could accept more than the device was told to.
+    with pytest.raises(CalibrationError, match=r"calibrate again .* --reset"):
+        device_calibration(anew, store)
+    clip = tmp_path / "ana.wav"
+    soundfile.write(clip, synthesise(3.0, 9, ANA_HZ), RATE)
+    there = ["--model", str(anew.path), "--store", str(store), "--plaintext"]
+    assert main(["verify", "ana", str(clip), *there]) == 3
+    assert "--reset" in capsys.readouterr().err
+    assert main(["doctor", *there]) == 3
+    assert "has other scores" in " ".join(capsys.readouterr().out.split())
+    assert main(["calibrate", "--impostors", str(visitors), *there]) == 0
+    assert device_calibration(anew, store) not in (None, stricter)
+    assert device_calibration(Encoder(model), tmp_path / "none.db") == CALIBRATION
+    assert main(["calibrate", "--reset", "--store", str(store), "--plaintext"]) == 0
     assert device_calibration(anew, store) == stricter
     profile = ProfileStore(store, PLAINTEXT).get("ana", model_fingerprint=anew.fingerprint)
     waveform = synthesise(3.0, 9, ANA_HZ)
     before, after = (Verifier(encoder, profile, prior=0.5).verify(waveform, RATE).score for encoder in (first, anew))
     assert before is not None and after == pytest.approx(before - 0.5)
+
+
+def test_a_refinement_of_before_files_had_two_hashes_is_read(store: Path, model: Path) -> None:
+    encoder = Encoder(model)
+    path = refinement_path(store)
+    write_refinement(path, dataclasses.replace(refinement(), model_fingerprint=encoder.fingerprint))
+    values = json.loads(path.read_text())
+    del values["file_sha256"]
+    path.write_text(json.dumps(values))
+    found = read_refinement(path)
+    assert found is not None and found.file_sha256 == encoder.fingerprint
+    assert device_calibration(encoder, store) == found.apply(CALIBRATION)
 
 
 def test_a_refinement_of_another_model_is_left_alone(store: Path, model: Path) -> None:

@@ -140,7 +140,13 @@ LAYOUTS = {
             "aac/id00012/21Uxsk56VDQ/00001.m4a": ("voxceleb-id00012", "", ""),
         },
     ),
-    "crema_d": ({}, {"AudioWAV/1001_IEO_ANG_HI.wav": ("crema_d-1001", "", "angry")}),
+    "crema_d": (
+        {"VideoDemographics.csv": '"ActorID","Age","Sex","Race","Ethnicity"\n1001,51,"Male","Caucasian","Not"\n'},
+        {
+            "AudioWAV/1001_IEO_ANG_HI.wav": ("crema_d-1001", "male", "angry"),
+            "AudioWAV/1040_ITH_SAD_X.wav": ("crema_d-1040", "", "sad"),
+        },
+    ),
     "esd": (
         {},
         {

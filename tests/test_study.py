@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from emoinv_edge.scoring import Calibration, FarTable, Term
 from tests.conftest import build_encoder, synthesise
 from train import calibrate
 from train.__main__ import main
-from train.calibrate import DevelopmentSpeech, pink_noise
+from train.calibrate import DevelopmentSpeech
 from train.enrolment import refusals, second_voices
 from train.prepare import PreparedClip, PreparedSet, write_set
 from train.study import format_study, study
@@ -102,9 +101,8 @@ def test_strangers_are_refused_in_enrolment_and_copies_in_noise_are_never_offere
     plain = DevelopmentSpeech(clips, np.concatenate(embeddings), [quality] * 24, range(24))
     assert dataclasses.astuple(refusals(plain, CALIBRATION))[1:] == (0.0, 1.0, 4 * 4 * 5 + 4 * 4 * 18)
     assert math.isnan(refusals(plain, CALIBRATION).own_emotional)
-    noisy = DevelopmentSpeech(
-        [*clips, *clips], np.concatenate((plain.embeddings, -plain.embeddings)), [quality] * 48, [*range(24), *range(24)]
-    )
+    again = np.concatenate((plain.embeddings, -plain.embeddings))
+    noisy = DevelopmentSpeech([*clips, *clips], again, [quality] * 48, [*range(24), *range(24)])
     assert refusals(noisy, CALIBRATION).own_neutral == 0.0
 
 

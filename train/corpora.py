@@ -224,10 +224,14 @@ def voxceleb(root: Path) -> Iterator[Clip]:
 
 
 def crema_d(root: Path) -> Iterator[Clip]:
-    """``AudioWAV/1001_IEO_ANG_HI.wav``."""
+    """``AudioWAV/1001_IEO_ANG_HI.wav``; the gender of each actor from ``VideoDemographics.csv`` where it is there."""
     names = {"ANG": "angry", "DIS": "disgust", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
-    for path, match in _matches(root, "*.wav", r"(\d{4})_([A-Z]{3})_([A-Z]{3})_[A-Z]{2}\.wav"):
-        yield Clip(path, "crema_d", f"crema_d-{match[1]}", emotion=names[match[3]], sentence=match[2])
+    genders: dict[str, str] = {}
+    for table in _sorted(root, "VideoDemographics.csv"):
+        with open(table, encoding="utf-8-sig", newline="") as rows:
+            genders |= {row["ActorID"]: row["Sex"].lower() for row in csv.DictReader(rows)}
+    for path, match in _matches(root, "*.wav", r"(\d{4})_([A-Z]{3})_([A-Z]{3})_[A-Z]{1,2}\.wav"):
+        yield Clip(path, "crema_d", f"crema_d-{match[1]}", genders.get(match[1], ""), names[match[3]], match[2])
 
 
 def esd(root: Path) -> Iterator[Clip]:

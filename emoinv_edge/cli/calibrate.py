@@ -82,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
                     f"{args.genuine / speaker}: no profile of that name; the enrolled are {', '.join(profiles)}"
                 )
             genuine += _scores([verifiers[speaker]], files)
-    refinement = refine(calibration, encoder.file_sha256, impostors, genuine)
+    refinement = refine(
+        calibration, encoder.fingerprint, impostors, genuine, file_sha256=encoder.file_sha256
+    )
     write_refinement(path, refinement)
     answer = {"refined": True, "file": str(path), "shift": refinement.shift, "raises": refinement.raises}
     return _say(args, answer, f"{_summary(refinement)}\nKept in {path}; undo with `emoinv calibrate --reset`.")

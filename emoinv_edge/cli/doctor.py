@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import CalibrationError, MicrophoneError
+from ..errors import CalibrationError, MicrophoneError, ModelFormatError
 from .options import DEFAULT_FAR, add_command, add_json, add_store, open_store
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
 
@@ -273,12 +274,17 @@ def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
     return Finding(name, OK, value)
 
 
-def check_refinement(store_path: Path) -> list[Finding]:
-    """What `emoinv calibrate` changed for this device, if anything."""
-    from ..recalibration import read_refinement, refinement_path
+def check_refinement(store_path: Path, file: str | None) -> list[Finding]:
+    """What `emoinv calibrate` changed for this device, if anything, and whether the models here still go with it."""
+    from ..encoder import MODEL_NAMES, Encoder
+    from ..recalibration import device_calibration, read_refinement, refinement_path
 
     try:
         found = read_refinement(refinement_path(store_path))
+        for name in () if found is None else (*MODEL_NAMES, file):
+            with contextlib.suppress(ModelFormatError):  # told with the models
+                if name is not None:
+                    device_calibration(Encoder.load(name) if name in MODEL_NAMES else Encoder(name), store_path)
     except CalibrationError as error:
         return [Finding("device calibration", FAULT, str(error), "emoinv calibrate --reset")]
     if found is None:
@@ -308,7 +314,7 @@ def check_store(args: argparse.Namespace) -> list[Finding]:
     for profile in profiles:
         makers.setdefault(profile.model_fingerprint[:12], []).append(profile.name)
     findings += [Finding(f"  by model {maker}", OK, ", ".join(names)) for maker, names in makers.items()]
-    findings += check_refinement(store.path)
+    findings += check_refinement(store.path, args.model)
     cure = "enrol the speaker again, or remove the profile: emoinv profiles remove NAME"
     findings += [Finding(f"  {profile.name}", NOTE, profile.problem, cure) for profile in profiles if profile.problem]
     return findings
