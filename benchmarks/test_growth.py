@@ -113,10 +113,10 @@ def test_scoring_grows_at_most_linearly_with_the_profiles(benchmark, calibration
     def measure():
         points = []
         for count in counts:
-            bank, embeddings = bank_of(count)
+            bank, embeddings = bank_of(count, calibration)
 
             def score(bank=bank, test=embeddings[0]):
-                return calibration.llr(bank.evidence(test, QUALITY, calibration.pooling, calibration.term_names))
+                return calibration.score(bank, test, QUALITY)[0]
 
             points.append([float(count), cpu_of(score, sizes(15, 1))])
         return points

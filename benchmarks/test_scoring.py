@@ -17,19 +17,19 @@ pytestmark = pytest.mark.benchmark(
 QUALITY = SpeechQuality(3.0, 25.0, 0.0, -25.0, 4.8, 0.2, -10.0, 0.6)
 
 
-def bank_of(count, dim=256):
+def bank_of(count, calibration, dim=256):
     """A bank of `count` profiles of one exemplar each, and the exemplars."""
     embeddings = np.random.default_rng(count).standard_normal((count, dim), np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     names = [f"speaker {i}" for i in range(count)]
-    return ProfileBank.from_arrays(names, embeddings, [QUALITY] * count, [1] * count), embeddings
+    return ProfileBank.from_arrays(names, embeddings, [QUALITY] * count, [1] * count, calibration.nuisance), embeddings
 
 
 @pytest.mark.parametrize("count", (1, 10, 1000, 100_000))
 def test_score_against_profiles(benchmark, calibration, sizes, count):
     count = sizes(count, min(count, 1000))
-    bank, embeddings = bank_of(count)
+    bank, embeddings = bank_of(count, calibration)
     owner = count // 2
-    llrs = benchmark(lambda: calibration.llr(bank.evidence(embeddings[owner], QUALITY, calibration.pooling)))
+    llrs = benchmark(lambda: calibration.score(bank, embeddings[owner], QUALITY)[0])
     assert int(np.argmax(llrs)) == owner
     benchmark.extra_info["profiles"] = count

@@ -70,8 +70,9 @@ def admissible(
         np.stack([exemplar.embedding for exemplar in enrolled]),
         [exemplar.quality for exemplar in enrolled],
         [len(enrolled)],
+        calibration.nuisance,
     )
-    llr = float(calibration.llr(bank.evidence(embedding, quality, calibration.pooling))[0])
+    llr = float(calibration.score(bank, embedding, quality)[0][0])
     table = calibration.far_tables[0]
     strictest = calibration.threshold(max(calibration.supported_far, table.rates[-1])).llr
     return llr >= strictest + margin

@@ -278,8 +278,9 @@ class Enroller:
             np.stack([exemplar.embedding for exemplar in exemplars]),
             [exemplar.quality for exemplar in exemplars],
             [len(exemplars)],
+            self._calibration.nuisance,
         )
-        return float(self._calibration.llr(bank.evidence(embedding, quality, self._calibration.pooling))[0])
+        return float(self._calibration.score(bank, embedding, quality)[0][0])
 
     def _refuse(self, reason: str, message: str, quality: SpeechQuality | None = None) -> EnrolmentFeedback:
         return EnrolmentFeedback(

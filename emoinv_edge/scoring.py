@@ -11,6 +11,8 @@ LLRs are natural logarithms: 0 favours neither side, 2.3 is ten to one for the o
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 import itertools
 import json
@@ -38,6 +40,7 @@ __all__ = [
     "Threshold",
     "bayes_threshold",
     "cosine",
+    "nuisance_directions",
 ]
 
 CALIBRATION_FORMAT = 1
@@ -46,6 +49,9 @@ CALIBRATION_FORMAT = 1
 # smooth maximum stands in their place: more impostor-like must never mean more accepted.
 POOLINGS = ("centroid", "mean", "max", "quality", "smooth_max")
 LINEAR_POOLINGS = ("centroid", "mean", "quality")
+# What is left of an embedding beside the directions of moods is scaled to 1, but not if it is less than this: such
+# an embedding says nothing of who speaks, and its cosine stays small.
+LEAST_VOICE = 0.05
 SHARPNESS = 10.0  # of the smooth maximum: 0 would be the mean, infinity the maximum
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
@@ -170,6 +176,10 @@ class Calibration:
         Independent speakers behind the rates; with n of them no rate below 3/n is supported.
     source : str
         What speech it was fitted on.
+    nuisance : bytes
+        Directions in the space of the embeddings in which a mood moves whoever speaks, orthonormal, as float32 in
+        little-endian order, one after the other; they are taken out of profiles and tests before the cosine
+        (nuisance attribute projection, Solomonoff et al., ICASSP 2005). Empty: nothing is taken out.
     """
 
     pooling: str
@@ -178,8 +188,14 @@ class Calibration:
     far_tables: tuple[FarTable, ...]
     num_impostor_speakers: int
     source: str
+    nuisance: bytes = b""
 
     def __post_init__(self) -> None:
+        _require(
+            isinstance(self.nuisance, bytes) and len(self.nuisance) % 4 == 0,
+            "nuisance should be float32 numbers as bytes",
+        )
+        _require(bool(np.isfinite(np.frombuffer(self.nuisance, "<f4")).all()), "nuisance should hold finite numbers")
         _require(self.pooling in POOLINGS, f"pooling should be one of {POOLINGS}, got {self.pooling!r}")
         _require(_finite(self.bias), f"bias should be a finite number, got {self.bias!r}")
         _require(bool(self.terms), "there should be at least the term 'cosine', got none")
@@ -240,6 +256,34 @@ class Calibration:
             total += term.weight * np.clip(values, term.low, term.high)
         return total
 
+    def score(
+        self, bank: ProfileBank, embedding: NDArray[np.float32], quality: SpeechQuality
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What a test says of each profile.
+
+        Parameters
+        ----------
+        bank : ProfileBank
+            Made with this calibration's `nuisance`.
+        embedding : ndarray, shape (embedding_dim,), float32 of unit norm
+        quality : SpeechQuality
+            Of the test speech.
+
+        Returns
+        -------
+        llrs, cosines : ndarray, shape (profiles,), float64
+            The cosines are those beside the nuisance.
+
+        Raises
+        ------
+        ValueError
+            If the embedding cannot be scored, or the bank was made for another calibration.
+        """
+        if bank.nuisance != self.nuisance:
+            raise ValueError("expected a bank made with this calibration's nuisance, got another; make it anew")
+        evidence = bank.evidence(embedding, quality, self.pooling, self.term_names)
+        return self.llr(evidence), evidence["cosine"]
+
     def threshold(self, target_far: float, num_profiles: int = 1, extrapolate: bool = False) -> Threshold:
         """The LLR above which an impostor is accepted at most at the rate `target_far`.
 
@@ -288,8 +332,11 @@ class Calibration:
 
     def to_json(self) -> str:
         """The calibration as one JSON object with its format number."""
+        # A file without nuisance says nothing of it, so that versions of before can read it.
+        nuisance = {"nuisance": base64.b64encode(self.nuisance).decode()} if self.nuisance else {}
         return json.dumps(
-            {
+            nuisance
+            | {
                 "format": CALIBRATION_FORMAT,
                 "pooling": self.pooling,
                 "bias": self.bias,
@@ -320,6 +367,11 @@ class Calibration:
                 f"calibration: expected format {CALIBRATION_FORMAT}, got {values.get('format')!r}; "
                 "install the emoinv-edge version that wrote it, or calibrate again"
             )
+        if isinstance(values, dict):
+            try:
+                values["nuisance"] = base64.b64decode(values.get("nuisance", ""), validate=True)
+            except (TypeError, ValueError, binascii.Error):
+                _require(False, "nuisance should be base64")
         fields = _fields(values, {field.name for field in dataclasses.fields(cls)} | {"format"}, "calibration")
         del fields["format"]
         terms = [Term(**_fields(term, {"name", "weight", "low", "high"}, "term")) for term in _list(fields, "terms")]
@@ -396,6 +448,24 @@ def _extrapolate(table: FarTable, rate: float, supported: float) -> float:
     return max(last + math.log(anchor / rate), -math.log(rate))
 
 
+def nuisance_directions(nuisance: bytes, dim: int) -> NDArray[np.float32]:
+    """The rows of a `Calibration.nuisance`, shape (directions, dim), float32.
+
+    Raises
+    ------
+    ValueError
+        If it holds no whole number of directions, or they are not orthonormal: such would not take out, but add.
+    """
+    if not nuisance:
+        return np.empty((0, dim), np.float32)
+    if len(nuisance) % (4 * dim):
+        raise ValueError(f"expected directions of {dim} float32 numbers, got {len(nuisance)} bytes; calibrate again")
+    rows = np.frombuffer(nuisance, "<f4").reshape(-1, dim).astype(np.float32)
+    if not np.abs(rows @ rows.T - np.eye(len(rows))).max() < 1e-3:
+        raise ValueError("expected orthonormal directions in the calibration's nuisance; calibrate again")
+    return rows
+
+
 class ProfileBank:
     """Profiles stacked for scoring: many are compared with one test embedding in a few array operations.
 
@@ -403,14 +473,18 @@ class ProfileBank:
     ----------
     profiles : iterable of Profile
         Of one model, one embedding size.
+    nuisance : bytes
+        `Calibration.nuisance` of the calibration that will score.
 
     Raises
     ------
     EnrolmentError
         If there is no profile.
+    ValueError
+        If the nuisance does not fit the embeddings.
     """
 
-    def __init__(self, profiles: Iterable[Profile]) -> None:
+    def __init__(self, profiles: Iterable[Profile], nuisance: bytes = b"") -> None:
         kept = tuple(profiles)
         if not kept:
             raise EnrolmentError("expected at least one profile, got none; enrol a speaker first")
@@ -419,6 +493,7 @@ class ProfileBank:
             np.concatenate([[exemplar.embedding for exemplar in profile.exemplars] for profile in kept]),
             [exemplar.quality for profile in kept for exemplar in profile.exemplars],
             [len(profile.exemplars) for profile in kept],
+            nuisance,
         )
 
     @classmethod
@@ -428,6 +503,7 @@ class ProfileBank:
         embeddings: NDArray[np.float32],
         qualities: Sequence[SpeechQuality],
         counts: Sequence[int],
+        nuisance: bytes = b"",
     ) -> ProfileBank:
         """A bank from stacked exemplars, shape (sum of counts, embedding_dim), of unit norm; for training."""
         if len(names) != len(counts) or not len(names) or min(counts) < 1:
@@ -436,12 +512,20 @@ class ProfileBank:
             raise ValueError(f"expected {sum(counts)} exemplars, got {len(embeddings)} and {len(qualities)} qualities")
         bank = cls.__new__(cls)
         bank.names = tuple(names)
-        bank._set(embeddings, qualities, counts)
+        bank._set(embeddings, qualities, counts, nuisance)
         return bank
 
-    def _set(self, embeddings: NDArray[np.float32], qualities: Sequence[SpeechQuality], counts: Sequence[int]) -> None:
-        self._embeddings: NDArray[np.float32] | None = np.ascontiguousarray(embeddings, np.float32)
-        self._shape = self._embeddings.shape[1:]
+    def _set(
+        self,
+        embeddings: NDArray[np.float32],
+        qualities: Sequence[SpeechQuality],
+        counts: Sequence[int],
+        nuisance: bytes,
+    ) -> None:
+        self._shape = embeddings.shape[1:]
+        self.nuisance = nuisance
+        self._directions = nuisance_directions(nuisance, embeddings.shape[1])
+        self._embeddings: NDArray[np.float32] | None = self._voice(embeddings)
         self._counts = np.asarray(counts, np.int64)
         self._starts = np.concatenate(([0], np.cumsum(self._counts)[:-1]))
         seconds = np.array([quality.net_speech_s for quality in qualities])
@@ -459,6 +543,14 @@ class ProfileBank:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def _voice(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings (..., dim) without what lies in the directions of moods, scaled to 1 again."""
+        if not len(self._directions):
+            return np.ascontiguousarray(embeddings, np.float32)
+        left = embeddings - (embeddings @ self._directions.T) @ self._directions
+        norm = np.linalg.norm(left, axis=-1, keepdims=True)
+        return np.ascontiguousarray(left / np.maximum(norm, LEAST_VOICE), np.float32)
 
     def _mean(self, values: Sequence[float | None]) -> NDArray[np.float64]:
         """Mean over each profile's known values, NaN where none is known."""
@@ -490,7 +582,8 @@ class ProfileBank:
             self._embeddings = None
 
     def cosines(self, embedding: NDArray[np.float32], pooling: str) -> NDArray[np.float64]:
-        """One pooled cosine for each profile, shape (profiles,)."""
+        """One pooled cosine for each profile, shape (profiles,), beside the nuisance."""
+        embedding = self._voice(embedding)
         if pooling in LINEAR_POOLINGS:
             return np.clip((self._pooled(pooling) @ embedding).astype(np.float64), -1.0, 1.0)
         if pooling not in POOLINGS:

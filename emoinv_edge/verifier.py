@@ -187,7 +187,7 @@ class Verifier:
         self._calibration = require_calibration(encoder, calibration)
         for each in profiles:
             require_model(encoder, each)
-        self._bank = ProfileBank(profiles)
+        self._bank = ProfileBank(profiles, self._calibration.nuisance)
         if prior is None:
             self._threshold = self._calibration.threshold(target_far, len(profiles), extrapolate)
         else:
@@ -276,9 +276,7 @@ class Verifier:
         if refusal is not None:
             return self.no_decision(refusal[1], quality, start=start, end=end, final=final)
         try:
-            calibration = self._calibration
-            evidence = self._bank.evidence(embedding, quality, calibration.pooling, calibration.term_names)
-            llrs = calibration.llr(evidence)
+            llrs, cosines = self._calibration.score(self._bank, embedding, quality)
         except ValueError as error:
             return self.no_decision(f"no score: {error}", quality, start=start, end=end, final=final)
         best = int(np.argmax(llrs))
@@ -293,7 +291,7 @@ class Verifier:
             threshold=threshold,
             target_far=self._threshold.target_far,
             speaker=self._bank.names[best],
-            cosine=float(evidence["cosine"][best]),
+            cosine=float(cosines[best]),
             quality=quality,
             start=start,
             end=end,

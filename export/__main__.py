@@ -59,6 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--noise", type=Path, nargs="+", default=[], metavar="FOLDER",
         help="recordings of noise: the tests of the calibration are heard in them too, beside pink noise",
     )  # fmt: skip
+    parser.add_argument(
+        "--moods", nargs="+", default=[], metavar="CORPUS",
+        help="corpora among those of --calibrate: the directions in which their speakers' moods move embeddings are "
+        "taken out before the cosine",
+    )  # fmt: skip
     parser.add_argument("--name", metavar="TIER", help="name of the model (default: the checkpoint's)")
     parser.add_argument("--input", choices=("features", "waveform"), default="features", help="what the file takes")
     scheme = parser.add_argument_group("quantisation")
@@ -97,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"an .onnx file is only calibrated anew: expected no --{option.replace('_', '-')}")
     if not again and not arguments.speech:
         parser.error("expected --speech with a checkpoint: ranges and weights are fitted on it")
-    for option in ("terms", "noise"):
+    for option in ("terms", "noise", "moods"):
         if getattr(arguments, option) and not arguments.calibrate:
             parser.error(f"--{option} belongs to a calibration: expected --calibrate")
     if len(set(arguments.terms or ())) < len(arguments.terms or ()):
@@ -125,12 +130,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if again:
             recalibrate(
-                arguments.checkpoint, arguments.output, arguments.calibrate, report, arguments.terms, arguments.noise
-            )
+                arguments.checkpoint, arguments.output, arguments.calibrate, report, arguments.terms, arguments.noise,
+                arguments.moods,
+            )  # fmt: skip
         else:
             export_model(
                 arguments.checkpoint, arguments.output, arguments.speech, options, arguments.calibrate,
-                arguments.name, report, Progress, arguments.terms, arguments.noise,
+                arguments.name, report, Progress, arguments.terms, arguments.noise, arguments.moods,
             )  # fmt: skip
     except GateFailed as error:
         print(f"export stopped: {error}", file=sys.stderr)

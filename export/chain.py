@@ -146,6 +146,7 @@ def export_model(
     progress: Progress = _silent,
     terms: Sequence[str] | None = None,
     noise_folders: Sequence[Path] = (),
+    moods: Sequence[str] = (),
 ) -> list[Gate]:
     """Run the chain and write `out`.
 
@@ -170,6 +171,8 @@ def export_model(
         corpora unless given.
     noise_folders : sequence of Path
         Recordings of noise that the tests of the calibration are heard in, half of them, beside pink noise.
+    moods : sequence of str
+        Corpora among the calibration sets whose moods' directions are taken out of embeddings before the cosine.
 
     Returns
     -------
@@ -237,9 +240,9 @@ def export_model(
         write_model(draft, graph, values)
         if calibration_sets:
             values["emoinv.calibration"] = _fit_calibration(
-                Encoder(draft), calibration_sets, report, terms, noise_folders
+                Encoder(draft), calibration_sets, report, terms, noise_folders, moods
             )
-            provenance["calibration_terms"] = _how_chosen(terms)
+            provenance |= _how_calibrated(terms, noise_folders, moods)
         encoder = Encoder(draft)
         waveforms = golden_inputs(spec)
         inputs = waveforms if options.flavour == "waveform" else [log_mel(w, spec) for w in waveforms]
@@ -264,6 +267,7 @@ def recalibrate(
     report: Report = print,
     terms: Sequence[str] | None = None,
     noise_folders: Sequence[Path] = (),
+    moods: Sequence[str] = (),
 ) -> None:
     """Fit the calibration of scores of an exported file anew; graph, spec, golden test and gates stay as they are.
 
@@ -276,7 +280,7 @@ def recalibrate(
         From `export_model`.
     out : Path
         The model file to write; may be `model`.
-    calibration_sets, terms, noise_folders
+    calibration_sets, terms, noise_folders, moods
         As for `export_model`.
 
     Raises
@@ -297,11 +301,11 @@ def recalibrate(
     golden = _golden_gate(encoder)
     if not golden.passed:
         raise GateFailed(golden)
-    values["emoinv.calibration"] = _fit_calibration(encoder, calibration_sets, report, terms, noise_folders)
+    values["emoinv.calibration"] = _fit_calibration(encoder, calibration_sets, report, terms, noise_folders, moods)
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] = provenance["parents"] | {"recalibrated_file": encoder.file_sha256}
     provenance["fingerprint"] = encoder.fingerprint
-    provenance["calibration_terms"] = _how_chosen(terms)
+    provenance |= _how_calibrated(terms, noise_folders, moods)
     provenance["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     provenance["version"] = emoinv_edge.__version__
     values["emoinv.provenance"] = provenance
@@ -323,16 +327,24 @@ def _fit_calibration(
     report: Report,
     terms: Sequence[str] | None,
     noise_folders: Sequence[Path],
+    moods: Sequence[str],
 ) -> str:
     names = None if terms is None else ("cosine", *(name for group in terms for name in GROUPS[group]))
     noises = noises_of(noise_folders, encoder.spec.sample_rate)
     report(f"step  calibration of scores on {', '.join(path.name for path in sets)}")
-    return fit_calibration(encoder, [PreparedSet(path) for path in sets], names=names, noises=noises).to_json()
+    prepared = [PreparedSet(path) for path in sets]
+    return fit_calibration(encoder, prepared, names=names, noises=noises, moods=moods).to_json()
 
 
-def _how_chosen(terms: Sequence[str] | None) -> str:
-    """What the file's provenance says of the terms of its calibration."""
-    return "by the Cllr of unseen corpora" if terms is None else "named by whoever exported it"
+def _how_calibrated(
+    terms: Sequence[str] | None, noise_folders: Sequence[Path], moods: Sequence[str]
+) -> dict[str, Any]:
+    """What the file's provenance says of its calibration."""
+    return {
+        "calibration_terms": "by the Cllr of unseen corpora" if terms is None else "named by whoever exported it",
+        "calibration_noise": ["pink", *(folder.name for folder in noise_folders)],
+        "calibration_moods": list(moods),
+    }
 
 
 def _golden_gate(encoder: Encoder) -> Gate:

@@ -21,7 +21,7 @@ from emoinv_edge.adaptation import Adapter, admissible
 from emoinv_edge.cli import main
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.enrolment import Enroller
-from emoinv_edge.errors import CalibrationError
+from emoinv_edge.errors import CalibrationError, ModelFormatError
 from emoinv_edge.profiles import Exemplar
 from emoinv_edge.quality import SpeechQuality
 from emoinv_edge.recalibration import (
@@ -359,6 +359,77 @@ def test_measured_noise_is_the_same_whatever_else_is_measured(tmp_path: Path, ti
         assert both.qualities[copy].level_dbfs > both.qualities[own].level_dbfs  # by the noise
         assert 0.0 < both.embeddings[copy] @ both.embeddings[own] < 0.999
     assert calibrate.measure(tiny_encoder, sets).copies() == {}
+
+
+def moody(seed: int = 5, corpora: int = 3) -> tuple[DevelopmentSpeech, NDArray[np.float64]]:
+    """Speech in which every mood moves everybody along one of two directions, much further than chance does."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.standard_normal((DIM, 2)))[0].T
+    plain = speech(seed, 12, moods=2, corpora=corpora)
+    moved = plain.embeddings.astype(np.float64)
+    for i, clip in enumerate(plain.clips):
+        if clip.emotion != "neutral":
+            moved[i] += rng.choice([-1.0, 1.0]) * rng.uniform(0.6, 1.2) * axes[int(clip.emotion[-1]) - 1]
+    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    return DevelopmentSpeech(plain.clips, moved.astype(np.float32), plain.qualities), axes
+
+
+def test_the_directions_of_moods_are_found_and_taken_out() -> None:
+    speech, axes = moody()
+    # Signs cancel in a speaker's mean of a mood, so that three corpora are needed to see both directions well.
+    found = np.frombuffer(calibrate.mood_directions(speech, ["corpus0", "corpus1", "corpus2"], 2), "<f4")
+    found = found.reshape(2, DIM).astype(np.float64)
+    assert found @ found.T == pytest.approx(np.eye(2), abs=1e-5)
+    assert np.linalg.norm(axes @ found.T) ** 2 > 1.6  # of 2: the same plane
+    # A corpus whose moods gave no direction gains as well.
+    nuisance = calibrate.mood_directions(speech, ["corpus1", "corpus2"], 2)
+    before, after = (
+        calibrate.leave_one_corpus_out(calibrate.teaching_trials(speech, "centroid", given), "centroid", ("cosine",))
+        for given in (b"", nuisance)
+    )
+    assert after["corpus0"]["eer"] < 0.8 * before["corpus0"]["eer"]
+    fitted = calibrate.fit_speech(speech, names=("cosine",), moods=["corpus1", "corpus2"], directions=2)
+    assert fitted.nuisance == nuisance
+    assert Calibration.from_json(fitted.to_json()) == fitted
+
+
+def test_copies_in_noise_and_speech_of_one_mood_give_no_direction() -> None:
+    plain, _ = moody()
+    quiet = DevelopmentSpeech(plain.clips, plain.embeddings, plain.qualities, range(len(plain.clips)))
+    noisy = in_noise(quiet)
+    corpora = ["corpus0", "corpus1"]
+    assert calibrate.mood_directions(noisy, corpora, 3) == calibrate.mood_directions(plain, corpora, 3)
+    calm = [i for i, clip in enumerate(plain.clips) if clip.emotion == "neutral"]
+    alone = DevelopmentSpeech([plain.clips[i] for i in calm], plain.embeddings[calm], [plain.qualities[i] for i in calm])
+    with pytest.raises(ValueError, match="0 heard in two moods"):
+        calibrate.mood_directions(alone, corpora)
+    with pytest.raises(ValueError, match="of nowhere in moods enough"):
+        calibrate.mood_directions(plain, ["nowhere"])
+
+
+def test_what_enrols_verifies_and_adapts_scores_beside_the_moods(tmp_path: Path, model: Path, store: Path) -> None:
+    """Directions that hold the owner's voice itself: beside them she cannot be known, and everywhere it shows."""
+    encoder = Encoder(model)
+    profile = ProfileStore(store, PLAINTEXT).get("ana")
+    waveform = synthesise(3.0, 9, ANA_HZ)
+    own = np.stack([encoder.embed(waveform, RATE), *(exemplar.embedding for exemplar in profile.exemplars)])
+    rows = np.linalg.svd(own, full_matrices=False)[2].astype("<f4")
+    blind = dataclasses.replace(CALIBRATION, nuisance=rows.tobytes())
+    for calibration in (CALIBRATION, blind):
+        decision = Verifier(encoder, profile, prior=0.5, calibration=calibration).verify(waveform, RATE)
+        quality, held = decision.quality, profile.exemplars
+        assert quality is not None and decision.score is not None
+        embedding = encoder.embed(waveform, RATE)
+        bank = ProfileBank([profile], calibration.nuisance)
+        assert decision.score == pytest.approx(calibration.score(bank, embedding, quality)[0][0], abs=1e-3)
+        enroller = Enroller(encoder, profile=profile, calibration=calibration)
+        sure = calibration is CALIBRATION
+        assert decision.accepted is sure
+        assert (enroller.add(waveform, RATE).reason == "other_speaker") is not sure
+        assert not (admissible(calibration, held, held, embedding, quality) and not sure)
+    metadata = {"emoinv.calibration": json.loads(dataclasses.replace(blind, nuisance=rows[:, :-1].tobytes()).to_json())}
+    with pytest.raises(ModelFormatError, match="directions"):
+        Encoder(build_encoder(tmp_path / "misfit.onnx", metadata=metadata))
 
 
 def test_pink_noise_falls_by_three_db_an_octave() -> None:

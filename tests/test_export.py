@@ -272,6 +272,25 @@ def test_the_terms_of_a_calibration_can_be_named(
 
 
 @pytest.mark.usefixtures("easy_speed")
+def test_the_directions_of_moods_travel_in_the_file(
+    checkpoint: Path, prepared: Path, two_corpora: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "LEGIBLE_EER", 1.0)
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    export_model(checkpoint, old, [prepared], QUICK, two_corpora, report=lambda line: None, terms=["snr"])
+    common = ["-o", str(new), "--calibrate", *map(str, two_corpora), "--terms", "snr"]
+    assert main([str(old), *common, "--moods", "ased"]) == 0
+    before, after = Encoder(old), Encoder(new)
+    assert before.calibration is not None and before.calibration.nuisance == b""
+    assert after.calibration is not None
+    assert len(after.calibration.nuisance) == 4 * calibrate.DIRECTIONS * after.spec.embedding_dim
+    assert after.metadata["emoinv.provenance"]["calibration_moods"] == ["ased"]
+    assert after.fingerprint == before.fingerprint
+    with pytest.raises(ValueError, match="moods enough"):
+        main([str(old), *common, "--moods", "tess"])
+
+
+@pytest.mark.usefixtures("easy_speed")
 def test_recorded_noise_can_be_given_to_the_calibration(
     checkpoint: Path, prepared: Path, two_corpora: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +342,7 @@ def test_a_file_that_computes_another_voice_here_is_not_calibrated(
         ["old.onnx", "--calibrate", "a", "b", "--keep-going"],
         ["best.pt", "--speech", "a", "--terms", "norm"],
         ["best.pt", "--speech", "a", "--noise", "n"],
+        ["best.pt", "--speech", "a", "--moods", "n"],
         ["old.onnx", "--calibrate", "a", "b", "--terms", "norm", "norm"],
     ],
 )

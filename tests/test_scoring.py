@@ -24,6 +24,7 @@ from emoinv_edge.scoring import (
     Term,
     bayes_threshold,
     cosine,
+    nuisance_directions,
 )
 
 DIM = 16
@@ -261,6 +262,79 @@ def test_a_compact_bank_scores_the_same_and_refuses_what_it_dropped() -> None:
     for pooling in ("max", "mean"):
         with pytest.raises(ValueError, match="compact"):
             small.cosines(unit(9), pooling)
+
+
+# --- beside the directions of moods --------------------------------------------------------------------
+
+MOODS = np.linalg.qr(np.random.default_rng(42).standard_normal((DIM, 3)))[0].T.astype("<f4")
+BESIDE = dataclasses.replace(CALIBRATION, nuisance=MOODS.tobytes())
+STEADY = SpeechQuality(3.0, 30.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6)
+
+
+def beside_moods(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    left = vector.astype(np.float64) - (vector.astype(np.float64) @ MOODS.T) @ MOODS
+    return np.asarray(left / np.linalg.norm(left), np.float32)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    pooling=st.sampled_from(POOLINGS), seed=st.integers(0, 999), mood=st.tuples(*[st.floats(-1.5, 1.5)] * 3),
+    count=st.integers(1, 4),
+)  # fmt: skip
+def test_a_mood_moves_no_cosine_that_is_taken_beside_it(
+    pooling: str, seed: int, mood: tuple[float, float, float], count: int
+) -> None:
+    exemplars, test = unit(seed, count), unit(seed + 5000)
+    bank = ProfileBank.from_arrays(["s"], exemplars, [STEADY] * count, [count], BESIDE.nuisance)
+    plain = bank_of(np.stack([beside_moods(each) for each in exemplars]), [STEADY] * count, [count])
+    expected = plain.cosines(beside_moods(test), pooling)[0]
+    assert bank.cosines(test, pooling)[0] == pytest.approx(expected, abs=1e-5)
+    moody = beside_moods(test) + np.asarray(mood, np.float32) @ MOODS
+    moody /= np.linalg.norm(moody)
+    assert bank.cosines(moody.astype(np.float32), pooling)[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_embedding_that_is_nothing_but_mood_is_never_accepted() -> None:
+    mood = (MOODS[0] + np.float32(1e-7) * unit(3)).astype(np.float32)
+    bank = ProfileBank.from_arrays(["s"], mood[None], [STEADY], [1], BESIDE.nuisance)
+    llrs, cosines = BESIDE.score(bank, mood, STEADY)
+    assert abs(cosines[0]) < 0.01
+    assert llrs[0] < BESIDE.threshold(0.5).llr
+
+
+def test_a_bank_of_another_calibration_is_not_scored() -> None:
+    exemplars = unit(1, 2)
+    plain = bank_of(exemplars, [STEADY] * 2, [2])
+    with pytest.raises(ValueError, match="make it anew"):
+        BESIDE.score(plain, unit(2), STEADY)
+    beside = ProfileBank.from_arrays(["s"], exemplars, [STEADY] * 2, [2], BESIDE.nuisance)
+    with pytest.raises(ValueError, match="make it anew"):
+        CALIBRATION.score(beside, unit(2), STEADY)
+    llrs, cosines = CALIBRATION.score(plain, unit(2), STEADY)
+    evidence = plain.evidence(unit(2), STEADY, CALIBRATION.pooling)
+    assert np.array_equal(llrs, CALIBRATION.llr(evidence)) and np.array_equal(cosines, evidence["cosine"])
+
+
+def test_directions_survive_the_file_and_files_without_them_are_as_before() -> None:
+    assert Calibration.from_json(BESIDE.to_json()) == BESIDE
+    assert "nuisance" not in json.loads(CALIBRATION.to_json())
+    assert Calibration.from_json(CALIBRATION.to_json()).nuisance == b""
+
+
+@pytest.mark.parametrize("nuisance", ["!", "AAA=", 7, None, ["AAAA"], "AADAfw=="])
+def test_damaged_directions_are_refused(nuisance: Any) -> None:
+    with pytest.raises(ModelFormatError, match="nuisance"):
+        Calibration.from_json(json.dumps(json.loads(CALIBRATION.to_json()) | {"nuisance": nuisance}))
+
+
+@pytest.mark.parametrize(
+    "rows", [MOODS * 2.0, np.stack([MOODS[0], MOODS[0]]), np.zeros((1, DIM)), MOODS[:, : DIM - 1], np.ones((1, 3))]
+)
+def test_directions_that_would_add_instead_of_take_out_are_refused(rows: NDArray[np.float32]) -> None:
+    with pytest.raises(ValueError, match="directions"):
+        nuisance_directions(np.asarray(rows, "<f4").tobytes(), DIM)
+    with pytest.raises(ValueError, match="directions"):
+        ProfileBank.from_arrays(["s"], unit(0, 1), [STEADY], [1], np.asarray(rows, "<f4").tobytes())
 
 
 @pytest.mark.parametrize("poison", ["nan", "inf", "zero", "long", "size", "not unit"])

@@ -121,3 +121,32 @@ def test_without_noise_nothing_is_said_of_noise(
     assert found["left_out"]["noisy"] == {} and found["second_voices"] == {}
     assert "noisy" not in format_study(found)
     assert said[:2] == ["measure ased", "measure nemo"]
+
+
+def test_a_corpus_whose_moods_gave_directions_is_judged_without_them(
+    two_corpora: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "LEGIBLE_EER", 1.0)
+    rows = np.linalg.qr(np.random.default_rng(0).standard_normal((32, 2)))[0].T.astype("<f4")
+    beside = dataclasses.replace(CALIBRATION, nuisance=rows.tobytes())
+    metadata = {
+        "emoinv.calibration": json.loads(beside.to_json()),
+        "emoinv.provenance": {"calibration_moods": ["ased", "elsewhere"]},
+    }
+    model = build_encoder(tmp_path / "beside.onnx", metadata=metadata)
+    asked: list[tuple[str, ...]] = []
+    whole = calibrate.mood_directions
+    monkeypatch.setattr(
+        "train.study.mood_directions",
+        lambda speech, corpora, count: asked.append((*corpora, count)) or whole(speech, corpora, count),
+    )
+    said: list[str] = []
+    found = study(Encoder(model), [PreparedSet(path) for path in two_corpora], (), tries=0, sessions=0, say=said.append)
+    assert asked == [("ased", 2)]  # for nemo; ased, left out of the moods, has no other corpus to give any
+    assert found["moods"] == ["ased"]
+    assert any(line.startswith("leave out ased:") for line in said)
+    ranked = found["left_out"]["clean"]
+    assert list(ranked) == ["cosine", "cosine beside moods", "all"]
+    assert all(set(figures) == {"ased", "nemo"} for figures in ranked.values())
+    assert ranked["cosine beside moods"]["ased"] == ranked["cosine"]["ased"] != ranked["cosine"]["nemo"]
+    assert "beside the moods of ased" in format_study(found)

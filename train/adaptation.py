@@ -83,13 +83,9 @@ def simulate(
             np.stack([each.embedding for each in held]),
             [each.quality for each in held],
             [len(held)],
+            calibration.nuisance,
         )
-        return np.array(
-            [
-                calibration.llr(bank.evidence(speech.embeddings[i], speech.qualities[i], calibration.pooling))[0]
-                for i in tests
-            ]
-        )
+        return np.array([calibration.score(bank, speech.embeddings[i], speech.qualities[i])[0][0] for i in tests])
 
     counts = np.zeros(4, np.int64)  # owners, impostor sessions, learnt own, learnt foreign
     rates: list[list[float]] = []

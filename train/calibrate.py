@@ -15,7 +15,7 @@ import dataclasses
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -46,6 +46,7 @@ __all__ = [
     "leave_one_corpus_out",
     "make_trials",
     "measure",
+    "mood_directions",
     "noises_of",
     "pink_noise",
     "pooling_table",
@@ -61,6 +62,7 @@ DRAWS = 4  # of the clips that make the profiles, for the weights: a corpus of f
 CLIPS_PER_MOOD = 16  # of a speaker, as many of each emotion, spread over the corpus's order
 NONTARGETS_PER_CORPUS = 24000  # of the fit; thresholds use them all
 SHRINKAGE = 1e-4  # on the weights of the standardised terms
+DIRECTIONS = 8  # of moods: fewer gain less, more take away voices (CALIBRATION.md)
 NOISE_SNR_DB = (5.0, 25.0)  # below 5 dB a verifier mostly refuses to decide
 PRIOR = 0.05  # of the fit: weights for thresholds of few false accepts are learnt where such thresholds lie
 # A term must lower the Cllr of unseen corpora by this share on the geometric mean, and harm none by HARM: in
@@ -258,8 +260,46 @@ def _choose(clips: Sequence[Clip], own: NDArray[np.intp], design: str, rng: np.r
     return [neutral[0], *others[: ENROL_CLIPS - 1]] if neutral and others else []
 
 
-def make_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Trials]:
-    """All trials within each corpus, for each design of profiles.
+def mood_directions(speech: DevelopmentSpeech, corpora: Sequence[str], count: int = DIRECTIONS) -> bytes:
+    """The directions in which moods move embeddings most, of some corpora: a `Calibration.nuisance`.
+
+    The eigenvectors of the mean covariance, over the speakers, of a speaker's mean embeddings by mood; every speaker
+    weighs the same and every mood of one speaker does.
+
+    Parameters
+    ----------
+    speech : DevelopmentSpeech
+    corpora : sequence of str
+        Whose speakers are heard in several moods.
+    count : int
+
+    Raises
+    ------
+    ValueError
+        If no speaker of these corpora is heard in two moods, or they span fewer directions than asked for.
+    """
+    copies = speech.copies()
+    moods: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for i, clip in enumerate(speech.clips):
+        if clip.corpus in corpora and i not in copies and clip.emotion:
+            moods.setdefault((clip.corpus, clip.speaker), {}).setdefault(clip.emotion, []).append(i)
+    spreads = []
+    for own in moods.values():
+        if len(own) > 1:
+            means = np.stack([speech.embeddings[found].mean(axis=0, dtype=np.float64) for found in own.values()])
+            means -= means.mean(axis=0)
+            spreads.append(means / math.sqrt(len(own)))
+    if sum(len(spread) - 1 for spread in spreads) < count:
+        raise ValueError(
+            f"expected speakers of {', '.join(corpora) or 'some corpora'} in moods enough for {count} directions, "
+            f"got {len(spreads)} heard in two moods or more; name corpora of acted speech, or fewer directions"
+        )
+    _, _, rows = np.linalg.svd(np.concatenate(spreads), full_matrices=False)
+    return rows[:count].astype("<f4").tobytes()
+
+
+def make_trials(speech: DevelopmentSpeech, seed: int = 0, nuisance: bytes = b"") -> list[Trials]:
+    """All trials within each corpus, for each design of profiles, scored beside a nuisance.
 
     A clip that any of its speaker's profiles holds is never a test, so that the designs are tried
     by the same clips; nor is what it sounds like in noise. Every other copy in noise is a test beside its clip.
@@ -291,7 +331,7 @@ def make_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Trials]:
             tests += [test for i in drawn for test in (i, *heard_again.get(i, ()))]
         for design in DESIGNS:
             if len(chosen[design]) > 1:
-                out.append(_trials(speech, corpus, design, chosen[design], np.array(tests), code))
+                out.append(_trials(speech, corpus, design, chosen[design], np.array(tests), code, nuisance))
     if not out:
         raise ValueError("expected corpora with two speakers or more who have several clips each; got none")
     return out
@@ -324,6 +364,7 @@ def _trials(
     chosen: Mapping[int, Sequence[int]],
     tests: NDArray[np.intp],
     code: Mapping[str, int],
+    nuisance: bytes,
 ) -> Trials:
     clips = speech.clips
     owners = np.array(sorted(chosen))
@@ -333,6 +374,7 @@ def _trials(
         speech.embeddings[index],
         [speech.qualities[i] for i in index],
         [len(chosen[int(owner)]) for owner in owners],
+        nuisance,
     )
     gender = _genders(speech, corpus)
     genders = np.array([gender[clips[chosen[int(owner)][0]].speaker] for owner in owners])
@@ -548,7 +590,7 @@ def _legible(trials: Sequence[Trials], pooling: str) -> set[str]:
     return {corpus for corpus, found in errors.items() if np.mean(found) <= LEGIBLE_EER}
 
 
-def teaching_trials(speech: DevelopmentSpeech, pooling: str) -> list[Trials]:
+def teaching_trials(speech: DevelopmentSpeech, pooling: str, nuisance: bytes = b"") -> list[Trials]:
     """The trials to learn weights from: of the corpora fit for it, with several draws of the profiles.
 
     Raises
@@ -556,7 +598,7 @@ def teaching_trials(speech: DevelopmentSpeech, pooling: str) -> list[Trials]:
     ValueError
         If no corpus is fit for it.
     """
-    drawn = [each for seed in range(DRAWS) for each in make_trials(speech, seed)]
+    drawn = [each for seed in range(DRAWS) for each in make_trials(speech, seed, nuisance)]
     good = _legible(drawn, pooling)
     if not good:
         raise ValueError("no corpus of several moods whose neutral voices the cosine tells apart; prepare more speech")
@@ -677,6 +719,7 @@ def at_one_threshold(
     names: Sequence[str],
     rate: float = 0.01,
     noisy: bool = False,
+    judged: Collection[str] | None = None,
 ) -> dict[tuple[str, str], dict[str, float]]:
     """False rejects and accepts of each corpus, tests in other moods, at the threshold that all the others make.
 
@@ -693,6 +736,8 @@ def at_one_threshold(
         The false-accept rate asked for.
     noisy : bool
         Whether the tests counted are those with noise added, or those without; the threshold is made by both.
+    judged : collection of str, optional
+        The corpora to count; all unless given.
 
     Returns
     -------
@@ -702,7 +747,7 @@ def at_one_threshold(
     """
     problem = _problem(trials, pooling)
     out = {}
-    for corpus in sorted({each.corpus for each in everyone}):
+    for corpus in sorted({each.corpus for each in everyone if judged is None or each.corpus in judged}):
         others = [each for each in everyone if each.corpus != corpus]
         bare = _without_thresholds(problem, pooling, names, problem.corpus != corpus)
         calibration = _with_thresholds(bare, others, (1,))
@@ -829,6 +874,8 @@ def fit_speech(
     names: Sequence[str] | None = None,
     source: str | None = None,
     impostors: DevelopmentSpeech | None = None,
+    moods: Sequence[str] = (),
+    directions: int = DIRECTIONS,
 ) -> Calibration:
     """The calibration of measured development speech.
 
@@ -843,14 +890,19 @@ def fit_speech(
         What the speech was; by default its corpora and numbers of speakers.
     impostors : DevelopmentSpeech, optional
         Further speech for the thresholds alone: one clip a speaker is enough there.
+    moods : sequence of str
+        Corpora of the speech whose moods' directions are taken out before the cosine; none takes out nothing.
+    directions : int
+        How many of them.
     """
-    everyone = make_trials(speech)
-    trials = teaching_trials(speech, pooling)
+    nuisance = mood_directions(speech, moods, directions) if moods else b""
+    everyone = make_trials(speech, nuisance=nuisance)
+    trials = teaching_trials(speech, pooling, nuisance)
     if names is None:
         names, _ = select_terms(trials, pooling)
     problem = _problem(trials, pooling)
     if impostors is not None:
-        everyone += make_trials(impostors)
+        everyone += make_trials(impostors, nuisance=nuisance)
     tried = _impostor_speakers(everyone)
     if source is None:
         corpora = sorted({corpus for corpus, _ in tried})
@@ -859,6 +911,7 @@ def fit_speech(
         notes = {corpus: "" if corpus in used else ", impostors only" for corpus in corpora}
         source = ", ".join(f"{corpus} ({counts[corpus]} speakers{notes[corpus]})" for corpus in corpora)
     bare = _without_thresholds(problem, pooling, names, np.ones(len(problem.target), bool))
+    bare = dataclasses.replace(bare, nuisance=nuisance)
     return dataclasses.replace(_with_thresholds(bare, everyone, NUM_PROFILES), source=source)
 
 
@@ -868,6 +921,8 @@ def fit_calibration(
     impostors: Iterable[PreparedSet] = (),
     names: Sequence[str] | None = None,
     noises: Sequence[NDArray[np.float32]] | None = None,
+    moods: Sequence[str] = (),
+    directions: int = DIRECTIONS,
 ) -> Calibration:
     """Measure development speech with `encoder` and fit its calibration; what `export` calls.
 
@@ -883,9 +938,12 @@ def fit_calibration(
         The terms; chosen by `select_terms` unless given.
     noises : sequence of ndarray, optional
         That every test is also heard in (see `measure`); pink noise unless given, none if empty.
+    moods, directions
+        As for `fit_speech`.
     """
     if noises is None:
         noises = (pink_noise(30.0, encoder.spec.sample_rate),)
     others = list(impostors)
     further = measure(encoder, others, noises=noises) if others else None
-    return fit_speech(measure(encoder, clips, noises=noises), names=names, impostors=further)
+    speech = measure(encoder, clips, noises=noises)
+    return fit_speech(speech, names=names, impostors=further, moods=moods, directions=directions)

@@ -60,11 +60,12 @@ def refusals(speech: DevelopmentSpeech, calibration: Calibration, seed: int = 0)
             i for name, found in by_speaker.items() if name != speaker for i in found if clips[i].gender == gender
         ]
         for start in (int(i) for i in rng.permutation(neutral)[:STARTS]):
-            bank = ProfileBank.from_arrays(["s"], speech.embeddings[[start]], [speech.qualities[start]], [1])
+            bank = ProfileBank.from_arrays(
+                ["s"], speech.embeddings[[start]], [speech.qualities[start]], [1], calibration.nuisance
+            )
 
             def llr(i: int, bank: ProfileBank = bank) -> float:
-                evidence = bank.evidence(speech.embeddings[i], speech.qualities[i], calibration.pooling)
-                return float(calibration.llr(evidence)[0])
+                return float(calibration.score(bank, speech.embeddings[i], speech.qualities[i])[0][0])
 
             rest = [int(i) for i in rng.permutation([i for i in own if i != start])]
             moody = [i for i in rest if clips[i].emotion not in ("neutral", "")]

@@ -633,6 +633,7 @@ def evaluate_llr(
             np.stack([speech[i].embedding for i in members]),  # type: ignore[misc]
             [speech[i].quality for i in members],
             [len(indices) for _, indices in profiles],
+            calibration.nuisance,
         )
 
     everyone = bank(list(enrolled.items()))
@@ -651,10 +652,10 @@ def evaluate_llr(
         own_clip_enrolled = i in used
         if own_clip_enrolled and (clip.speaker in spare or len(enrolled[clip.speaker]) < 2):
             continue
-        tried = calibration.llr(everyone.evidence(embedding, speech[i].quality, calibration.pooling))
+        tried, _ = calibration.score(everyone, embedding, speech[i].quality)
         if own_clip_enrolled:
             rest = bank([(clip.speaker, [j for j in enrolled[clip.speaker] if j != i])])
-            alone = calibration.llr(rest.evidence(embedding, speech[i].quality, calibration.pooling))
+            alone, _ = calibration.score(rest, embedding, speech[i].quality)
             tried[names.index(clip.speaker)] = alone[0]
         fits = (genders == clip.gender) | (genders == "") | (clip.gender == "")
         count = int(fits.sum())

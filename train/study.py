@@ -24,6 +24,7 @@ from .calibrate import (
     leave_one_corpus_out,
     make_trials,
     measure,
+    mood_directions,
     select_terms,
     teaching_trials,
 )
@@ -64,8 +65,9 @@ def study(
     Returns
     -------
     dict
-        ``terms``, ``steps`` (of the forward selection), ``left_out`` and ``one_threshold`` (``clean`` and ``noisy``:
-        for each choice of terms the figures of each corpus), ``adaptation``, ``refusals``, ``second_voices``.
+        ``terms``, ``moods`` (corpora that gave directions), ``steps`` and ``chosen`` (of the forward selection),
+        ``left_out`` and ``one_threshold`` (``clean`` and ``noisy``: for each choice of terms the figures of each
+        corpus), ``adaptation``, ``refusals``, ``second_voices``.
     """
     if encoder.calibration is None:
         raise ValueError(f"{encoder.path}: expected a model with a calibration; export it with --calibrate")
@@ -79,25 +81,42 @@ def study(
         names = tuple(term.name for term in calibration.terms)
     else:
         names = ("cosine", *(name for group in terms for name in GROUPS[group]))
-    say("fit")
-    everyone, teaching = make_trials(speech), teaching_trials(speech, POOLING)
-    chosen, steps = select_terms(teaching, POOLING)
-    out: dict[str, Any] = {"terms": list(names), "chosen": list(chosen), "steps": steps}
+    moods = (encoder.metadata.get("emoinv.provenance") or {}).get("calibration_moods", [])
+    moods = [corpus for corpus in moods if corpus in by_corpus] if calibration.nuisance else []
+    count = len(calibration.nuisance) // (4 * encoder.spec.embedding_dim)
+    out: dict[str, Any] = {"terms": list(names), "moods": moods, "steps": [], "chosen": list(names)}
     out["left_out"] = {kind: {} for kind in ("clean", "noisy")}
     out["one_threshold"] = {kind: {} for kind in ("clean", "noisy")}
-    for label, some in {"cosine": ("cosine",), "all": names, "chosen": chosen}.items():
-        if label == "chosen" and set(some) == set(names):
-            continue
-        say(f"leave each corpus out: {' + '.join(some)}")
-        for kind in ("clean", "noisy"):
-            noisy = kind == "noisy"
-            if noisy and not speech.copies():
-                continue
-            out["left_out"][kind][label] = leave_one_corpus_out(teaching, POOLING, some, noisy=noisy)
-            found = at_one_threshold(everyone, teaching, POOLING, some, noisy=noisy)
-            out["one_threshold"][kind][label] = {
-                corpus: figures for (corpus, design), figures in found.items() if design == "neutral"
-            }
+    # A corpus whose moods gave directions is judged with those of the others.
+    without = {corpus: tuple(mood for mood in moods if mood != corpus) for corpus in by_corpus}
+    settings: list[tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = [((), {"cosine": ("cosine",), "all": names})]
+    if moods:
+        settings = [((), {"cosine": ("cosine",)})]
+        settings += [
+            (given, {"cosine beside moods": ("cosine",), "all": names}) for given in dict.fromkeys(without.values())
+        ]
+    for given, choices in settings:
+        say(f"trials{' beside the moods of ' + ', '.join(given) if given else ''}")
+        nuisance = mood_directions(speech, given, count) if given else b""
+        everyone = make_trials(speech, nuisance=nuisance)
+        teaching = teaching_trials(speech, POOLING, nuisance)
+        if given == tuple(moods):
+            say("choose terms")
+            chosen, out["steps"] = select_terms(teaching, POOLING)
+            out["chosen"] = list(chosen)
+        for label, some in choices.items():
+            judged = {corpus for corpus in by_corpus if label == "cosine" or without[corpus] == given}
+            say(f"leave out {', '.join(sorted(judged))}: {' + '.join(some)}")
+            for kind in ("clean", "noisy"):
+                noisy = kind == "noisy"
+                if noisy and not speech.copies():
+                    continue
+                tried = [each for each in teaching if each.corpus in judged]
+                ranked = out["left_out"][kind].setdefault(label, {})
+                ranked |= leave_one_corpus_out(teaching, POOLING, some, judged=tried, noisy=noisy)
+                counted = out["one_threshold"][kind].setdefault(label, {})
+                found = at_one_threshold(everyone, teaching, POOLING, some, noisy=noisy, judged=judged)
+                counted |= {corpus: figures for (corpus, design), figures in found.items() if design == "neutral"}
     out["adaptation"], out["refusals"], out["second_voices"] = {}, {}, {}
     for each in sets:
         corpus = each.clips[0].corpus
@@ -134,7 +153,8 @@ def _untouched(speech: DevelopmentSpeech) -> DevelopmentSpeech:
 
 def format_study(found: Mapping[str, Any]) -> str:
     """The tables of `study` in Markdown."""
-    lines = [f"weighs {' + '.join(found['terms'])}; the rule would keep {' + '.join(found['chosen'])}", ""]
+    beside = f", beside the moods of {', '.join(found['moods'])}" if found["moods"] else ""
+    lines = [f"weighs {' + '.join(found['terms'])}{beside}; the rule would keep {' + '.join(found['chosen'])}", ""]
     judged = [name for name in found["steps"][0] if name not in ("step", "terms", "mean")]
     lines += ["Cllr of the corpora left out, every profile and both kinds of tests together:", ""]
     lines += _table(

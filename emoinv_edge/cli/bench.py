@@ -222,11 +222,11 @@ def score_stage(
     others = np.random.default_rng(0).standard_normal((count, len(test)), np.float32)
     others[-1] = test
     others /= np.linalg.norm(others, axis=1, keepdims=True)
-    bank = ProfileBank.from_arrays([str(i) for i in range(count)], others, [quality] * count, [1] * count)
+    names = [str(i) for i in range(count)]
+    bank = ProfileBank.from_arrays(names, others, [quality] * count, [1] * count, calibration.nuisance)
 
     def score() -> None:
-        evidence = bank.evidence(test, quality, calibration.pooling, calibration.term_names)
-        best = int(np.argmax(calibration.llr(evidence)))
+        best = int(np.argmax(calibration.score(bank, test, quality)[0]))
         _expect(best == count - 1, f"profile {count - 1}", best)
 
     return f"score {count:,} profile{'s' if count > 1 else ''}", None, score
