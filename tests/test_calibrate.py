@@ -400,7 +400,8 @@ def test_copies_in_noise_and_speech_of_one_mood_give_no_direction() -> None:
     corpora = ["corpus0", "corpus1"]
     assert calibrate.mood_directions(noisy, corpora, 3) == calibrate.mood_directions(plain, corpora, 3)
     calm = [i for i, clip in enumerate(plain.clips) if clip.emotion == "neutral"]
-    alone = DevelopmentSpeech([plain.clips[i] for i in calm], plain.embeddings[calm], [plain.qualities[i] for i in calm])
+    clips, qualities = [plain.clips[i] for i in calm], [plain.qualities[i] for i in calm]
+    alone = DevelopmentSpeech(clips, plain.embeddings[calm], qualities)
     with pytest.raises(ValueError, match="0 heard in two moods"):
         calibrate.mood_directions(alone, corpora)
     with pytest.raises(ValueError, match="of nowhere in moods enough"):
