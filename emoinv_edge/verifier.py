@@ -60,7 +60,7 @@ class Decision:
     speaker : str
         The profile that fits best, whatever the verdict.
     cosine : float or None
-        The pooled cosine behind the score.
+        The pooled cosine behind the score, beside the directions of moods where the calibration knows some.
     quality : SpeechQuality or None
         Of the test speech, as far as it could be measured.
     start, end : int

@@ -101,6 +101,10 @@ def _card(encoder: Encoder) -> list[str]:
             f"  calibration  {', '.join(term.name for term in calibration.terms)} on {calibration.source}; "
             f"{calibration.num_impostor_speakers} impostors"
         )
+        if calibration.nuisance:
+            count = len(calibration.nuisance) // (4 * spec.embedding_dim)
+            moods = ", ".join(provenance.get("calibration_moods") or ["speech that the file does not name"])
+            lines.append(f"  moods        {count} directions taken out before the cosine, of {moods}")
     golden = metadata.get("emoinv.golden")
     if golden:
         lines.append(
