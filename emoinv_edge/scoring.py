@@ -188,7 +188,7 @@ class Calibration:
     far_tables: tuple[FarTable, ...]
     num_impostor_speakers: int
     source: str
-    nuisance: bytes = b""
+    nuisance: bytes = dataclasses.field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         _require(
