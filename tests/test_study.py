@@ -150,3 +150,4 @@ def test_a_corpus_whose_moods_gave_directions_is_judged_without_them(
     assert all(set(figures) == {"ased", "nemo"} for figures in ranked.values())
     assert ranked["cosine beside moods"]["ased"] == ranked["cosine"]["ased"] != ranked["cosine"]["nemo"]
     assert "beside the moods of ased" in format_study(found)
+    assert "Cllr of the corpora left out" not in format_study(found | {"steps": []})

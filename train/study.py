@@ -155,12 +155,13 @@ def format_study(found: Mapping[str, Any]) -> str:
     """The tables of `study` in Markdown."""
     beside = f", beside the moods of {', '.join(found['moods'])}" if found["moods"] else ""
     lines = [f"weighs {' + '.join(found['terms'])}{beside}; the rule would keep {' + '.join(found['chosen'])}", ""]
-    judged = [name for name in found["steps"][0] if name not in ("step", "terms", "mean")]
-    lines += ["Cllr of the corpora left out, every profile and both kinds of tests together:", ""]
-    lines += _table(
-        ["terms", *judged],
-        [[step["terms"], *(f"{step[corpus]:.3f}" for corpus in judged)] for step in found["steps"]],
-    )
+    if found["steps"]:  # none where every corpus gave directions
+        judged = [name for name in found["steps"][0] if name not in ("step", "terms", "mean")]
+        lines += ["Cllr of the corpora left out, every profile and both kinds of tests together:", ""]
+        lines += _table(
+            ["terms", *judged],
+            [[step["terms"], *(f"{step[corpus]:.3f}" for corpus in judged)] for step in found["steps"]],
+        )
     for kind, ranked in found["left_out"].items():
         if not ranked:
             continue
