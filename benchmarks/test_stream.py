@@ -251,9 +251,7 @@ def test_a_cascade_keeps_the_error_rates_of_base() -> None:
             end="",
         )
     count = wrong["base"][0]
-    # base confirms on up to 3 s at once where it listens alone in shorter windows: one or two decisions in a hundred
-    # differ.
-    assert wrong["cascade"][2] <= wrong["base"][2] + 0.02 * count
+    assert wrong["cascade"][2] <= wrong["base"][2] + 1
     assert wrong["cascade"][1] <= wrong["base"][1] + 0.02 * count
     assert seconds["cascade"] < seconds["base"]
 
