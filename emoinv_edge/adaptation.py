@@ -65,13 +65,7 @@ def admissible(
         return False
     if any(float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in held):
         return False
-    bank = ProfileBank.from_arrays(
-        ["enrolled"],
-        np.stack([exemplar.embedding for exemplar in enrolled]),
-        [exemplar.quality for exemplar in enrolled],
-        [len(enrolled)],
-        calibration.nuisance,
-    )
+    bank = ProfileBank.of_exemplars(enrolled, calibration.nuisance)
     llr = float(calibration.score(bank, embedding, quality)[0][0])
     table = calibration.far_tables[0]
     strictest = calibration.threshold(max(calibration.supported_far, table.rates[-1])).llr

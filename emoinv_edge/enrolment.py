@@ -273,13 +273,7 @@ class Enroller:
         )
 
     def _llr(self, exemplars: list[Exemplar], embedding: NDArray[np.float32], quality: SpeechQuality) -> float:
-        bank = ProfileBank.from_arrays(
-            ["speaker"],
-            np.stack([exemplar.embedding for exemplar in exemplars]),
-            [exemplar.quality for exemplar in exemplars],
-            [len(exemplars)],
-            self._calibration.nuisance,
-        )
+        bank = ProfileBank.of_exemplars(exemplars, self._calibration.nuisance)
         return float(self._calibration.score(bank, embedding, quality)[0][0])
 
     def _refuse(self, reason: str, message: str, quality: SpeechQuality | None = None) -> EnrolmentFeedback:

@@ -27,7 +27,7 @@ from .errors import CalibrationError, EnrolmentError, ModelFormatError
 from .quality import ENVELOPE_SIZE, SpeechQuality
 
 if TYPE_CHECKING:
-    from .profiles import Profile
+    from .profiles import Exemplar, Profile
 
 __all__ = [
     "CALIBRATION_FORMAT",
@@ -514,6 +514,17 @@ class ProfileBank:
         bank.names = tuple(names)
         bank._set(embeddings, qualities, counts, nuisance)
         return bank
+
+    @classmethod
+    def of_exemplars(cls, exemplars: Sequence[Exemplar], nuisance: bytes = b"") -> ProfileBank:
+        """A bank of one speaker, of whom no profile was made yet."""
+        return cls.from_arrays(
+            ["speaker"],
+            np.stack([exemplar.embedding for exemplar in exemplars]),
+            [exemplar.quality for exemplar in exemplars],
+            [len(exemplars)],
+            nuisance,
+        )
 
     def _set(
         self,

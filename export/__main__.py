@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("an .onnx file is only calibrated anew: expected --calibrate")
     for option in EXPORTED_ONLY if again else ():
         if getattr(arguments, option) != parser.get_default(option):
-            parser.error(f"an .onnx file is only calibrated anew: expected no --{option.replace('_', '-')}")
+            given = option.replace("_", "-")
+            parser.error(f"an .onnx file is only calibrated anew: expected --calibrate without --{given}")
     if not again and not arguments.speech:
         parser.error("expected --speech with a checkpoint: ranges and weights are fitted on it")
     for option in ("terms", "noise", "moods"):

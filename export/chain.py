@@ -27,7 +27,7 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.features import log_mel
 from emoinv_edge.model_file import make_golden, run_golden, seal
 from emoinv_edge.spec import EncoderSpec
-from train.calibrate import GROUPS, fit_calibration, noises_of
+from train.calibrate import fit_calibration, noises_of, term_names
 from train.model import ResidualEncoder, load_checkpoint
 from train.prepare import PreparedSet
 
@@ -329,7 +329,7 @@ def _fit_calibration(
     noise_folders: Sequence[Path],
     moods: Sequence[str],
 ) -> str:
-    names = None if terms is None else ("cosine", *(name for group in terms for name in GROUPS[group]))
+    names = None if terms is None else term_names(terms)
     noises = noises_of(noise_folders, encoder.spec.sample_rate)
     report(f"step  calibration of scores on {', '.join(path.name for path in sets)}")
     prepared = [PreparedSet(path) for path in sets]

@@ -76,6 +76,22 @@ def _synthesise(seconds: float, seed: int, f0_hz: float, sample_rate: int) -> ND
     return wave.astype(np.float32)
 
 
+def write_moody_corpus(
+    folder: Path, corpus: str, speakers: int, gender: str, voice: Callable[[int, int, bool], NDArray[np.float32]]
+) -> Path:
+    """A prepared set: each speaker's six neutral clips and three in another mood, ``voice(speaker, take, moody)``."""
+    from train.prepare import write_set
+
+    with write_set(folder) as add:
+        for speaker in range(speakers):
+            for take in range(9):
+                moody = take > 5
+                samples = np.rint(voice(speaker, take, moody) * 32767).astype(np.int16)
+                mood = "happy" if moody else "neutral"
+                add((corpus, f"{corpus}-{speaker}", gender, mood, ""), samples, f"{speaker}-{take}")
+    return folder
+
+
 def build_encoder(
     path: Path,
     spec: EncoderSpec = TINY_SPEC,

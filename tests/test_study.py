@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.quality import SpeechQuality
 from emoinv_edge.scoring import Calibration, FarTable, Term
-from tests.conftest import build_encoder, synthesise
+from tests.conftest import build_encoder, synthesise, write_moody_corpus
 from train import calibrate
 from train.__main__ import main
 from train.calibrate import DevelopmentSpeech
 from train.enrolment import refusals, second_voices
-from train.prepare import PreparedClip, PreparedSet, write_set
+from train.prepare import PreparedClip, PreparedSet
 from train.study import format_study, study
 
 CALIBRATION = Calibration(
@@ -37,19 +38,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_corpora(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two corpora of nine speakers a fifth apart, six neutral clips and three in a raised voice each."""
-    folders = []
-    for number, name in enumerate(("ased", "nemo")):
-        folder = tmp_path_factory.mktemp("study") / name
-        with write_set(folder) as add:
-            for speaker in range(9):
-                for take in range(9):
-                    pitch = 80.0 * 1.22**speaker * (1.04 if take > 5 else 1.0)
-                    waveform = synthesise(1.6, 1000 * number + 10 * speaker + take, pitch)
-                    samples = np.rint(waveform * 32767).astype(np.int16)
-                    mood = "happy" if take > 5 else "neutral"
-                    add((name, f"{name}-{speaker}", "female", mood, ""), samples, f"{speaker}-{take}")
-        folders.append(folder)
-    return folders
+
+    def voice(number: int, speaker: int, take: int, moody: bool) -> NDArray[np.float32]:
+        pitch = 80.0 * 1.22**speaker * (1.04 if moody else 1.0)
+        return synthesise(1.6, 1000 * number + 10 * speaker + take, pitch)
+
+    folder = tmp_path_factory.mktemp("study")
+    return [
+        write_moody_corpus(folder / name, name, 9, "female", functools.partial(voice, number))
+        for number, name in enumerate(("ased", "nemo"))
+    ]
 
 
 def test_the_command_judges_each_corpus_by_the_other_and_prints_what_it_found(

@@ -52,6 +52,7 @@ __all__ = [
     "pooling_table",
     "select_terms",
     "teaching_trials",
+    "term_names",
     "term_table",
 ]
 
@@ -94,6 +95,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "snr": ("snr",),
     "exemplars": ("exemplars",),
 }
+
+
+def term_names(groups: Iterable[str]) -> tuple[str, ...]:
+    """The terms of some `GROUPS`, ``cosine`` first."""
+    return ("cosine", *(name for group in groups for name in GROUPS[group]))
 
 
 class Clip(Protocol):
@@ -942,7 +948,7 @@ def fit_calibration(
         As for `fit_speech`.
     """
     if noises is None:
-        noises = (pink_noise(30.0, encoder.spec.sample_rate),)
+        noises = noises_of((), encoder.spec.sample_rate)
     others = list(impostors)
     further = measure(encoder, others, noises=noises) if others else None
     speech = measure(encoder, clips, noises=noises)

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
+from emoinv_edge.scoring import nuisance_directions
 
 from .adaptation import simulate
 from .calibrate import (
-    GROUPS,
     DevelopmentSpeech,
     at_one_threshold,
     leave_one_corpus_out,
@@ -27,6 +27,7 @@ from .calibrate import (
     mood_directions,
     select_terms,
     teaching_trials,
+    term_names,
 )
 from .enrolment import refusals, second_voices
 from .prepare import PreparedSet
@@ -77,13 +78,10 @@ def study(
         say(f"measure {each.clips[0].corpus}")
         by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises)
     speech = _join(by_corpus.values())
-    if terms is None:
-        names = tuple(term.name for term in calibration.terms)
-    else:
-        names = ("cosine", *(name for group in terms for name in GROUPS[group]))
+    names = calibration.term_names if terms is None else term_names(terms)
     moods = (encoder.metadata.get("emoinv.provenance") or {}).get("calibration_moods", [])
     moods = [corpus for corpus in moods if corpus in by_corpus] if calibration.nuisance else []
-    count = len(calibration.nuisance) // (4 * encoder.spec.embedding_dim)
+    count = len(nuisance_directions(calibration.nuisance, encoder.spec.embedding_dim))
     out: dict[str, Any] = {"terms": list(names), "moods": moods, "steps": [], "chosen": list(names)}
     out["left_out"] = {kind: {} for kind in ("clean", "noisy")}
     out["one_threshold"] = {kind: {} for kind in ("clean", "noisy")}

@@ -65,6 +65,8 @@ def _names(encoder: Encoder) -> dict[str, Any]:
 
 def _card(encoder: Encoder) -> list[str]:
     """Lines of the card, a heading and its facts."""
+    from ..scoring import nuisance_directions
+
     spec, metadata = encoder.spec, encoder.metadata
     size = encoder.path.stat().st_size
     lines = [
@@ -102,7 +104,7 @@ def _card(encoder: Encoder) -> list[str]:
             f"{calibration.num_impostor_speakers} impostors"
         )
         if calibration.nuisance:
-            count = len(calibration.nuisance) // (4 * spec.embedding_dim)
+            count = len(nuisance_directions(calibration.nuisance, spec.embedding_dim))
             moods = ", ".join(provenance.get("calibration_moods") or ["speech that the file does not name"])
             lines.append(f"  moods        {count} directions taken out before the cosine, of {moods}")
     golden = metadata.get("emoinv.golden")
