@@ -22,7 +22,7 @@ def bank_of(count, calibration, dim=256):
     embeddings = np.random.default_rng(count).standard_normal((count, dim), np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     names = [f"speaker {i}" for i in range(count)]
-    return ProfileBank.from_arrays(names, embeddings, [QUALITY] * count, [1] * count, calibration.nuisance), embeddings
+    return ProfileBank.from_arrays(names, embeddings, [QUALITY] * count, [1] * count, calibration.moods), embeddings
 
 
 @pytest.mark.parametrize("count", (1, 10, 1000, 100_000))

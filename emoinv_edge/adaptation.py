@@ -65,7 +65,7 @@ def admissible(
         return False
     if any(float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in held):
         return False
-    bank = ProfileBank.of_exemplars(enrolled, calibration.nuisance)
+    bank = ProfileBank.of_exemplars(enrolled, calibration.moods)
     llr = float(calibration.score(bank, embedding, quality)[0][0])
     table = calibration.far_tables[0]
     strictest = calibration.threshold(max(calibration.supported_far, table.rates[-1])).llr

@@ -103,13 +103,15 @@ class Encoder:
         try:
             self._spec = EncoderSpec.from_json(json.dumps(self._metadata[_SPEC]))
             if _CALIBRATION in self._metadata:
-                from .scoring import Calibration, nuisance_directions
+                from .scoring import Calibration
 
                 self._calibration = Calibration.from_json(json.dumps(self._metadata[_CALIBRATION]))
-                try:
-                    nuisance_directions(self._calibration.nuisance, self._spec.embedding_dim)
-                except ValueError as error:
-                    raise ModelFormatError(f"calibration: {error}") from None
+                moods = self._calibration.moods
+                if moods is not None and moods.dim != self._spec.embedding_dim:
+                    raise ModelFormatError(
+                        f"calibration: expected moods of embeddings of {self._spec.embedding_dim} numbers, got "
+                        f"{moods.dim}; it belongs to another model, calibrate again"
+                    )
         except ModelFormatError as error:
             raise ModelFormatError(f"{self._path}: {error}") from error
         self._input = _check_graph(self._session, self._spec, self._path)

@@ -273,7 +273,7 @@ class Enroller:
         )
 
     def _llr(self, exemplars: list[Exemplar], embedding: NDArray[np.float32], quality: SpeechQuality) -> float:
-        bank = ProfileBank.of_exemplars(exemplars, self._calibration.nuisance)
+        bank = ProfileBank.of_exemplars(exemplars, self._calibration.moods)
         return float(self._calibration.score(bank, embedding, quality)[0][0])
 
     def _refuse(self, reason: str, message: str, quality: SpeechQuality | None = None) -> EnrolmentFeedback:

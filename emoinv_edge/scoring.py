@@ -2,9 +2,9 @@
 
 A cosine alone means nothing to a user and falls when the owner is angry. Here it is one term of a
 logistic model beside others that say how far the manner and the quality of the test speech lie from
-the profile's (above all the difference of mean log F0). Their weights, their calibrated ranges and
-the thresholds per false-accept rate are a `Calibration`, which travels in the model file; nothing
-of it lives in code, and there is no default.
+the profile's (above all the difference of mean log F0). What moods do to the embedding itself, whoever
+speaks, is known to it too (`Moods`). Weights, calibrated ranges and the thresholds per false-accept rate
+are a `Calibration`, which travels in the model file; nothing of it lives in code, and there is no default.
 
 LLRs are natural logarithms: 0 favours neither side, 2.3 is ten to one for the owner.
 """
@@ -35,23 +35,20 @@ __all__ = [
     "TERMS",
     "Calibration",
     "FarTable",
+    "Moods",
     "ProfileBank",
     "Term",
     "Threshold",
     "bayes_threshold",
     "cosine",
-    "nuisance_directions",
 ]
 
-CALIBRATION_FORMAT = 1
+CALIBRATION_FORMAT = 2  # 1 has no moods, and is still read, and written where there are none
 
 # Each rises with every single cosine; attention weights (softmax over similarity) do not, so the
 # smooth maximum stands in their place: more impostor-like must never mean more accepted.
 POOLINGS = ("centroid", "mean", "max", "quality", "smooth_max")
 LINEAR_POOLINGS = ("centroid", "mean", "quality")
-# What is left of an embedding beside the directions of moods is scaled to 1, but not if it is less than this: such
-# an embedding says nothing of who speaks, and its cosine stays small.
-LEAST_VOICE = 0.05
 SHARPNESS = 10.0  # of the smooth maximum: 0 would be the mean, infinity the maximum
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
@@ -70,6 +67,7 @@ TERMS = (
     "envelope",
     "norm_above",
     "norm_below",
+    "mood_shift",
     "test_seconds",
     "enrol_seconds",
     "snr",
@@ -160,6 +158,63 @@ class Threshold:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Moods:
+    """What moods do to an embedding, whoever speaks.
+
+    Of each direction v in which they move embeddings, a share s of what profile and test have in common there is
+    left out of the cosine, ``c . e - sum of s (v . c)(v . e)``: with a share of 1 the direction is taken out (nuisance
+    attribute projection, Solomonoff et al., ICASSP 2005, without scaling the rest to 1 again); the learnt shares
+    lie between, as in a discriminatively trained metric (Burget et al., ICASSP 2011). The axis is the one
+    along which a test in another mood lies away from its owner's profile: how far, ``axis . (e - c)``, is the evidence
+    ``mood_shift``.
+
+    Parameters
+    ----------
+    directions : bytes
+        Orthonormal, as float32 in little-endian order, one after the other.
+    shares : tuple of float
+        0 to 1, one for each direction.
+    axis : bytes
+        One vector of unit norm, float32.
+    """
+
+    directions: bytes = dataclasses.field(repr=False)
+    shares: tuple[float, ...]
+    axis: bytes = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        for name, values in (("directions", self.directions), ("axis", self.axis)):
+            fits = isinstance(values, bytes) and len(values) > 0 and len(values) % 4 == 0
+            _require(fits, f"the moods' {name} should be float32 numbers as bytes")
+            _require(bool(np.isfinite(np.frombuffer(values, "<f4")).all()), f"the moods' {name} should be finite")
+        _require(
+            bool(self.shares) and all(_finite(share) and 0.0 <= share <= 1.0 for share in self.shares),
+            f"the moods' shares should lie between 0 and 1, got {self.shares!r}",
+        )
+        _require(
+            len(self.directions) == len(self.axis) * len(self.shares),
+            f"the moods should have one direction for each of {len(self.shares)} shares, as long as the axis",
+        )
+        rows = np.frombuffer(self.directions, "<f4").reshape(len(self.shares), -1)
+        _require(
+            float(np.abs(rows @ rows.T - np.eye(len(rows))).max()) < 1e-3,
+            "the moods' directions should be orthonormal: others would add to the cosine instead of taking out",
+        )
+        length = float(np.linalg.norm(np.frombuffer(self.axis, "<f4")))
+        _require(abs(length - 1.0) < 1e-3, f"the moods' axis should be of unit norm, got {length:.3g}")
+
+    @property
+    def dim(self) -> int:
+        """Size of the embeddings that it knows."""
+        return len(self.axis) // 4
+
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Directions (directions, dim), shares (directions,) and axis (dim,)."""
+        rows = np.frombuffer(self.directions, "<f4").reshape(len(self.shares), -1).astype(np.float32)
+        return rows, np.asarray(self.shares, np.float32), np.frombuffer(self.axis, "<f4").astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Calibration:
     """How the scores of one model become LLRs, and which LLR keeps which false-accept rate.
 
@@ -176,10 +231,8 @@ class Calibration:
         Independent speakers behind the rates; with n of them no rate below 3/n is supported.
     source : str
         What speech it was fitted on.
-    nuisance : bytes
-        Directions in the space of the embeddings in which a mood moves whoever speaks, orthonormal, as float32 in
-        little-endian order, one after the other; they are taken out of profiles and tests before the cosine
-        (nuisance attribute projection, Solomonoff et al., ICASSP 2005). Empty: nothing is taken out.
+    moods : Moods or None
+        What moods do to the model's embeddings, where it is known.
     """
 
     pooling: str
@@ -188,14 +241,9 @@ class Calibration:
     far_tables: tuple[FarTable, ...]
     num_impostor_speakers: int
     source: str
-    nuisance: bytes = dataclasses.field(default=b"", repr=False)
+    moods: Moods | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.nuisance, bytes) and len(self.nuisance) % 4 == 0,
-            "nuisance should be float32 numbers as bytes",
-        )
-        _require(bool(np.isfinite(np.frombuffer(self.nuisance, "<f4")).all()), "nuisance should hold finite numbers")
         _require(self.pooling in POOLINGS, f"pooling should be one of {POOLINGS}, got {self.pooling!r}")
         _require(_finite(self.bias), f"bias should be a finite number, got {self.bias!r}")
         _require(bool(self.terms), "there should be at least the term 'cosine', got none")
@@ -211,6 +259,9 @@ class Calibration:
                 term.name != "cosine" or term.weight > 0.0,
                 f"the weight of 'cosine' should be above 0, got {term.weight!r}",
             )
+        _require(
+            self.moods is not None or "mood_shift" not in names, "the term 'mood_shift' needs moods, and there are none"
+        )
         count = self.num_impostor_speakers
         _require(
             isinstance(count, int) and not isinstance(count, bool) and count >= 1,
@@ -264,7 +315,7 @@ class Calibration:
         Parameters
         ----------
         bank : ProfileBank
-            Made with this calibration's `nuisance`.
+            Made with this calibration's `moods`.
         embedding : ndarray, shape (embedding_dim,), float32 of unit norm
         quality : SpeechQuality
             Of the test speech.
@@ -272,15 +323,15 @@ class Calibration:
         Returns
         -------
         llrs, cosines : ndarray, shape (profiles,), float64
-            The cosines are those beside the nuisance.
+            The cosines are those without what moods share.
 
         Raises
         ------
         ValueError
             If the embedding cannot be scored, or the bank was made for another calibration.
         """
-        if bank.nuisance != self.nuisance:
-            raise ValueError("expected a bank made with this calibration's nuisance, got another; make it anew")
+        if bank.moods != self.moods:
+            raise ValueError("expected a bank made with this calibration's moods, got another; make it anew")
         evidence = bank.evidence(embedding, quality, self.pooling, self.term_names)
         return self.llr(evidence), evidence["cosine"]
 
@@ -332,12 +383,17 @@ class Calibration:
 
     def to_json(self) -> str:
         """The calibration as one JSON object with its format number."""
-        # A file without nuisance says nothing of it, so that versions of before can read it.
-        nuisance = {"nuisance": base64.b64encode(self.nuisance).decode()} if self.nuisance else {}
+        moods = None
+        if self.moods is not None:
+            moods = {
+                "directions": base64.b64encode(self.moods.directions).decode(),
+                "shares": list(self.moods.shares),
+                "axis": base64.b64encode(self.moods.axis).decode(),
+            }
+        # A file without moods is one of before, so that versions of before can read it.
         return json.dumps(
-            nuisance
+            ({"format": 1} if moods is None else {"format": CALIBRATION_FORMAT, "moods": moods})
             | {
-                "format": CALIBRATION_FORMAT,
                 "pooling": self.pooling,
                 "bias": self.bias,
                 "terms": [dataclasses.asdict(term) for term in self.terms],
@@ -362,16 +418,13 @@ class Calibration:
             values: Any = json.loads(text)
         except ValueError as error:
             raise ModelFormatError(f"calibration: not JSON ({error}); it is damaged or foreign") from None
-        if isinstance(values, dict) and values.get("format") != CALIBRATION_FORMAT:
+        if isinstance(values, dict) and values.get("format") not in (1, CALIBRATION_FORMAT):
             raise ModelFormatError(
-                f"calibration: expected format {CALIBRATION_FORMAT}, got {values.get('format')!r}; "
+                f"calibration: expected format 1 or {CALIBRATION_FORMAT}, got {values.get('format')!r}; "
                 "install the emoinv-edge version that wrote it, or calibrate again"
             )
         if isinstance(values, dict):
-            try:
-                values["nuisance"] = base64.b64decode(values.get("nuisance", ""), validate=True)
-            except (TypeError, ValueError, binascii.Error):
-                _require(False, "nuisance should be base64")
+            values.setdefault("moods", None)
         fields = _fields(values, {field.name for field in dataclasses.fields(cls)} | {"format"}, "calibration")
         del fields["format"]
         terms = [Term(**_fields(term, {"name", "weight", "low", "high"}, "term")) for term in _list(fields, "terms")]
@@ -381,7 +434,19 @@ class Calibration:
             tables.append(
                 FarTable(table["num_profiles"], tuple(_list(table, "rates")), tuple(_list(table, "thresholds")))
             )
-        return cls(**{**fields, "terms": tuple(terms), "far_tables": tuple(tables)})
+        moods = None if fields["moods"] is None else _moods(fields["moods"])
+        return cls(**{**fields, "terms": tuple(terms), "far_tables": tuple(tables), "moods": moods})
+
+
+def _moods(values: Any) -> Moods:
+    fields = _fields(values, {"directions", "shares", "axis"}, "moods")
+    parts: dict[str, bytes] = {}
+    for name in ("directions", "axis"):
+        try:
+            parts[name] = base64.b64decode(fields[name], validate=True)
+        except (TypeError, ValueError, binascii.Error):
+            _require(False, f"the moods' {name} should be base64")
+    return Moods(parts["directions"], tuple(_list(fields, "shares")), parts["axis"])
 
 
 def _finite(value: object) -> bool:
@@ -448,24 +513,6 @@ def _extrapolate(table: FarTable, rate: float, supported: float) -> float:
     return max(last + math.log(anchor / rate), -math.log(rate))
 
 
-def nuisance_directions(nuisance: bytes, dim: int) -> NDArray[np.float32]:
-    """The rows of a `Calibration.nuisance`, shape (directions, dim), float32.
-
-    Raises
-    ------
-    ValueError
-        If it holds no whole number of directions, or they are not orthonormal: such would not take out, but add.
-    """
-    if not nuisance:
-        return np.empty((0, dim), np.float32)
-    if len(nuisance) % (4 * dim):
-        raise ValueError(f"expected directions of {dim} float32 numbers, got {len(nuisance)} bytes; calibrate again")
-    rows = np.frombuffer(nuisance, "<f4").reshape(-1, dim).astype(np.float32)
-    if not np.abs(rows @ rows.T - np.eye(len(rows))).max() < 1e-3:
-        raise ValueError("expected orthonormal directions in the calibration's nuisance; calibrate again")
-    return rows
-
-
 class ProfileBank:
     """Profiles stacked for scoring: many are compared with one test embedding in a few array operations.
 
@@ -473,18 +520,18 @@ class ProfileBank:
     ----------
     profiles : iterable of Profile
         Of one model, one embedding size.
-    nuisance : bytes
-        `Calibration.nuisance` of the calibration that will score.
+    moods : Moods, optional
+        `Calibration.moods` of the calibration that will score.
 
     Raises
     ------
     EnrolmentError
         If there is no profile.
     ValueError
-        If the nuisance does not fit the embeddings.
+        If the moods are those of embeddings of another size.
     """
 
-    def __init__(self, profiles: Iterable[Profile], nuisance: bytes = b"") -> None:
+    def __init__(self, profiles: Iterable[Profile], moods: Moods | None = None) -> None:
         kept = tuple(profiles)
         if not kept:
             raise EnrolmentError("expected at least one profile, got none; enrol a speaker first")
@@ -493,7 +540,7 @@ class ProfileBank:
             np.concatenate([[exemplar.embedding for exemplar in profile.exemplars] for profile in kept]),
             [exemplar.quality for profile in kept for exemplar in profile.exemplars],
             [len(profile.exemplars) for profile in kept],
-            nuisance,
+            moods,
         )
 
     @classmethod
@@ -503,7 +550,7 @@ class ProfileBank:
         embeddings: NDArray[np.float32],
         qualities: Sequence[SpeechQuality],
         counts: Sequence[int],
-        nuisance: bytes = b"",
+        moods: Moods | None = None,
     ) -> ProfileBank:
         """A bank from stacked exemplars, shape (sum of counts, embedding_dim), of unit norm; for training."""
         if len(names) != len(counts) or not len(names) or min(counts) < 1:
@@ -512,18 +559,18 @@ class ProfileBank:
             raise ValueError(f"expected {sum(counts)} exemplars, got {len(embeddings)} and {len(qualities)} qualities")
         bank = cls.__new__(cls)
         bank.names = tuple(names)
-        bank._set(embeddings, qualities, counts, nuisance)
+        bank._set(embeddings, qualities, counts, moods)
         return bank
 
     @classmethod
-    def of_exemplars(cls, exemplars: Sequence[Exemplar], nuisance: bytes = b"") -> ProfileBank:
+    def of_exemplars(cls, exemplars: Sequence[Exemplar], moods: Moods | None = None) -> ProfileBank:
         """A bank of one speaker, of whom no profile was made yet."""
         return cls.from_arrays(
             ["speaker"],
             np.stack([exemplar.embedding for exemplar in exemplars]),
             [exemplar.quality for exemplar in exemplars],
             [len(exemplars)],
-            nuisance,
+            moods,
         )
 
     def _set(
@@ -531,12 +578,15 @@ class ProfileBank:
         embeddings: NDArray[np.float32],
         qualities: Sequence[SpeechQuality],
         counts: Sequence[int],
-        nuisance: bytes,
+        moods: Moods | None,
     ) -> None:
+        if moods is not None and moods.dim != embeddings.shape[1]:
+            raise ValueError(
+                f"expected moods of embeddings of {embeddings.shape[1]} numbers, got {moods.dim}; calibrate again"
+            )
         self._shape = embeddings.shape[1:]
-        self.nuisance = nuisance
-        self._directions = nuisance_directions(nuisance, embeddings.shape[1])
-        self._embeddings: NDArray[np.float32] | None = self._voice(embeddings)
+        self.moods = moods
+        self._embeddings: NDArray[np.float32] | None = np.ascontiguousarray(embeddings, np.float32)
         self._counts = np.asarray(counts, np.int64)
         self._starts = np.concatenate(([0], np.cumsum(self._counts)[:-1]))
         seconds = np.array([quality.net_speech_s for quality in qualities])
@@ -551,17 +601,20 @@ class ProfileBank:
         self._envelope = np.stack([self._mean(column) for column in zip(*shapes, strict=True)], axis=1)
         self._norm = self._mean([quality.log_embedding_norm for quality in qualities])
         self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._mood: NDArray[np.float32] | None = None
+        if moods is not None:
+            self._directions, self._shares, self._axis = moods.arrays()
+            self._mood = self._pooled("centroid") @ self._axis
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def _voice(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embeddings (..., dim) without what lies in the directions of moods, scaled to 1 again."""
-        if not len(self._directions):
-            return np.ascontiguousarray(embeddings, np.float32)
-        left = embeddings - (embeddings @ self._directions.T) @ self._directions
-        norm = np.linalg.norm(left, axis=-1, keepdims=True)
-        return np.ascontiguousarray(left / np.maximum(norm, LEAST_VOICE), np.float32)
+    def _voice(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The test embedding, less the moods' shares: its dot product with a profile's is the cosine without them."""
+        if self.moods is None:
+            return embedding
+        shared = self._shares * (self._directions @ embedding)
+        return np.asarray(embedding - shared @ self._directions, np.float32)
 
     def _mean(self, values: Sequence[float | None]) -> NDArray[np.float64]:
         """Mean over each profile's known values, NaN where none is known."""
@@ -593,7 +646,7 @@ class ProfileBank:
             self._embeddings = None
 
     def cosines(self, embedding: NDArray[np.float32], pooling: str) -> NDArray[np.float64]:
-        """One pooled cosine for each profile, shape (profiles,), beside the nuisance."""
+        """One pooled cosine for each profile, shape (profiles,), without what moods share."""
         embedding = self._voice(embedding)
         if pooling in LINEAR_POOLINGS:
             return np.clip((self._pooled(pooling) @ embedding).astype(np.float64), -1.0, 1.0)
@@ -663,6 +716,9 @@ class ProfileBank:
             "tilt_below": np.maximum(-tilt, 0.0),
             "norm_above": np.maximum(rise, 0.0),
             "norm_below": np.maximum(-rise, 0.0),
+            "mood_shift": (
+                np.zeros(count) if self._mood is None else np.asarray(self._axis @ embedding - self._mood, np.float64)
+            ),
             "test_seconds": np.full(count, math.log(max(quality.net_speech_s, 0.1))),
             "enrol_seconds": np.log(np.maximum(self._seconds, 0.1)),
             "snr": np.minimum(quality.snr_db, self._snr),

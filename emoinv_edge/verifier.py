@@ -60,7 +60,7 @@ class Decision:
     speaker : str
         The profile that fits best, whatever the verdict.
     cosine : float or None
-        The pooled cosine behind the score, beside the directions of moods where the calibration knows some.
+        The pooled cosine behind the score, without what moods share where the calibration knows moods.
     quality : SpeechQuality or None
         Of the test speech, as far as it could be measured.
     start, end : int
@@ -187,7 +187,7 @@ class Verifier:
         self._calibration = require_calibration(encoder, calibration)
         for each in profiles:
             require_model(encoder, each)
-        self._bank = ProfileBank(profiles, self._calibration.nuisance)
+        self._bank = ProfileBank(profiles, self._calibration.moods)
         if prior is None:
             self._threshold = self._calibration.threshold(target_far, len(profiles), extrapolate)
         else:

@@ -33,7 +33,7 @@ from emoinv_edge.recalibration import (
     refinement_path,
     write_refinement,
 )
-from emoinv_edge.scoring import Calibration, FarTable, ProfileBank, Term
+from emoinv_edge.scoring import Calibration, FarTable, Moods, ProfileBank, Term
 from emoinv_edge.sealing import PLAINTEXT
 from emoinv_edge.store import ProfileStore
 from emoinv_edge.verifier import Verdict, Verifier
@@ -377,20 +377,79 @@ def moody(seed: int = 5, corpora: int = 3) -> tuple[DevelopmentSpeech, NDArray[n
 def test_the_directions_of_moods_are_found_and_taken_out() -> None:
     speech, axes = moody()
     # Signs cancel in a speaker's mean of a mood, so that three corpora are needed to see both directions well.
-    found = np.frombuffer(calibrate.mood_directions(speech, ["corpus0", "corpus1", "corpus2"], 2), "<f4")
-    found = found.reshape(2, DIM).astype(np.float64)
+    found = calibrate.mood_directions(speech, ["corpus0", "corpus1", "corpus2"], 2).astype(np.float64)
+    assert found.shape == (2, DIM)
     assert found @ found.T == pytest.approx(np.eye(2), abs=1e-5)
     assert np.linalg.norm(axes @ found.T) ** 2 > 1.6  # of 2: the same plane
     # A corpus whose moods gave no direction gains as well.
-    nuisance = calibrate.mood_directions(speech, ["corpus1", "corpus2"], 2)
+    plain = calibrate.teaching_trials(speech, "centroid")
+    learnt = calibrate.learn_moods(speech, [t for t in plain if t.corpus != "corpus0"], ["corpus1", "corpus2"], count=2)
+    assert min(learnt.shares) > 0.5  # nothing else lies there
     before, after = (
-        calibrate.leave_one_corpus_out(calibrate.teaching_trials(speech, "centroid", given), "centroid", ("cosine",))
-        for given in (b"", nuisance)
+        calibrate.leave_one_corpus_out(trials, "centroid", ("cosine",))
+        for trials in (plain, calibrate.beside_moods(plain, speech, learnt))
     )
     assert after["corpus0"]["eer"] < 0.8 * before["corpus0"]["eer"]
     fitted = calibrate.fit_speech(speech, names=("cosine",), moods=["corpus1", "corpus2"], directions=2)
-    assert fitted.nuisance == nuisance
+    assert fitted.moods == calibrate.learn_moods(speech, plain, ["corpus1", "corpus2"], ("cosine",), 2)
     assert Calibration.from_json(fitted.to_json()) == fitted
+    with pytest.raises(ValueError, match="centroid"):
+        calibrate.fit_speech(speech, pooling="max", names=("cosine",), moods=["corpus1"], directions=2)
+
+
+def test_directions_in_which_voices_differ_keep_their_share() -> None:
+    """Moods that move nothing but chance: what lies there is the voice, and the fit leaves it in."""
+    calm = speech(5, 12, moods=2, corpora=3)
+    plain = calibrate.teaching_trials(calm, "centroid")
+    learnt = calibrate.learn_moods(calm, plain, ["corpus1", "corpus2"], count=3)
+    moved, _ = moody()
+    trials = calibrate.teaching_trials(moved, "centroid")
+    other = calibrate.learn_moods(moved, trials, ["corpus1", "corpus2"], count=2)
+    assert max(learnt.shares) < min(other.shares)
+
+
+def test_an_axis_along_which_every_mood_moves_everybody_explains_their_cosines() -> None:
+    rng = np.random.default_rng(3)
+    plain = speech(3, 12, moods=2, corpora=3)
+    axis = np.linalg.qr(rng.standard_normal((DIM, 1)))[0][:, 0]
+    moved = plain.embeddings.astype(np.float64)
+    others = np.linalg.qr(rng.standard_normal((DIM, 6)))[0].T
+    for i, clip in enumerate(plain.clips):
+        if clip.emotion != "neutral":
+            # As far along the axis, so much of the voice is lost in directions that differ from clip to clip.
+            far = rng.uniform(0.2, 1.2)
+            moved[i] += far * axis + 1.5 * far * others[rng.integers(6)] * rng.choice([-1.0, 1.0])
+    moved = (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
+    acted = DevelopmentSpeech(plain.clips, moved, plain.qualities)
+    corpora = ["corpus1", "corpus2"]
+    trials = calibrate.teaching_trials(acted, "centroid")
+    learnt = calibrate.learn_moods(acted, trials, corpora, ("cosine",), 4)
+    assert abs(float(learnt.arrays()[2] @ axis)) > 0.7
+    beside = calibrate.beside_moods(trials, acted, learnt)
+    without, found = (
+        calibrate.leave_one_corpus_out(beside, "centroid", names)
+        for names in (("cosine",), ("cosine", "mood_shift"))
+    )
+    assert all(found[corpus]["min_cllr"] < without[corpus]["min_cllr"] for corpus in (*corpora, "corpus0"))
+    fitted = calibrate.fit_speech(acted, names=("cosine", "mood_shift"), moods=corpora, directions=4)
+    assert fitted.term_names == ("cosine", "mood_shift") and fitted.moods == learnt
+
+
+def test_trials_beside_moods_are_what_a_bank_scores() -> None:
+    acted, _ = moody()
+    trials = calibrate.make_trials(acted)
+    moods = calibrate.learn_moods(acted, trials, ["corpus1", "corpus2"], count=2)
+    for before, each in zip(trials, calibrate.beside_moods(trials, acted, moods), strict=True):
+        assert each.moods == moods and set(each.cosines) == {"centroid"}
+        # One exemplar that is the centroid stands for the profile.
+        for row in range(0, len(each.target), 97):
+            owner = int(np.searchsorted(each.owners, each.profile[row]))
+            test = int(each.test[row])
+            bank = ProfileBank.from_arrays(["s"], each.centroids[[owner]], [acted.qualities[test]], [1], moods)
+            evidence = bank.evidence(acted.embeddings[test], acted.qualities[test], "centroid")
+            assert each.cosines["centroid"][row] == pytest.approx(evidence["cosine"][0], abs=1e-5)
+            assert each.evidence["mood_shift"][row] == pytest.approx(evidence["mood_shift"][0], abs=1e-5)
+            assert before.evidence["f0_shift"][row] == each.evidence["f0_shift"][row]
 
 
 def test_copies_in_noise_and_speech_of_one_mood_give_no_direction() -> None:
@@ -398,13 +457,15 @@ def test_copies_in_noise_and_speech_of_one_mood_give_no_direction() -> None:
     quiet = DevelopmentSpeech(plain.clips, plain.embeddings, plain.qualities, range(len(plain.clips)))
     noisy = in_noise(quiet)
     corpora = ["corpus0", "corpus1"]
-    assert calibrate.mood_directions(noisy, corpora, 3) == calibrate.mood_directions(plain, corpora, 3)
+    assert np.array_equal(
+        calibrate.mood_directions(noisy, corpora, 3), calibrate.mood_directions(plain, corpora, 3)
+    )
     calm = [i for i, clip in enumerate(plain.clips) if clip.emotion == "neutral"]
     clips, qualities = [plain.clips[i] for i in calm], [plain.qualities[i] for i in calm]
     alone = DevelopmentSpeech(clips, plain.embeddings[calm], qualities)
-    with pytest.raises(ValueError, match="0 heard in two moods"):
+    with pytest.raises(ValueError, match="heard in two moods or more, got none"):
         calibrate.mood_directions(alone, corpora)
-    with pytest.raises(ValueError, match="of nowhere in moods enough"):
+    with pytest.raises(ValueError, match="speakers of nowhere who are heard"):
         calibrate.mood_directions(plain, ["nowhere"])
 
 
@@ -415,21 +476,23 @@ def test_what_enrols_verifies_and_adapts_scores_beside_the_moods(tmp_path: Path,
     waveform = synthesise(3.0, 9, ANA_HZ)
     own = np.stack([encoder.embed(waveform, RATE), *(exemplar.embedding for exemplar in profile.exemplars)])
     rows = np.linalg.svd(own, full_matrices=False)[2].astype("<f4")
-    blind = dataclasses.replace(CALIBRATION, nuisance=rows.tobytes())
+    blind = dataclasses.replace(CALIBRATION, moods=Moods(rows.tobytes(), (1.0,) * len(rows), rows[0].tobytes()))
     for calibration in (CALIBRATION, blind):
         decision = Verifier(encoder, profile, prior=0.5, calibration=calibration).verify(waveform, RATE)
         quality, held = decision.quality, profile.exemplars
         assert quality is not None and decision.score is not None
         embedding = encoder.embed(waveform, RATE)
-        bank = ProfileBank([profile], calibration.nuisance)
+        bank = ProfileBank([profile], calibration.moods)
         assert decision.score == pytest.approx(calibration.score(bank, embedding, quality)[0][0], abs=1e-3)
         enroller = Enroller(encoder, profile=profile, calibration=calibration)
         sure = calibration is CALIBRATION
         assert decision.accepted is sure
         assert (enroller.add(waveform, RATE).reason == "other_speaker") is not sure
         assert not (admissible(calibration, held, held, embedding, quality) and not sure)
-    metadata = {"emoinv.calibration": json.loads(dataclasses.replace(blind, nuisance=rows[:, :-1].tobytes()).to_json())}
-    with pytest.raises(ModelFormatError, match="directions"):
+    short = np.eye(rows.shape[1] - 1, dtype="<f4")[0].tobytes()
+    foreign = dataclasses.replace(blind, moods=Moods(short, (1.0,), short))
+    metadata = {"emoinv.calibration": json.loads(foreign.to_json())}
+    with pytest.raises(ModelFormatError, match="belongs to another model"):
         Encoder(build_encoder(tmp_path / "misfit.onnx", metadata=metadata))
 
 

@@ -279,12 +279,14 @@ def test_the_directions_of_moods_travel_in_the_file(
     common = ["-o", str(new), "--calibrate", *map(str, two_corpora), "--terms", "snr"]
     assert main([str(old), *common, "--moods", "ased"]) == 0
     before, after = Encoder(old), Encoder(new)
-    assert before.calibration is not None and before.calibration.nuisance == b""
+    assert before.calibration is not None and before.calibration.moods is None
     assert after.calibration is not None
-    assert len(after.calibration.nuisance) == 4 * calibrate.DIRECTIONS * after.spec.embedding_dim
+    assert after.calibration.moods is not None
+    assert 1 < len(after.calibration.moods.shares) <= calibrate.DIRECTIONS
+    assert after.calibration.moods.dim == after.spec.embedding_dim
     assert after.metadata["emoinv.provenance"]["calibration_moods"] == ["ased"]
     assert after.fingerprint == before.fingerprint
-    with pytest.raises(ValueError, match="moods enough"):
+    with pytest.raises(ValueError, match="heard in two moods"):
         main([str(old), *common, "--moods", "tess"])
 
 

@@ -19,7 +19,7 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import ModelFormatError
 from emoinv_edge.features import log_mel
 from emoinv_edge.model_file import make_golden, run_golden
-from emoinv_edge.scoring import Calibration, FarTable, Term
+from emoinv_edge.scoring import Calibration, FarTable, Moods, Term
 from export.chain import write_model
 
 PROVENANCE: dict[str, Any] = {
@@ -91,16 +91,18 @@ def test_the_card_tells_whose_moods_are_taken_out(
     write: Callable[[dict[str, Any]], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = np.linalg.qr(np.random.default_rng(0).standard_normal((32, 3)))[0].T.astype("<f4")
+    moods = Moods(rows.tobytes(), (0.31, 0.05, 0.72), rows[0].tobytes())
     calibration = Calibration(
         "centroid", -7.0, (Term("cosine", 14.0, -1.0, 1.0),), (FarTable(1, (0.5, 0.01), (-2.0, 2.0)),), 300, "made up",
-        rows.tobytes(),
+        moods,
     )  # fmt: skip
     metadata = {
         "emoinv.calibration": json.loads(calibration.to_json()),
         "emoinv.provenance": PROVENANCE | {"calibration_moods": ["actors"]},
     }
     assert main(["model", "show", str(write(metadata))]) == 0
-    assert "moods        3 directions taken out before the cosine, of actors" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "moods        3 directions of actors" in shown and "5% to 72% is left out" in shown
 
 
 def test_the_card_of_a_bare_model_says_what_is_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -17,14 +18,15 @@ from emoinv_edge.errors import CalibrationError, EnrolmentError, ModelFormatErro
 from emoinv_edge.quality import SpeechQuality
 from emoinv_edge.scoring import (
     POOLINGS,
+    SHARPNESS,
     TERMS,
     Calibration,
     FarTable,
+    Moods,
     ProfileBank,
     Term,
     bayes_threshold,
     cosine,
-    nuisance_directions,
 )
 
 DIM = 16
@@ -264,77 +266,147 @@ def test_a_compact_bank_scores_the_same_and_refuses_what_it_dropped() -> None:
             small.cosines(unit(9), pooling)
 
 
-# --- beside the directions of moods --------------------------------------------------------------------
+# --- what moods do --------------------------------------------------------------------------------------
 
-MOODS = np.linalg.qr(np.random.default_rng(42).standard_normal((DIM, 3)))[0].T.astype("<f4")
-BESIDE = dataclasses.replace(CALIBRATION, nuisance=MOODS.tobytes())
+ROWS = np.linalg.qr(np.random.default_rng(42).standard_normal((DIM, 3)))[0].T.astype("<f4")
+AXIS = (ROWS.T @ np.array([0.6, 0.0, -0.8])).astype("<f4")
+SHARES = (1.0, 0.25, 0.6)
+MOODS = Moods(ROWS.tobytes(), SHARES, AXIS.tobytes())
+MOODY = dataclasses.replace(
+    CALIBRATION, moods=MOODS, terms=(*CALIBRATION.terms, Term("mood_shift", 1.5, -0.4, 0.4))
+)
 STEADY = SpeechQuality(3.0, 30.0, 0.0, -20.0, 5.0, 0.1, -5.0, 0.6)
+vectors = st.integers(0, 10_000).map(lambda seed: unit(seed))
 
 
-def beside_moods(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    left = vector.astype(np.float64) - (vector.astype(np.float64) @ MOODS.T) @ MOODS
-    return np.asarray(left / np.linalg.norm(left), np.float32)
+def without_shares(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    return float(left @ right - np.sum(np.array(SHARES) * (ROWS @ left) * (ROWS @ right)))
 
 
 @settings(max_examples=80, deadline=None)
-@given(
-    pooling=st.sampled_from(POOLINGS), seed=st.integers(0, 999), mood=st.tuples(*[st.floats(-1.5, 1.5)] * 3),
-    count=st.integers(1, 4),
-)  # fmt: skip
-def test_a_mood_moves_no_cosine_that_is_taken_beside_it(
-    pooling: str, seed: int, mood: tuple[float, float, float], count: int
-) -> None:
+@given(pooling=st.sampled_from(POOLINGS), seed=st.integers(0, 999), count=st.integers(1, 4))
+def test_what_two_voices_share_in_a_mood_counts_for_less(pooling: str, seed: int, count: int) -> None:
     exemplars, test = unit(seed, count), unit(seed + 5000)
-    bank = ProfileBank.from_arrays(["s"], exemplars, [STEADY] * count, [count], BESIDE.nuisance)
-    plain = bank_of(np.stack([beside_moods(each) for each in exemplars]), [STEADY] * count, [count])
-    expected = plain.cosines(beside_moods(test), pooling)[0]
-    assert bank.cosines(test, pooling)[0] == pytest.approx(expected, abs=1e-5)
-    moody = beside_moods(test) + np.asarray(mood, np.float32) @ MOODS
-    moody /= np.linalg.norm(moody)
-    assert bank.cosines(moody.astype(np.float32), pooling)[0] == pytest.approx(expected, abs=1e-5)
+    bank = ProfileBank.from_arrays(["s"], exemplars, [STEADY] * count, [count], MOODS)
+    each = [without_shares(exemplar, test) for exemplar in exemplars]
+    mean = exemplars.mean(axis=0)
+    expected = {
+        "centroid": without_shares(mean / np.linalg.norm(mean), test),
+        "mean": np.mean(each),
+        "quality": np.mean(each),  # of one length all
+        "max": max(each),
+        "smooth_max": np.log(np.mean(np.exp(SHARPNESS * np.array(each)))) / SHARPNESS,
+    }
+    assert bank.cosines(test, pooling)[0] == pytest.approx(expected[pooling], abs=1e-5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(left=vectors, right=vectors)
+def test_swapping_profile_and_test_turns_the_shift_and_nothing_else(
+    left: NDArray[np.float32], right: NDArray[np.float32]
+) -> None:
+    there, back = (
+        ProfileBank.from_arrays(["s"], held[None], [STEADY], [1], MOODS).evidence(test, STEADY, "centroid")
+        for held, test in ((left, right), (right, left))
+    )
+    assert there["mood_shift"][0] == pytest.approx(AXIS @ (right - left), abs=1e-5)
+    for name, values in there.items():
+        assert back[name][0] == pytest.approx((-1.0 if name == "mood_shift" else 1.0) * values[0], abs=1e-5), name
+
+
+@settings(max_examples=80, deadline=None)
+@given(held=vectors, test=vectors)
+def test_no_cosine_without_shares_leaves_the_range_of_cosines(
+    held: NDArray[np.float32], test: NDArray[np.float32]
+) -> None:
+    bank = ProfileBank.from_arrays(["s"], held[None], [STEADY], [1], MOODS)
+    own, other = bank.cosines(held, "centroid")[0], bank.cosines(test, "centroid")[0]
+    assert -1.0 <= other <= 1.0 and 0.0 <= own <= 1.0 + 1e-6
+
+
+def test_a_mood_that_is_taken_out_whole_moves_no_cosine() -> None:
+    whole = Moods(ROWS.tobytes(), (1.0, 1.0, 1.0), AXIS.tobytes())
+    bank = ProfileBank.from_arrays(["s"], unit(1, 2), [STEADY] * 2, [2], whole)
+    voice = unit(2) - (unit(2) @ ROWS.T) @ ROWS
+    for mood in ((0.0, 0.0, 0.0), (0.9, 0.0, 0.1), (-0.3, 1.2, 0.4)):
+        moved = voice + np.asarray(mood, np.float32) @ ROWS
+        length = np.linalg.norm(moved)
+        found = bank.cosines((moved / length).astype(np.float32), "centroid")[0] * length
+        assert found == pytest.approx(float(bank.cosines(unit(2), "centroid")[0]), abs=1e-5)
 
 
 def test_an_embedding_that_is_nothing_but_mood_is_never_accepted() -> None:
-    mood = (MOODS[0] + np.float32(1e-7) * unit(3)).astype(np.float32)
-    bank = ProfileBank.from_arrays(["s"], mood[None], [STEADY], [1], BESIDE.nuisance)
-    llrs, cosines = BESIDE.score(bank, mood, STEADY)
+    mood = (ROWS[0] + np.float32(1e-7) * unit(3)).astype(np.float32)
+    bank = ProfileBank.from_arrays(["s"], mood[None], [STEADY], [1], MOODS)
+    llrs, cosines = MOODY.score(bank, mood, STEADY)
     assert abs(cosines[0]) < 0.01
-    assert llrs[0] < BESIDE.threshold(0.5).llr
+    assert llrs[0] < MOODY.threshold(0.5).llr
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_a_mood_buys_no_more_than_the_calibration_speech_showed(seed: int) -> None:
+    held, test = unit(seed), unit(seed + 5000)
+    bank = ProfileBank.from_arrays(["s"], held[None], [STEADY], [1], MOODS)
+    plain = dataclasses.replace(MOODY, terms=CALIBRATION.terms)
+    assert abs(MOODY.score(bank, test, STEADY)[0][0] - plain.score(bank, test, STEADY)[0][0]) <= 1.5 * 0.4 + 1e-9
 
 
 def test_a_bank_of_another_calibration_is_not_scored() -> None:
     exemplars = unit(1, 2)
     plain = bank_of(exemplars, [STEADY] * 2, [2])
     with pytest.raises(ValueError, match="make it anew"):
-        BESIDE.score(plain, unit(2), STEADY)
-    beside = ProfileBank.from_arrays(["s"], exemplars, [STEADY] * 2, [2], BESIDE.nuisance)
+        MOODY.score(plain, unit(2), STEADY)
+    beside = ProfileBank.from_arrays(["s"], exemplars, [STEADY] * 2, [2], MOODS)
     with pytest.raises(ValueError, match="make it anew"):
         CALIBRATION.score(beside, unit(2), STEADY)
     llrs, cosines = CALIBRATION.score(plain, unit(2), STEADY)
     evidence = plain.evidence(unit(2), STEADY, CALIBRATION.pooling)
     assert np.array_equal(llrs, CALIBRATION.llr(evidence)) and np.array_equal(cosines, evidence["cosine"])
+    assert evidence["mood_shift"][0] == 0.0
 
 
-def test_directions_survive_the_file_and_files_without_them_are_as_before() -> None:
-    assert Calibration.from_json(BESIDE.to_json()) == BESIDE
-    assert "nuisance" not in json.loads(CALIBRATION.to_json())
-    assert Calibration.from_json(CALIBRATION.to_json()).nuisance == b""
+def test_a_compact_bank_knows_where_its_profiles_lie_among_the_moods() -> None:
+    whole, small = (ProfileBank.from_arrays(["s", "t"], unit(4, 5), [STEADY] * 5, [2, 3], MOODS) for _ in range(2))
+    small.compact("centroid")
+    there, here = (bank.evidence(unit(6), STEADY, "centroid") for bank in (whole, small))
+    assert all(np.array_equal(there[name], here[name]) for name in there)
 
 
-@pytest.mark.parametrize("nuisance", ["!", "AAA=", 7, None, ["AAAA"], "AADAfw=="])
-def test_damaged_directions_are_refused(nuisance: Any) -> None:
-    with pytest.raises(ModelFormatError, match="nuisance"):
-        Calibration.from_json(json.dumps(json.loads(CALIBRATION.to_json()) | {"nuisance": nuisance}))
+def test_moods_survive_the_file_and_files_without_them_are_as_before() -> None:
+    assert Calibration.from_json(MOODY.to_json()) == MOODY
+    before = json.loads(CALIBRATION.to_json())
+    assert before["format"] == 1 and "moods" not in before
+    assert Calibration.from_json(CALIBRATION.to_json()).moods is None
+    assert json.loads(MOODY.to_json())["format"] == 2
 
 
-@pytest.mark.parametrize(
-    "rows", [MOODS * 2.0, np.stack([MOODS[0], MOODS[0]]), np.zeros((1, DIM)), MOODS[:, : DIM - 1], np.ones((1, 3))]
-)
-def test_directions_that_would_add_instead_of_take_out_are_refused(rows: NDArray[np.float32]) -> None:
-    with pytest.raises(ValueError, match="directions"):
-        nuisance_directions(np.asarray(rows, "<f4").tobytes(), DIM)
-    with pytest.raises(ValueError, match="directions"):
-        ProfileBank.from_arrays(["s"], unit(0, 1), [STEADY], [1], np.asarray(rows, "<f4").tobytes())
+DAMAGED: list[tuple[str, Any]] = [
+    ("directions", value) for value in ("!", "AAA=", 7, None, ["AAAA"], "AADAfw==", "")
+] + [("axis", "AADAfw=="), ("axis", 1), ("axis", base64.b64encode(2 * AXIS).decode()), ("shares", "all")]
+DAMAGED += [("shares", list(shares)) for shares in ((), (0.5, 0.5), (0.5, 0.5, 1.1), (0.5, 0.5, -0.1), (1.0, 1.0, "1"))]
+DAMAGED += [
+    ("directions", base64.b64encode(rows.astype("<f4").tobytes()).decode())
+    for rows in (2.0 * ROWS, np.stack([ROWS[0], ROWS[0], ROWS[1]]), np.zeros((3, DIM)), ROWS[:, : DIM - 1])
+]
+
+
+@pytest.mark.parametrize(("key", "value"), DAMAGED)
+def test_damaged_moods_are_refused(key: str, value: Any) -> None:
+    values = json.loads(MOODY.to_json())
+    with pytest.raises(ModelFormatError, match=r"moods|shares"):
+        Calibration.from_json(json.dumps(values | {"moods": values["moods"] | {key: value}}))
+
+
+def test_moods_that_lack_a_key_or_belong_to_other_embeddings_are_refused() -> None:
+    values = json.loads(MOODY.to_json())
+    for moods in ({}, [], "none", {"directions": values["moods"]["directions"]}):
+        with pytest.raises(ModelFormatError, match="moods"):
+            Calibration.from_json(json.dumps(values | {"moods": moods}))
+    with pytest.raises(ModelFormatError, match="mood_shift"):
+        Calibration.from_json(json.dumps(values | {"moods": None}))
+    with pytest.raises(ValueError, match=f"{DIM - 1} numbers, got {DIM}"):
+        ProfileBank.from_arrays(["s"], unit(0, 1)[:, : DIM - 1], [STEADY], [1], MOODS)
 
 
 @pytest.mark.parametrize("poison", ["nan", "inf", "zero", "long", "size", "not unit"])
@@ -456,8 +528,8 @@ def changed(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format 1, got 2"),
-        ({"format": ...}, "format 1, got None"),
+        ({"format": 3}, "format 1 or 2, got 3"),
+        ({"format": ...}, "format 1 or 2, got None"),
         ({"bias": ...}, "'bias' is missing"),
         ({"surprise": 1}, "'surprise' is unknown"),
         ({"bias": math.nan}, "bias should be a finite number"),

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.quality import SpeechQuality
-from emoinv_edge.scoring import Calibration, FarTable, Term
+from emoinv_edge.scoring import Calibration, FarTable, Moods, Term
 from tests.conftest import build_encoder, synthesise, write_moody_corpus
 from train import calibrate
 from train.__main__ import main
@@ -65,7 +66,12 @@ def test_the_command_judges_each_corpus_by_the_other_and_prints_what_it_found(
     assert clean["targets"] == 18 and noisy["eer"] >= clean["eer"]
     assert found["adaptation"] == {}  # nine clips a speaker are too few to rehearse a thousand sessions
     assert found["refusals"]["nemo"]["others"] > 0.5 > found["refusals"]["nemo"]["own_neutral"]
+    whole = found["together"]["clean"]["cosine"]
+    ranked = found["left_out"]["clean"]["cosine"]
+    assert whole["targets"] == calibrate.DRAWS * sum(figures["targets"] for figures in ranked.values())
+    assert 0.0 <= whole["min_cllr"] <= whole["cllr"] + 1e-9
     table = format_study(found)
+    assert f"{100 * whole['eer']:.2f} / {100 * whole['frr_at_1']:.1f} / {whole['cllr']:.3f}" in table
     assert f"{100 * found['refusals']['nemo']['others']:.1f}" in table
     assert f"{100 * clean['eer']:.2f} / {100 * clean['frr_at_1']:.1f}" in table
     assert "nan" not in table
@@ -126,21 +132,25 @@ def test_a_corpus_whose_moods_gave_directions_is_judged_without_them(
 ) -> None:
     monkeypatch.setattr(calibrate, "LEGIBLE_EER", 1.0)
     rows = np.linalg.qr(np.random.default_rng(0).standard_normal((32, 2)))[0].T.astype("<f4")
-    beside = dataclasses.replace(CALIBRATION, nuisance=rows.tobytes())
+    beside = dataclasses.replace(CALIBRATION, moods=Moods(rows.tobytes(), (0.5, 0.5), rows[0].tobytes()))
     metadata = {
         "emoinv.calibration": json.loads(beside.to_json()),
         "emoinv.provenance": {"calibration_moods": ["ased", "elsewhere"]},
     }
     model = build_encoder(tmp_path / "beside.onnx", metadata=metadata)
     asked: list[tuple[str, ...]] = []
-    whole = calibrate.mood_directions
-    monkeypatch.setattr(
-        "train.study.mood_directions",
-        lambda speech, corpora, count: asked.append((*corpora, count)) or whole(speech, corpora, count),
-    )
+    taught: list[set[str]] = []
+
+    def learn(speech: DevelopmentSpeech, trials: Any, corpora: Any, names: Any, count: int) -> Moods:
+        asked.append((*corpora, count))
+        taught.append({each.corpus for each in trials})
+        return calibrate.learn_moods(speech, trials, corpora, names, count)
+
+    monkeypatch.setattr("train.study.learn_moods", learn)
     said: list[str] = []
     found = study(Encoder(model), [PreparedSet(path) for path in two_corpora], (), tries=0, sessions=0, say=said.append)
-    assert asked == [("ased", 2)]  # for nemo; ased, left out of the moods, has no other corpus to give any
+    # For nemo, of ased alone, and for the choice of terms; ased, left out of the moods, has no other to give any.
+    assert asked == [("ased", 2)] * 2 and taught == [{"ased"}, {"ased", "nemo"}]
     assert found["moods"] == ["ased"]
     assert any(line.startswith("leave out ased:") for line in said)
     ranked = found["left_out"]["clean"]

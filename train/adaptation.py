@@ -78,7 +78,7 @@ def simulate(
         return Exemplar(speech.embeddings[i], speech.qualities[i], now)
 
     def llrs(held: list[Exemplar], tests: list[int]) -> NDArray[np.float64]:
-        bank = ProfileBank.of_exemplars(held, calibration.nuisance)
+        bank = ProfileBank.of_exemplars(held, calibration.moods)
         return np.array([calibration.score(bank, speech.embeddings[i], speech.qualities[i])[0][0] for i in tests])
 
     counts = np.zeros(4, np.int64)  # owners, impostor sessions, learnt own, learnt foreign

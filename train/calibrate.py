@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.quality import SpeechQuality, measure_quality
-from emoinv_edge.scoring import POOLINGS, RULE_OF_THREE, TERMS, Calibration, FarTable, ProfileBank, Term
+from emoinv_edge.scoring import POOLINGS, RULE_OF_THREE, TERMS, Calibration, FarTable, Moods, ProfileBank, Term
 from emoinv_edge.vad import speech_only
 from emoinv_edge.verifier import unusable
 
@@ -41,9 +41,13 @@ __all__ = [
     "DevelopmentSpeech",
     "Trials",
     "at_one_threshold",
+    "beside_moods",
+    "corpus_by_corpus",
     "fit_calibration",
     "fit_speech",
+    "learn_moods",
     "leave_one_corpus_out",
+    "left_out_scores",
     "make_trials",
     "measure",
     "mood_directions",
@@ -54,6 +58,7 @@ __all__ = [
     "teaching_trials",
     "term_names",
     "term_table",
+    "together",
 ]
 
 DESIGNS = ("single", "neutral", "varied")
@@ -63,7 +68,10 @@ DRAWS = 4  # of the clips that make the profiles, for the weights: a corpus of f
 CLIPS_PER_MOOD = 16  # of a speaker, as many of each emotion, spread over the corpus's order
 NONTARGETS_PER_CORPUS = 24000  # of the fit; thresholds use them all
 SHRINKAGE = 1e-4  # on the weights of the standardised terms
-DIRECTIONS = 8  # of moods: fewer gain less, more take away voices (CALIBRATION.md)
+DIRECTIONS = 24  # of moods, each of which gets its own share; 16 to 64 do about as well (CALIBRATION.md)
+AXIS_DIRECTIONS = 8  # the strongest, of which the axis of `mood_shift` is made
+AXIS_SHRINKAGE = 3e-4  # on its standardised coordinates
+SHARE_SHRINKAGE = 1e-3  # on the shares
 NOISE_SNR_DB = (5.0, 25.0)  # below 5 dB a verifier mostly refuses to decide
 PRIOR = 0.05  # of the fit: weights for thresholds of few false accepts are learnt where such thresholds lie
 # A term must lower the Cllr of unseen corpora by this share on the geometric mean, and harm none by HARM: in
@@ -90,11 +98,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "tilt": ("tilt_above", "tilt_below"),
     "envelope": ("envelope",),
     "norm": ("norm_above", "norm_below"),
+    "mood_shift": ("mood_shift",),
     "test_seconds": ("test_seconds",),
     "enrol_seconds": ("enrol_seconds",),
     "snr": ("snr",),
     "exemplars": ("exemplars",),
 }
+
+
+# What explains a cosine while the moods are learnt, where the terms are yet to be chosen.
+EXPLAINED_BY = ("f0", "norm", "enrol_seconds", "test_seconds")
 
 
 def term_names(groups: Iterable[str]) -> tuple[str, ...]:
@@ -230,6 +243,9 @@ class Trials:
     emotional: NDArray[np.bool_]  # the test is not neutral
     noisy: NDArray[np.bool_]  # the test is a clip with noise added
     names: tuple[str, ...]  # of the speakers, by their number
+    owners: NDArray[np.int32]  # the speakers of the profiles, rising
+    centroids: NDArray[np.float32]  # (owners, embedding_dim): the mean of each profile's exemplars, of unit norm
+    moods: Moods | None = None  # that the trials are scored beside
 
     def name_of(self, speaker: int) -> tuple[str, str]:
         """Corpus and name of a speaker."""
@@ -266,8 +282,10 @@ def _choose(clips: Sequence[Clip], own: NDArray[np.intp], design: str, rng: np.r
     return [neutral[0], *others[: ENROL_CLIPS - 1]] if neutral and others else []
 
 
-def mood_directions(speech: DevelopmentSpeech, corpora: Sequence[str], count: int = DIRECTIONS) -> bytes:
-    """The directions in which moods move embeddings most, of some corpora: a `Calibration.nuisance`.
+def mood_directions(
+    speech: DevelopmentSpeech, corpora: Sequence[str], count: int = DIRECTIONS
+) -> NDArray[np.float32]:
+    """The directions in which moods move embeddings most, of some corpora.
 
     The eigenvectors of the mean covariance, over the speakers, of a speaker's mean embeddings by mood; every speaker
     weighs the same and every mood of one speaker does.
@@ -278,11 +296,16 @@ def mood_directions(speech: DevelopmentSpeech, corpora: Sequence[str], count: in
     corpora : sequence of str
         Whose speakers are heard in several moods.
     count : int
+        At most so many: speakers who are heard in m moods each span m - 1.
+
+    Returns
+    -------
+    ndarray, shape (directions, embedding_dim), float32, orthonormal rows, the strongest first
 
     Raises
     ------
     ValueError
-        If no speaker of these corpora is heard in two moods, or they span fewer directions than asked for.
+        If no speaker of these corpora is heard in two moods.
     """
     copies = speech.copies()
     moods: dict[tuple[str, str], dict[str, list[int]]] = {}
@@ -295,17 +318,17 @@ def mood_directions(speech: DevelopmentSpeech, corpora: Sequence[str], count: in
             means = np.stack([speech.embeddings[found].mean(axis=0, dtype=np.float64) for found in own.values()])
             means -= means.mean(axis=0)
             spreads.append(means / math.sqrt(len(own)))
-    if sum(len(spread) - 1 for spread in spreads) < count:
+    if not spreads:
         raise ValueError(
-            f"expected speakers of {', '.join(corpora) or 'some corpora'} in moods enough for {count} directions, "
-            f"got {len(spreads)} heard in two moods or more; name corpora of acted speech, or fewer directions"
+            f"expected speakers of {', '.join(corpora) or 'some corpora'} who are heard in two moods or more, "
+            "got none; name corpora of acted speech"
         )
     _, _, rows = np.linalg.svd(np.concatenate(spreads), full_matrices=False)
-    return rows[:count].astype("<f4").tobytes()
+    return np.asarray(rows[: min(count, sum(len(spread) - 1 for spread in spreads))], np.float32)
 
 
-def make_trials(speech: DevelopmentSpeech, seed: int = 0, nuisance: bytes = b"") -> list[Trials]:
-    """All trials within each corpus, for each design of profiles, scored beside a nuisance.
+def make_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Trials]:
+    """All trials within each corpus, for each design of profiles.
 
     A clip that any of its speaker's profiles holds is never a test, so that the designs are tried
     by the same clips; nor is what it sounds like in noise. Every other copy in noise is a test beside its clip.
@@ -337,7 +360,7 @@ def make_trials(speech: DevelopmentSpeech, seed: int = 0, nuisance: bytes = b"")
             tests += [test for i in drawn for test in (i, *heard_again.get(i, ()))]
         for design in DESIGNS:
             if len(chosen[design]) > 1:
-                out.append(_trials(speech, corpus, design, chosen[design], np.array(tests), code, nuisance))
+                out.append(_trials(speech, corpus, design, chosen[design], np.array(tests), code))
     if not out:
         raise ValueError("expected corpora with two speakers or more who have several clips each; got none")
     return out
@@ -370,7 +393,6 @@ def _trials(
     chosen: Mapping[int, Sequence[int]],
     tests: NDArray[np.intp],
     code: Mapping[str, int],
-    nuisance: bytes,
 ) -> Trials:
     clips = speech.clips
     owners = np.array(sorted(chosen))
@@ -380,8 +402,8 @@ def _trials(
         speech.embeddings[index],
         [speech.qualities[i] for i in index],
         [len(chosen[int(owner)]) for owner in owners],
-        nuisance,
     )
+    means = np.stack([speech.embeddings[list(chosen[int(owner)])].mean(axis=0) for owner in owners])
     gender = _genders(speech, corpus)
     genders = np.array([gender[clips[chosen[int(owner)][0]].speaker] for owner in owners])
     members = [set(chosen[int(owner)]) for owner in owners]
@@ -415,8 +437,39 @@ def _trials(
         emotional=np.array([clips[i].emotion not in ("neutral", "") for i in whole["test"]]),
         noisy=np.array([int(i) in copies for i in whole["test"]]),
         names=tuple(code),
+        owners=owners.astype(np.int32),
+        centroids=np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6), np.float32),
         **whole,
     )
+
+
+def beside_moods(trials: Iterable[Trials], speech: DevelopmentSpeech, moods: Moods) -> list[Trials]:
+    """The same trials as a `ProfileBank` with these moods scores them: their centroid cosines and ``mood_shift``.
+
+    Parameters
+    ----------
+    trials : iterable of Trials
+        Of `make_trials` of this speech, before any moods.
+    speech : DevelopmentSpeech
+    moods : Moods
+
+    Returns
+    -------
+    list of Trials
+        With the pooling ``centroid`` alone.
+    """
+    directions, shares, axis = moods.arrays()
+    out = []
+    for each in trials:
+        tests, test = np.unique(each.test, return_inverse=True)
+        heard = speech.embeddings[tests]
+        voices = heard - (heard @ directions.T * shares) @ directions
+        profile = np.searchsorted(each.owners, each.profile)
+        shift = (heard @ axis)[test] - (each.centroids @ axis)[profile]
+        cosines = np.clip((each.centroids @ voices.T)[profile, test].astype(np.float64), -1.0, 1.0)
+        evidence = {**each.evidence, "mood_shift": shift.astype(np.float64)}
+        out.append(dataclasses.replace(each, cosines={"centroid": cosines}, evidence=evidence, moods=moods))
+    return out
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -428,9 +481,17 @@ class _Problem:
     weight: NDArray[np.float64]
     corpus: NDArray[np.str_]
     owner: NDArray[np.int32]  # speaker of the profile, within the corpus
+    profile: NDArray[np.float32]  # (trials, directions): coordinates of profile and test where directions were given
+    heard: NDArray[np.float32]
 
 
-def _problem(trials: Sequence[Trials], pooling: str, seed: int = 0) -> _Problem:
+def _problem(
+    trials: Sequence[Trials],
+    pooling: str,
+    seed: int = 0,
+    speech: DevelopmentSpeech | None = None,
+    directions: NDArray[np.float32] | None = None,
+) -> _Problem:
     """The tests in another mood than neutral, as a problem.
 
     In neutral tests a difference of pitch only marks another person; among them the fit would not learn
@@ -438,6 +499,9 @@ def _problem(trials: Sequence[Trials], pooling: str, seed: int = 0) -> _Problem:
     """
     rng = np.random.default_rng((seed, 11))
     values, target, corpus, weight, owner = [], [], [], [], []
+    profile, heard = [np.empty((0, 0), np.float32)], [np.empty((0, 0), np.float32)]
+    if directions is not None:
+        profile, heard = [], []
     parts = Counter(each.corpus for each in trials)
     for every in trials:
         each = every.take(every.emotional)
@@ -452,12 +516,17 @@ def _problem(trials: Sequence[Trials], pooling: str, seed: int = 0) -> _Problem:
         corpus.append(np.full(len(some.target), each.corpus))
         weight.append(_speaker_weight(some))
         owner.append(some.profile)
+        if directions is not None and speech is not None:
+            profile.append((some.centroids @ directions.T)[np.searchsorted(some.owners, some.profile)])
+            heard.append((speech.embeddings @ directions.T)[some.test])
     return _Problem(
         np.concatenate(values),
         np.concatenate(target),
         np.concatenate(weight),
         np.concatenate(corpus),
         np.concatenate(owner),
+        np.concatenate(profile),
+        np.concatenate(heard),
     )
 
 
@@ -489,11 +558,7 @@ def _fit_weights(problem: _Problem, names: Sequence[str], rows: NDArray[np.bool_
     """
     columns = [TERMS.index(name) for name in names]
     weight = _class_weights(problem, rows)[rows]
-    weight *= np.where(problem.target[rows], 2.0 * PRIOR, 2.0 * (1.0 - PRIOR))
-    values = problem.values[np.ix_(rows, columns)]
-    centre = np.average(values, axis=0, weights=weight)
-    scale = np.sqrt(np.average((values - centre) ** 2, axis=0, weights=weight)) + 1e-9
-    x = torch.from_numpy((values - centre) / scale)
+    x, centre, scale = _standardised(problem.values[np.ix_(rows, columns)], weight)
     _, code = np.unique(problem.corpus[rows], return_inverse=True)
     corpus = torch.from_numpy(code)
     slopes = torch.zeros(len(columns), dtype=torch.float64, requires_grad=True)
@@ -511,6 +576,73 @@ def _fit_weights(problem: _Problem, names: Sequence[str], rows: NDArray[np.bool_
     return float(bias.detach()) - float((found * centre).sum()), [float(slope) for slope in found]
 
 
+def _standardised(
+    values: NDArray[np.float64], weight: NDArray[np.float64]
+) -> tuple[torch.Tensor, NDArray[np.float64], NDArray[np.float64]]:
+    """The values with weighted mean 0 and variance 1; the mean and the deviation that they had."""
+    centre = np.average(values, axis=0, weights=weight)
+    scale = np.sqrt(np.average((values - centre) ** 2, axis=0, weights=weight)) + 1e-9
+    return torch.from_numpy((values - centre) / scale), centre, scale
+
+
+def learn_moods(
+    speech: DevelopmentSpeech,
+    trials: Sequence[Trials],
+    corpora: Sequence[str],
+    names: Sequence[str] | None = None,
+    count: int = DIRECTIONS,
+) -> Moods:
+    """What moods do to the embeddings: directions of some corpora, their shares and the axis of all that teach.
+
+    Shares and axis are learnt with the weights of the terms that explain a cosine, by the same loss: the shares are
+    those of the least loss between 0 and 1, the axis is the direction whose coordinate explains best.
+
+    Parameters
+    ----------
+    speech : DevelopmentSpeech
+    trials : sequence of Trials
+        Of this speech, before any moods; of `teaching_trials`.
+    corpora : sequence of str
+        That give the directions (see `mood_directions`).
+    names : sequence of str, optional
+        The terms that stand beside; by default those of `EXPLAINED_BY`.
+    count : int
+        Of directions, at most.
+    """
+    directions = mood_directions(speech, corpora, count)
+    problem = _problem(trials, "centroid", speech=speech, directions=directions)
+    names = [name for name in names or term_names(EXPLAINED_BY) if name != "mood_shift"]
+    weight = _class_weights(problem, np.ones(len(problem.target), bool))
+    moved = (problem.heard - problem.profile)[:, :AXIS_DIRECTIONS]
+    values = np.concatenate((problem.values[:, [TERMS.index(name) for name in names]], moved), axis=1)
+    x, _, scale = _standardised(values, weight)
+    shared = torch.from_numpy((problem.heard * problem.profile).astype(np.float64))
+    _, code = np.unique(problem.corpus, return_inverse=True)
+    corpus = torch.from_numpy(code)
+    slopes = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
+    offsets = torch.zeros(int(corpus.max()) + 1, dtype=torch.float64, requires_grad=True)
+    logits = torch.zeros(len(directions), dtype=torch.float64, requires_grad=True)
+    of_cosine, held = names.index("cosine"), len(names)
+
+    def llr() -> torch.Tensor:
+        per_cosine = slopes[of_cosine] / float(scale[of_cosine])
+        return x @ slopes - per_cosine * (shared @ torch.sigmoid(logits)) + offsets[corpus]
+
+    def shrinkage() -> torch.Tensor:
+        return (
+            SHRINKAGE * slopes[:held].square().sum()
+            + AXIS_SHRINKAGE * slopes[held:].square().sum()
+            + SHARE_SHRINKAGE * torch.sigmoid(logits).square().sum()
+        )
+
+    _minimise(llr, shrinkage, problem.target, weight, [slopes, offsets, logits])
+    axis = (slopes.detach().numpy()[held:] / scale[held:]) @ directions[: moved.shape[1]].astype(np.float64)
+    length = float(np.linalg.norm(axis))
+    axis = axis / length if length > 1e-9 else directions[0].astype(np.float64)
+    shares = torch.sigmoid(logits).detach().numpy()
+    return Moods(directions.astype("<f4").tobytes(), tuple(map(float, shares)), axis.astype("<f4").tobytes())
+
+
 def _minimise(
     llr: Callable[[], torch.Tensor],
     penalty: Callable[[], torch.Tensor],
@@ -518,10 +650,10 @@ def _minimise(
     weight: NDArray[np.float64],
     parameters: list[torch.Tensor],
 ) -> None:
-    """Change the parameters until the weighted logistic loss of the LLR at `PRIOR` is least."""
+    """Change the parameters until the logistic loss of the LLR at `PRIOR` is least, both classes weighing 0.5."""
     odds = math.log(PRIOR / (1.0 - PRIOR))
     sign = torch.from_numpy(np.where(target, 1.0, -1.0))
-    w = torch.from_numpy(weight)
+    w = torch.from_numpy(weight * np.where(target, 2.0 * PRIOR, 2.0 * (1.0 - PRIOR)))
     optimiser = torch.optim.LBFGS(parameters, max_iter=100, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -596,7 +728,7 @@ def _legible(trials: Sequence[Trials], pooling: str) -> set[str]:
     return {corpus for corpus, found in errors.items() if np.mean(found) <= LEGIBLE_EER}
 
 
-def teaching_trials(speech: DevelopmentSpeech, pooling: str, nuisance: bytes = b"") -> list[Trials]:
+def teaching_trials(speech: DevelopmentSpeech, pooling: str) -> list[Trials]:
     """The trials to learn weights from: of the corpora fit for it, with several draws of the profiles.
 
     Raises
@@ -604,7 +736,7 @@ def teaching_trials(speech: DevelopmentSpeech, pooling: str, nuisance: bytes = b
     ValueError
         If no corpus is fit for it.
     """
-    drawn = [each for seed in range(DRAWS) for each in make_trials(speech, seed, nuisance)]
+    drawn = [each for seed in range(DRAWS) for each in make_trials(speech, seed)]
     good = _legible(drawn, pooling)
     if not good:
         raise ValueError("no corpus of several moods whose neutral voices the cosine tells apart; prepare more speech")
@@ -651,7 +783,7 @@ def _step(step: int, label: str, unseen: Mapping[str, float]) -> dict[str, float
     return {"step": float(step), "terms": label, **unseen, "mean": float(np.mean(list(unseen.values())))}
 
 
-def leave_one_corpus_out(
+def left_out_scores(
     trials: Sequence[Trials],
     pooling: str,
     names: Sequence[str],
@@ -659,11 +791,8 @@ def leave_one_corpus_out(
     emotional: bool = True,
     judged: Sequence[Trials] | None = None,
     noisy: bool = False,
-) -> dict[str, dict[str, float]]:
-    """Error rates and Cllr of each corpus, the weights from the others.
-
-    With ``design="neutral"`` and emotional tests these are the trials of the protocol ``enrol``. The
-    figures are averaged over the draws of the profiles.
+) -> list[tuple[Trials, NDArray[np.float64]]]:
+    """Trials and their LLRs, each corpus scored with the weights and the bias of all the others.
 
     Parameters
     ----------
@@ -682,39 +811,79 @@ def leave_one_corpus_out(
 
     Returns
     -------
-    dict from corpus to dict
-        ``eer``, ``frr_at_1`` (false rejects at 1 % false accepts), ``cllr``, ``affine_cllr`` (with a scale
-        and offset of the corpus's own), ``min_cllr``, ``targets``.
+    list of (Trials, ndarray of shape (trials,))
+        One for each corpus and draw of the profiles that has trials of both kinds.
     """
     problem = _problem(trials, pooling)
-    drawn: dict[str, list[dict[str, float]]] = {}
     fits: dict[str, tuple[float, list[float]]] = {}
+    out = []
     for each in trials if judged is None else judged:
         if each.design != design:
             continue
-        rows = (each.emotional == emotional) & (each.noisy == noisy)
-        some = each.take(rows)
+        some = each.take((each.emotional == emotional) & (each.noisy == noisy))
         if not some.target.any() or some.target.all():
             continue
         if each.corpus not in fits:
             fits[each.corpus] = _fit_weights(problem, names, problem.corpus != each.corpus)
         bias, weights = fits[each.corpus]
         evidence = some.with_pooling(pooling)
-        llr = bias + sum(weight * evidence[name] for name, weight in zip(names, weights, strict=True))
+        scored = [weight * evidence[name] for name, weight in zip(names, weights, strict=True)]
+        out.append((some, bias + np.sum(scored, axis=0)))
+    return out
+
+
+def leave_one_corpus_out(
+    trials: Sequence[Trials],
+    pooling: str,
+    names: Sequence[str],
+    design: str = "neutral",
+    emotional: bool = True,
+    judged: Sequence[Trials] | None = None,
+    noisy: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Error rates and Cllr of each corpus, the weights from the others.
+
+    With ``design="neutral"`` and emotional tests these are the trials of the protocol ``enrol``. The
+    figures are averaged over the draws of the profiles. The parameters are those of `left_out_scores`.
+
+    Returns
+    -------
+    dict from corpus to dict
+        ``eer``, ``frr_at_1`` (false rejects at 1 % false accepts), ``cllr``, ``affine_cllr`` (with a scale
+        and offset of the corpus's own), ``min_cllr``, ``targets``.
+    """
+    return corpus_by_corpus(left_out_scores(trials, pooling, names, design, emotional, judged, noisy))
+
+
+def corpus_by_corpus(scored: Sequence[tuple[Trials, NDArray[np.float64]]]) -> dict[str, dict[str, float]]:
+    """The figures of `leave_one_corpus_out` from scores of `left_out_scores`."""
+    drawn: dict[str, list[dict[str, float]]] = {}
+    for some, llr in scored:
         own, others = llr[some.target], llr[~some.target]
         even = np.where(some.target, 0.5 / len(own), 0.5 / len(others))
-        figures = {
-            "eer": eer(own, others),
-            "frr_at_1": frr_at_far(own, others, 0.01),
-            "cllr": cllr(own, others),
-            "affine_cllr": _affine_cllr(llr, some.target, even),
-            "min_cllr": min_cllr(own, others),
-            "targets": float(len(own)),
-        }
-        drawn.setdefault(each.corpus, []).append(figures)
+        drawn.setdefault(some.corpus, []).append(_figures(llr, some.target) | {
+            "affine_cllr": _affine_cllr(llr, some.target, even)
+        })  # fmt: skip
     return {
         corpus: {name: float(np.mean([figures[name] for figures in draws])) for name in draws[0]}
         for corpus, draws in drawn.items()
+    }
+
+
+def together(scored: Sequence[tuple[Trials, NDArray[np.float64]]]) -> dict[str, float]:
+    """The figures of all corpora's trials in one: whether one score means the same in all of them."""
+    llr = np.concatenate([each for _, each in scored])
+    return _figures(llr, np.concatenate([some.target for some, _ in scored]))
+
+
+def _figures(llr: NDArray[np.float64], target: NDArray[np.bool_]) -> dict[str, float]:
+    own, others = llr[target], llr[~target]
+    return {
+        "eer": eer(own, others),
+        "frr_at_1": frr_at_far(own, others, 0.01),
+        "cllr": cllr(own, others),
+        "min_cllr": min_cllr(own, others),
+        "targets": float(len(own)),
     }
 
 
@@ -755,7 +924,7 @@ def at_one_threshold(
     out = {}
     for corpus in sorted({each.corpus for each in everyone if judged is None or each.corpus in judged}):
         others = [each for each in everyone if each.corpus != corpus]
-        bare = _without_thresholds(problem, pooling, names, problem.corpus != corpus)
+        bare = _without_thresholds(problem, pooling, names, problem.corpus != corpus, trials[0].moods)
         calibration = _with_thresholds(bare, others, (1,))
         threshold = calibration.threshold(rate, extrapolate=True)
         for each in everyone:
@@ -797,7 +966,9 @@ def term_table(trials: Sequence[Trials], pooling: str, names: Sequence[str]) -> 
     }
 
 
-def _without_thresholds(problem: _Problem, pooling: str, names: Sequence[str], rows: NDArray[np.bool_]) -> Calibration:
+def _without_thresholds(
+    problem: _Problem, pooling: str, names: Sequence[str], rows: NDArray[np.bool_], moods: Moods | None
+) -> Calibration:
     """The calibration that these rows teach, before it has thresholds."""
     bias, weights = _fit_weights(problem, names, rows)
     terms = []
@@ -805,7 +976,7 @@ def _without_thresholds(problem: _Problem, pooling: str, names: Sequence[str], r
         column = problem.values[rows, TERMS.index(name)]
         low, high = (-1.0, 1.0) if name == "cosine" else np.quantile(column, (0.002, 0.998))
         terms.append(Term(name, weight, float(low), float(high)))
-    return Calibration(pooling, bias, tuple(terms), (FarTable(1, (0.5, 0.4), (0.0, 0.0)),), 1, "")
+    return Calibration(pooling, bias, tuple(terms), (FarTable(1, (0.5, 0.4), (0.0, 0.0)),), 1, "", moods)
 
 
 def _impostor_speakers(trials: Sequence[Trials]) -> set[tuple[str, str]]:
@@ -897,18 +1068,28 @@ def fit_speech(
     impostors : DevelopmentSpeech, optional
         Further speech for the thresholds alone: one clip a speaker is enough there.
     moods : sequence of str
-        Corpora of the speech whose moods' directions are taken out before the cosine; none takes out nothing.
+        Corpora of the speech that give the directions of moods (`learn_moods`); none leaves moods aside.
     directions : int
-        How many of them.
+        How many of them at most.
+
+    Raises
+    ------
+    ValueError
+        If the speech can teach nothing, or moods are asked for with another pooling than the centroid.
     """
-    nuisance = mood_directions(speech, moods, directions) if moods else b""
-    everyone = make_trials(speech, nuisance=nuisance)
-    trials = teaching_trials(speech, pooling, nuisance)
+    if moods and pooling != "centroid":
+        raise ValueError(f"expected the pooling 'centroid' with moods, which are learnt for it, got {pooling!r}")
+    everyone = make_trials(speech)
+    trials = teaching_trials(speech, pooling)
+    learnt = learn_moods(speech, trials, moods, names, directions) if moods else None
+    if learnt is not None:
+        everyone, trials = beside_moods(everyone, speech, learnt), beside_moods(trials, speech, learnt)
     if names is None:
         names, _ = select_terms(trials, pooling)
     problem = _problem(trials, pooling)
     if impostors is not None:
-        everyone += make_trials(impostors, nuisance=nuisance)
+        further = make_trials(impostors)
+        everyone += further if learnt is None else beside_moods(further, impostors, learnt)
     tried = _impostor_speakers(everyone)
     if source is None:
         corpora = sorted({corpus for corpus, _ in tried})
@@ -916,8 +1097,7 @@ def fit_speech(
         counts = {corpus: sum(key[0] == corpus for key in tried) for corpus in corpora}
         notes = {corpus: "" if corpus in used else ", impostors only" for corpus in corpora}
         source = ", ".join(f"{corpus} ({counts[corpus]} speakers{notes[corpus]})" for corpus in corpora)
-    bare = _without_thresholds(problem, pooling, names, np.ones(len(problem.target), bool))
-    bare = dataclasses.replace(bare, nuisance=nuisance)
+    bare = _without_thresholds(problem, pooling, names, np.ones(len(problem.target), bool), learnt)
     return dataclasses.replace(_with_thresholds(bare, everyone, NUM_PROFILES), source=source)
 
 

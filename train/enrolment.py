@@ -61,7 +61,7 @@ def refusals(speech: DevelopmentSpeech, calibration: Calibration, seed: int = 0)
         ]
         for start in (int(i) for i in rng.permutation(neutral)[:STARTS]):
             bank = ProfileBank.from_arrays(
-                ["s"], speech.embeddings[[start]], [speech.qualities[start]], [1], calibration.nuisance
+                ["s"], speech.embeddings[[start]], [speech.qualities[start]], [1], calibration.moods
             )
 
             def llr(i: int, bank: ProfileBank = bank) -> float:

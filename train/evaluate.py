@@ -633,7 +633,7 @@ def evaluate_llr(
             np.stack([speech[i].embedding for i in members]),  # type: ignore[misc]
             [speech[i].quality for i in members],
             [len(indices) for _, indices in profiles],
-            calibration.nuisance,
+            calibration.moods,
         )
 
     everyone = bank(list(enrolled.items()))

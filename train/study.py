@@ -15,19 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.scoring import nuisance_directions
 
 from .adaptation import simulate
 from .calibrate import (
     DevelopmentSpeech,
+    Trials,
     at_one_threshold,
-    leave_one_corpus_out,
+    beside_moods,
+    corpus_by_corpus,
+    learn_moods,
+    left_out_scores,
     make_trials,
     measure,
-    mood_directions,
     select_terms,
     teaching_trials,
     term_names,
+    together,
 )
 from .enrolment import refusals, second_voices
 from .prepare import PreparedSet
@@ -67,8 +70,8 @@ def study(
     -------
     dict
         ``terms``, ``moods`` (corpora that gave directions), ``steps`` and ``chosen`` (of the forward selection),
-        ``left_out`` and ``one_threshold`` (``clean`` and ``noisy``: for each choice of terms the figures of each
-        corpus), ``adaptation``, ``refusals``, ``second_voices``.
+        ``left_out``, ``together`` and ``one_threshold`` (``clean`` and ``noisy``: for each choice of terms the figures
+        of each corpus, of all trials in one, and at one threshold), ``adaptation``, ``refusals``, ``second_voices``.
     """
     if encoder.calibration is None:
         raise ValueError(f"{encoder.path}: expected a model with a calibration; export it with --calibrate")
@@ -80,41 +83,54 @@ def study(
     speech = _join(by_corpus.values())
     names = calibration.term_names if terms is None else term_names(terms)
     moods = (encoder.metadata.get("emoinv.provenance") or {}).get("calibration_moods", [])
-    moods = [corpus for corpus in moods if corpus in by_corpus] if calibration.nuisance else []
-    count = len(nuisance_directions(calibration.nuisance, encoder.spec.embedding_dim))
+    moods = [corpus for corpus in moods if corpus in by_corpus] if calibration.moods is not None else []
+    count = 0 if calibration.moods is None else len(calibration.moods.shares)
     out: dict[str, Any] = {"terms": list(names), "moods": moods, "steps": [], "chosen": list(names)}
     out["left_out"] = {kind: {} for kind in ("clean", "noisy")}
     out["one_threshold"] = {kind: {} for kind in ("clean", "noisy")}
-    # A corpus whose moods gave directions is judged with those of the others.
-    without = {corpus: tuple(mood for mood in moods if mood != corpus) for corpus in by_corpus}
-    settings: list[tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = [((), {"cosine": ("cosine",), "all": names})]
+    out["together"] = {kind: {} for kind in ("clean", "noisy")}
+    scored: dict[tuple[str, str], list[tuple[Trials, NDArray[np.float64]]]] = {}
+    say("trials")
+    everyone, teaching = make_trials(speech), teaching_trials(speech, POOLING)
+
+    def judge(label: str, some: Sequence[str], whole: list[Trials], taught: list[Trials], judged: set[str]) -> None:
+        say(f"leave out {', '.join(sorted(judged))}: {label}, {' + '.join(some)}")
+        for kind in ("clean", "noisy"):
+            noisy = kind == "noisy"
+            if noisy and not speech.copies():
+                continue
+            tried = [each for each in taught if each.corpus in judged]
+            found = left_out_scores(taught, POOLING, some, judged=tried, noisy=noisy)
+            scored.setdefault((kind, label), []).extend(found)
+            out["left_out"][kind].setdefault(label, {}).update(corpus_by_corpus(found))
+            counted = out["one_threshold"][kind].setdefault(label, {})
+            rates = at_one_threshold(whole, taught, POOLING, some, noisy=noisy, judged=judged)
+            counted |= {corpus: figures for (corpus, design), figures in rates.items() if design == "neutral"}
+
+    def beside(whole: list[Trials], corpora: Sequence[str]) -> tuple[list[Trials], list[Trials]]:
+        learnt = learn_moods(speech, whole, corpora, names, count)
+        return beside_moods(everyone, speech, learnt), beside_moods(teaching, speech, learnt)
+
+    judge("cosine", ("cosine",), everyone, teaching, set(by_corpus))
     if moods:
-        settings = [((), {"cosine": ("cosine",)})]
-        settings += [
-            (given, {"cosine beside moods": ("cosine",), "all": names}) for given in dict.fromkeys(without.values())
-        ]
-    for given, choices in settings:
-        say(f"trials{' beside the moods of ' + ', '.join(given) if given else ''}")
-        nuisance = mood_directions(speech, given, count) if given else b""
-        everyone = make_trials(speech, nuisance=nuisance)
-        teaching = teaching_trials(speech, POOLING, nuisance)
-        if given == tuple(moods):
-            say("choose terms")
-            chosen, out["steps"] = select_terms(teaching, POOLING)
-            out["chosen"] = list(chosen)
-        for label, some in choices.items():
-            judged = {corpus for corpus in by_corpus if label == "cosine" or without[corpus] == given}
-            say(f"leave out {', '.join(sorted(judged))}: {' + '.join(some)}")
-            for kind in ("clean", "noisy"):
-                noisy = kind == "noisy"
-                if noisy and not speech.copies():
-                    continue
-                tried = [each for each in teaching if each.corpus in judged]
-                ranked = out["left_out"][kind].setdefault(label, {})
-                ranked |= leave_one_corpus_out(teaching, POOLING, some, judged=tried, noisy=noisy)
-                counted = out["one_threshold"][kind].setdefault(label, {})
-                found = at_one_threshold(everyone, teaching, POOLING, some, noisy=noisy, judged=judged)
-                counted |= {corpus: figures for (corpus, design), figures in found.items() if design == "neutral"}
+        # Nothing of a corpus that is judged is in the moods either: not its directions, its shares, nor its axis.
+        for corpus in by_corpus:
+            given = [mood for mood in moods if mood != corpus]
+            others = [each for each in teaching if each.corpus != corpus]
+            whole, taught, some = everyone, teaching, tuple(name for name in names if name != "mood_shift")
+            if given and others:
+                (whole, taught), some = beside(others, given), names
+            judge("cosine beside moods", ("cosine",), whole, taught, {corpus})
+            judge("all", some, whole, taught, {corpus})
+        everyone, teaching = beside(teaching, moods)
+    else:
+        judge("all", names, everyone, teaching, set(by_corpus))
+    for (kind, label), found in scored.items():
+        out["together"][kind][label] = together(found)
+    if len({each.corpus for each in teaching}) > 1:
+        say("choose terms")
+        chosen, out["steps"] = select_terms(teaching, POOLING)
+        out["chosen"] = list(chosen)
     out["adaptation"], out["refusals"], out["second_voices"] = {}, {}, {}
     for each in sets:
         corpus = each.clips[0].corpus
@@ -167,9 +183,14 @@ def format_study(found: Mapping[str, Any]) -> str:
         lines += [f"{kind} tests in other moods, four neutral clips enrolled, the corpus left out of the fit", ""]
         lines += ["EER % / false rejects % at 1 % false accepts / Cllr / least Cllr:", ""]
         lines += _table(
-            ["terms", *corpora, "mean"],
+            ["terms", *corpora, "mean", "all trials in one"],
             [
-                [label, *(_ranking(figures[corpus]) for corpus in corpora), _ranking(_mean(figures.values()))]
+                [
+                    label,
+                    *(_ranking(figures[corpus]) for corpus in corpora),
+                    _ranking(_mean(figures.values())),
+                    _ranking(found["together"][kind][label]),
+                ]
                 for label, figures in ranked.items()
             ],
         )

@@ -223,7 +223,7 @@ def score_stage(
     others[-1] = test
     others /= np.linalg.norm(others, axis=1, keepdims=True)
     names = [str(i) for i in range(count)]
-    bank = ProfileBank.from_arrays(names, others, [quality] * count, [1] * count, calibration.nuisance)
+    bank = ProfileBank.from_arrays(names, others, [quality] * count, [1] * count, calibration.moods)
 
     def score() -> None:
         best = int(np.argmax(calibration.score(bank, test, quality)[0]))

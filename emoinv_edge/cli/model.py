@@ -65,7 +65,6 @@ def _names(encoder: Encoder) -> dict[str, Any]:
 
 def _card(encoder: Encoder) -> list[str]:
     """Lines of the card, a heading and its facts."""
-    from ..scoring import nuisance_directions
 
     spec, metadata = encoder.spec, encoder.metadata
     size = encoder.path.stat().st_size
@@ -103,10 +102,13 @@ def _card(encoder: Encoder) -> list[str]:
             f"  calibration  {', '.join(term.name for term in calibration.terms)} on {calibration.source}; "
             f"{calibration.num_impostor_speakers} impostors"
         )
-        if calibration.nuisance:
-            count = len(nuisance_directions(calibration.nuisance, spec.embedding_dim))
+        if calibration.moods is not None:
+            shares = calibration.moods.shares
             moods = ", ".join(provenance.get("calibration_moods") or ["speech that the file does not name"])
-            lines.append(f"  moods        {count} directions taken out before the cosine, of {moods}")
+            lines.append(
+                f"  moods        {len(shares)} directions of {moods}; of what two voices share in each, "
+                f"{min(shares):.0%} to {max(shares):.0%} is left out of the cosine"
+            )
     golden = metadata.get("emoinv.golden")
     if golden:
         lines.append(
