@@ -110,7 +110,7 @@ def encoder(model_path: str) -> Encoder:
 @pytest.fixture(scope="session")
 def calibration(encoder: Encoder) -> Calibration:
     """The model's own; for one without, a stand-in that costs the same, since times do not depend on the numbers."""
-    return encoder.calibration or stand_in_calibration()
+    return encoder.calibration or stand_in_calibration(encoder.spec.embedding_dim)
 
 
 @pytest.fixture(scope="session")

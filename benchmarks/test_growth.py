@@ -37,7 +37,7 @@ from emoinv_edge.verifier import Verifier
 
 model, minutes, idle = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
 encoder = Encoder.load(model) if model in MODEL_NAMES else Encoder(model)
-calibration = encoder.calibration or stand_in_calibration()
+calibration = encoder.calibration or stand_in_calibration(encoder.spec.embedding_dim)
 voice = demo_speech(16000)
 enroller = Enroller(encoder, calibration=calibration)
 for start in (0, 4, 8):

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.benchmark(
 QUALITY = SpeechQuality(3.0, 25.0, 0.0, -25.0, 4.8, 0.2, -10.0, 0.6)
 
 
-def bank_of(count, calibration, dim=256):
+def bank_of(count, calibration):
     """A bank of `count` profiles of one exemplar each, and the exemplars."""
+    dim = 256 if calibration.moods is None else calibration.moods.dim
     embeddings = np.random.default_rng(count).standard_normal((count, dim), np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     names = [f"speaker {i}" for i in range(count)]

@@ -99,7 +99,7 @@ def test_a_model_that_gives_no_embedding_is_no_benchmark(
 def test_a_wrong_result_stops_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     test = np.eye(32, dtype=np.float32)[0]
     quality = SpeechQuality(3.0, 25.0, 0.0, -25.0, 4.8, 0.2, -10.0, 0.6)
-    _, _, score = bench.score_stage(3, test, quality, bench.stand_in_calibration())
+    _, _, score = bench.score_stage(3, test, quality, bench.stand_in_calibration(len(test)))
     score()
     monkeypatch.setattr(Calibration, "llr", lambda self, evidence: -evidence["cosine"])
     with pytest.raises(EmoinvError, match="expected profile 2"):

@@ -157,7 +157,7 @@ def make_stages(encoder: Encoder) -> list[tuple[str, float | None, Callable[[], 
     from ..verifier import Verdict, Verifier
 
     rate = encoder.spec.sample_rate
-    calibration = encoder.calibration or stand_in_calibration()
+    calibration = encoder.calibration or stand_in_calibration(encoder.spec.embedding_dim)
     voice = demo_speech(rate)
 
     def speech(seconds: float, offset_s: float = 0.0) -> NDArray[np.float32]:
@@ -240,13 +240,17 @@ def _expect(holds: bool, expected: str, got: object) -> None:
         raise EmoinvError(f"the benchmark expected {expected}, got {got}; see `emoinv doctor`")
 
 
-def stand_in_calibration() -> Calibration:
+def stand_in_calibration(embedding_dim: int) -> Calibration:
     """A calibration for models without one, to measure times only: its scores mean nothing."""
-    from ..scoring import TERMS, Calibration, FarTable, Term
+    import numpy as np
+
+    from ..scoring import TERMS, Calibration, FarTable, Moods, Term
 
     terms = tuple(Term(name, 1.0 if name == "cosine" else 0.0, -10.0, 10.0) for name in TERMS)
     table = FarTable(1, (0.5, 0.001), (0.0, 1.0))
-    return Calibration("centroid", 20.0, terms, (table,), 3000, "none: stands in for a benchmark")
+    rows = np.eye(min(24, embedding_dim), embedding_dim, dtype="<f4")
+    moods = Moods(rows.tobytes(), (0.0,) * len(rows), rows[0].tobytes())
+    return Calibration("centroid", 20.0, terms, (table,), 3000, "none: stands in for a benchmark", moods)
 
 
 def demo_speech(sample_rate: int) -> NDArray[np.float32]:
