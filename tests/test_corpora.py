@@ -111,6 +111,20 @@ LAYOUTS = {
             "dataset/01-01-04-02-03-01-15.wav": ("banglaser-15", "male", "surprised"),
         },
     ),
+    "savee": (
+        {"AudioData/XX/a01.wav": "", "ALL/XX_a01.wav": "", "AudioData/DC/x01.wav": ""},
+        {
+            "AudioData/DC/su07.wav": ("savee-DC", "male", "surprised"),
+            "ALL/KL_n30.wav": ("savee-KL", "male", "neutral"),
+        },
+    ),
+    "casia": (
+        {"somebody/angry/201.wav": "", "201-angry-somebody.wav": ""},
+        {
+            "liuchanhg/surprise/201.wav": ("casia-liuchanhg", "female", "surprised"),
+            "202-fear-ZhaoZuoxiang.wav": ("casia-zhaozuoxiang", "male", "fearful"),
+        },
+    ),
     "emovo": (
         {"data/EMOVO/f1/xxx-f1-b1.wav": "", "data/EMOVO/documents/readme.wav": ""},
         {

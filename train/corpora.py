@@ -216,6 +216,30 @@ def banglaser(root: Path) -> Iterator[Clip]:
             yield Clip(path, "banglaser", f"banglaser-{match[3]}", gender, names[match[1]], match[2])
 
 
+def savee(root: Path) -> Iterator[Clip]:
+    """``AudioData/DC/a01.wav``, or all in one folder as ``DC_a01.wav``: one of four men, mood, number."""
+    names = {
+        "a": "angry", "d": "disgust", "f": "fearful", "h": "happy", "n": "neutral", "sa": "sad", "su": "surprised",
+    }  # fmt: skip
+    for path, match in _matches(root, "*.wav", r"(?:(DC|JE|JK|KL)_)?(sa|su|[adfhn])(\d\d)\.wav"):
+        speaker = match[1] or path.parent.name
+        if speaker in {"DC", "JE", "JK", "KL"}:
+            yield Clip(path, "savee", f"savee-{speaker}", "male", names[match[2]], match[2] + match[3])
+
+
+def casia(root: Path) -> Iterator[Clip]:
+    """``liuchanhg/angry/201.wav``, or all in one folder as ``201-angry-liuchanhg.wav``: two women, two men."""
+    genders = {"liuchanhg": "female", "zhaoquanyin": "female", "wangzhe": "male", "zhaozuoxiang": "male"}
+    names = {"fear": "fearful", "surprise": "surprised"}
+    for path, match in _matches(root, "*.wav", r"(\d{3})(?:-(\w+)-(\w+))?\.wav"):
+        emotion, speaker = (match[2], match[3]) if match[2] else (path.parent.name, path.parent.parent.name)
+        if speaker.lower() in genders:
+            yield Clip(
+                path, "casia", f"casia-{speaker.lower()}", genders[speaker.lower()], names.get(emotion, emotion),
+                match[1],
+            )  # fmt: skip
+
+
 def voxceleb(root: Path) -> Iterator[Clip]:
     """``idNNNNN/video/utterance.{wav,m4a,flac}`` at any depth."""
     for path in _sorted(root, "*"):
@@ -306,6 +330,8 @@ CORPORA: dict[str, Corpus] = {
         Corpus("emovo", emovo, "research only", "research"),
         Corpus("korean_tts", korean_tts, "CC BY-NC-SA 4.0", "research"),
         Corpus("banglaser", banglaser, "CC BY 4.0 as others list it, unconfirmed", "research"),
+        Corpus("savee", savee, "free for research", "research"),
+        Corpus("casia", casia, "none stated", "research"),
         Corpus("tess", tess, "CC BY-NC-ND 4.0", "development"),
         Corpus("voxceleb", voxceleb, "CC BY 4.0 (metadata); audio as its owners say", "research"),
         Corpus("crema_d", crema_d, "ODbL", "research"),
