@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--moods", nargs="+", default=[], metavar="CORPUS",
-        help="corpora among those of --calibrate: the directions in which their speakers' moods move embeddings are "
-        "taken out before the cosine",
+        help="corpora among those of --calibrate that tell in which directions moods move embeddings: a share of each is "
+        "left out of the cosine, and the term mood_shift says how far a test lies along their axis",
     )  # fmt: skip
     parser.add_argument("--name", metavar="TIER", help="name of the model (default: the checkpoint's)")
     parser.add_argument("--input", choices=("features", "waveform"), default="features", help="what the file takes")
@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option in ("terms", "noise", "moods"):
         if getattr(arguments, option) and not arguments.calibrate:
             parser.error(f"--{option} belongs to a calibration: expected --calibrate")
+    if "mood_shift" in (arguments.terms or ()) and not arguments.moods:
+        parser.error("--terms mood_shift needs to know moods: expected --moods CORPUS")
     if len(set(arguments.terms or ())) < len(arguments.terms or ()):
         parser.error(f"expected --terms without repeats, got {' '.join(arguments.terms)}")
     torch.set_num_threads(arguments.threads)

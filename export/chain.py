@@ -172,7 +172,8 @@ def export_model(
     noise_folders : sequence of Path
         Recordings of noise that the tests of the calibration are heard in, half of them, beside pink noise.
     moods : sequence of str
-        Corpora among the calibration sets whose moods' directions are taken out of embeddings before the cosine.
+        Corpora among the calibration sets that tell in which directions moods move embeddings
+        (`train.calibrate.learn_moods`); none leaves moods aside.
 
     Returns
     -------

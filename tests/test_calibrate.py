@@ -395,6 +395,8 @@ def test_the_directions_of_moods_are_found_and_taken_out() -> None:
     assert Calibration.from_json(fitted.to_json()) == fitted
     with pytest.raises(ValueError, match="centroid"):
         calibrate.fit_speech(speech, pooling="max", names=("cosine",), moods=["corpus1"], directions=2)
+    with pytest.raises(ValueError, match="mood_shift"):
+        calibrate.fit_speech(speech, names=("cosine", "mood_shift"))
 
 
 def test_directions_in_which_voices_differ_keep_their_share() -> None:

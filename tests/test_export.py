@@ -344,6 +344,7 @@ def test_a_file_that_computes_another_voice_here_is_not_calibrated(
         ["best.pt", "--speech", "a", "--noise", "n"],
         ["best.pt", "--speech", "a", "--moods", "n"],
         ["old.onnx", "--calibrate", "a", "b", "--terms", "norm", "norm"],
+        ["old.onnx", "--calibrate", "a", "b", "--terms", "norm", "mood_shift"],
     ],
 )
 def test_the_command_asks_for_the_speech_and_the_terms_that_it_needs(

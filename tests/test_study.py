@@ -85,6 +85,8 @@ def test_another_term_a_negative_count_and_a_model_without_scores_are_refused(
     assert "no term mood" in capsys.readouterr().err
     assert main(["calibration", str(model), *sets, "--tries", "-1"]) == 1
     assert "--tries" in capsys.readouterr().err
+    assert main(["calibration", str(model), *sets, "--terms", "mood_shift"]) == 1
+    assert "knows none" in capsys.readouterr().err
     bare = build_encoder(tmp_path / "bare.onnx")
     assert main(["calibration", str(bare), *sets]) == 1
     assert "expected a model with a calibration" in capsys.readouterr().err

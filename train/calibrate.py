@@ -1075,10 +1075,13 @@ def fit_speech(
     Raises
     ------
     ValueError
-        If the speech can teach nothing, or moods are asked for with another pooling than the centroid.
+        If the speech can teach nothing, moods are asked for with another pooling than the centroid, or the term
+        ``mood_shift`` without moods.
     """
     if moods and pooling != "centroid":
         raise ValueError(f"expected the pooling 'centroid' with moods, which are learnt for it, got {pooling!r}")
+    if "mood_shift" in (names or ()) and not moods:
+        raise ValueError("the term 'mood_shift' needs moods: name corpora that give their directions")
     everyone = make_trials(speech)
     trials = teaching_trials(speech, pooling)
     learnt = learn_moods(speech, trials, moods, names, directions) if moods else None

@@ -82,6 +82,8 @@ def study(
         by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises)
     speech = _join(by_corpus.values())
     names = calibration.term_names if terms is None else term_names(terms)
+    if "mood_shift" in names and calibration.moods is None:
+        raise ValueError(f"{encoder.path}: the term mood_shift needs moods, and this model's calibration knows none")
     moods = (encoder.metadata.get("emoinv.provenance") or {}).get("calibration_moods", [])
     moods = [corpus for corpus in moods if corpus in by_corpus] if calibration.moods is not None else []
     count = 0 if calibration.moods is None else len(calibration.moods.shares)
