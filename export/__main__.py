@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--moods", nargs="+", default=[], metavar="CORPUS",
-        help="corpora among those of --calibrate that tell in which directions moods move embeddings: a share of each is "
-        "left out of the cosine, and the term mood_shift says how far a test lies along their axis",
+        help="corpora among those of --calibrate that tell in which directions moods move embeddings: a share of each "
+        "is left out of the cosine, and the term mood_shift says how far a test lies along their axis",
     )  # fmt: skip
     parser.add_argument("--name", metavar="TIER", help="name of the model (default: the checkpoint's)")
     parser.add_argument("--input", choices=("features", "waveform"), default="features", help="what the file takes")
