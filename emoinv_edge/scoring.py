@@ -176,6 +176,11 @@ class Moods:
         0 to 1, one for each direction.
     axis : bytes
         One vector of unit norm, float32.
+
+    Raises
+    ------
+    ModelFormatError
+        If the numbers are not finite, the directions not orthonormal, a share beyond 0 to 1, or the sizes do not fit.
     """
 
     directions: bytes = dataclasses.field(repr=False)
@@ -259,6 +264,10 @@ class Calibration:
                 term.name != "cosine" or term.weight > 0.0,
                 f"the weight of 'cosine' should be above 0, got {term.weight!r}",
             )
+        _require(
+            self.moods is None or isinstance(self.moods, Moods),
+            f"moods should be Moods or None, got {type(self.moods).__name__}",
+        )
         _require(
             self.moods is not None or "mood_shift" not in names, "the term 'mood_shift' needs moods, and there are none"
         )
