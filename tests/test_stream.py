@@ -454,6 +454,20 @@ def test_a_cascade_decides_as_the_large_encoder_does(
     assert run(stream, talk, [len(talk)]) == decisions
 
 
+def test_a_short_utterance_is_confirmed_by_one_embedding_of_all_of_it(verifier: Verifier, large: Encoder) -> None:
+    stream, counting = cascade(verifier, large, {"ana": ANA_HZ})
+    heard: list[NDArray[np.float32]] = []
+    embed = counting.embed_features_with_norm
+    counting.embed_features_with_norm = lambda features: (heard.append(features.copy()), embed(features))[1]  # type: ignore[method-assign]
+    decision = finals(run(stream, np.concatenate([noise(1.0), synthesise(2.6, 100, ANA_HZ), noise(1.5, 1)]), [480]))[-1]
+    assert len(heard) >= 2 and len(heard[-1]) == max(map(len, heard)) > 200
+    confirming = Verifier(large, enrol(large, "ana", ANA_HZ))
+    assert decision.quality is not None
+    alone = [confirming.decide(embed(features)[0], decision.quality).score for features in heard]
+    assert decision.score == pytest.approx(alone[-1], abs=1e-3)
+    assert alone[0] is not None and abs(alone[0] - alone[-1]) > 0.05  # type: ignore[operator]
+
+
 def test_nothing_is_accepted_that_the_large_encoder_rejects(
     verifier: Verifier, large: Encoder, talk: NDArray[np.float32]
 ) -> None:
