@@ -41,6 +41,7 @@ __all__ = [
     "Threshold",
     "bayes_threshold",
     "cosine",
+    "without_shares",
 ]
 
 CALIBRATION_FORMAT = 2  # 1 has no moods, and is still read, and written where there are none
@@ -522,6 +523,20 @@ def _extrapolate(table: FarTable, rate: float, supported: float) -> float:
     return max(last + math.log(anchor / rate), -math.log(rate))
 
 
+def without_shares(
+    embeddings: NDArray[np.float32], directions: NDArray[np.float32], shares: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Test embeddings less the moods' shares: their dot products with a profile's are the cosines without them.
+
+    Parameters
+    ----------
+    embeddings : ndarray, shape (..., dim), float32
+    directions, shares : ndarray
+        From `Moods.arrays`.
+    """
+    return np.asarray(embeddings - (embeddings @ directions.T * shares) @ directions, np.float32)
+
+
 class ProfileBank:
     """Profiles stacked for scoring: many are compared with one test embedding in a few array operations.
 
@@ -618,13 +633,6 @@ class ProfileBank:
     def __len__(self) -> int:
         return len(self.names)
 
-    def _voice(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The test embedding, less the moods' shares: its dot product with a profile's is the cosine without them."""
-        if self.moods is None:
-            return embedding
-        shared = self._shares * (self._directions @ embedding)
-        return np.asarray(embedding - shared @ self._directions, np.float32)
-
     def _mean(self, values: Sequence[float | None]) -> NDArray[np.float64]:
         """Mean over each profile's known values, NaN where none is known."""
         array = np.array([math.nan if value is None else value for value in values])
@@ -656,7 +664,8 @@ class ProfileBank:
 
     def cosines(self, embedding: NDArray[np.float32], pooling: str) -> NDArray[np.float64]:
         """One pooled cosine for each profile, shape (profiles,), without what moods share."""
-        embedding = self._voice(embedding)
+        if self.moods is not None:
+            embedding = without_shares(embedding, self._directions, self._shares)
         if pooling in LINEAR_POOLINGS:
             return np.clip((self._pooled(pooling) @ embedding).astype(np.float64), -1.0, 1.0)
         if pooling not in POOLINGS:

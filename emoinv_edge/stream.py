@@ -232,7 +232,6 @@ class VerificationStream:
         self._utterance_start: int | None = None
         self._doubt: str | None = None  # reason of the last provisional NO_DECISION
         self._confirmations: list[_Step] = []
-        self._confirmed_whole = False  # whether the last of them saw all of the utterance's speech
         self._confirmed_speech = 0  # speech of the utterance at the last of them
         self._next_confirmation = 0  # when there is so much speech
 
@@ -412,7 +411,7 @@ class VerificationStream:
         recent = self._recent
         assert recent is not None  # there was a decision to confirm
         if final and self._confirmations and self._speech - self._confirmed_speech < self._hop:
-            return _decide(confirm, self._confirming(), quality, start, end, final)
+            return _decide(confirm, self._confirming(start), quality, start, end, final)
         self._confirmed_speech = self._speech
         # An utterance without end must not keep it silent for ever longer.
         self._next_confirmation = self._speech + min(self._speech, self._window)
@@ -423,13 +422,12 @@ class VerificationStream:
             return confirm.no_decision(reason, quality, start=start, end=end, final=final)
         self._confirmations = [step for step in self._confirmations if step.start >= start]
         at = end - round(CONFIRM_S * self._rate)
-        self._confirmed_whole = at <= start
         self._confirmations.append(_Step(embedding, math.log(norm), float(len(recent)), quality, max(start, at)))
-        return _decide(confirm, self._confirming(), quality, start, end, final)
+        return _decide(confirm, self._confirming(start), quality, start, end, final)
 
-    def _confirming(self) -> list[_Step]:
+    def _confirming(self, start: int) -> list[_Step]:
         """The embeddings that confirm: one of all the speech ranks better alone than with those of parts of it."""
-        return self._confirmations[-1:] if self._confirmed_whole else self._confirmations
+        return self._confirmations[-1:] if self._confirmations[-1].start <= start else self._confirmations
 
 
 def _decide(

@@ -25,7 +25,17 @@ from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.quality import SpeechQuality, measure_quality
-from emoinv_edge.scoring import POOLINGS, RULE_OF_THREE, TERMS, Calibration, FarTable, Moods, ProfileBank, Term
+from emoinv_edge.scoring import (
+    POOLINGS,
+    RULE_OF_THREE,
+    TERMS,
+    Calibration,
+    FarTable,
+    Moods,
+    ProfileBank,
+    Term,
+    without_shares,
+)
 from emoinv_edge.vad import speech_only
 from emoinv_edge.verifier import unusable
 
@@ -463,7 +473,7 @@ def beside_moods(trials: Iterable[Trials], speech: DevelopmentSpeech, moods: Moo
     for each in trials:
         tests, test = np.unique(each.test, return_inverse=True)
         heard = speech.embeddings[tests]
-        voices = heard - (heard @ directions.T * shares) @ directions
+        voices = without_shares(heard, directions, shares)
         profile = np.searchsorted(each.owners, each.profile)
         shift = (heard @ axis)[test] - (each.centroids @ axis)[profile]
         cosines = np.clip((each.centroids @ voices.T)[profile, test].astype(np.float64), -1.0, 1.0)
@@ -481,27 +491,22 @@ class _Problem:
     weight: NDArray[np.float64]
     corpus: NDArray[np.str_]
     owner: NDArray[np.int32]  # speaker of the profile, within the corpus
-    profile: NDArray[np.float32]  # (trials, directions): coordinates of profile and test where directions were given
-    heard: NDArray[np.float32]
+    beside: NDArray[np.float32]  # (trials, columns): what was asked for beside the terms
 
 
 def _problem(
     trials: Sequence[Trials],
     pooling: str,
     seed: int = 0,
-    speech: DevelopmentSpeech | None = None,
-    directions: NDArray[np.float32] | None = None,
+    beside: Callable[[Trials], NDArray[np.float32]] = lambda some: np.empty((len(some.target), 0), np.float32),
 ) -> _Problem:
-    """The tests in another mood than neutral, as a problem.
+    """The tests in another mood than neutral, as a problem; `beside` gives further columns of some trials.
 
     In neutral tests a difference of pitch only marks another person; among them the fit would not learn
     that a raised voice explains a lower cosine.
     """
     rng = np.random.default_rng((seed, 11))
-    values, target, corpus, weight, owner = [], [], [], [], []
-    profile, heard = [np.empty((0, 0), np.float32)], [np.empty((0, 0), np.float32)]
-    if directions is not None:
-        profile, heard = [], []
+    values, target, corpus, weight, owner, further = [], [], [], [], [], []
     parts = Counter(each.corpus for each in trials)
     for every in trials:
         each = every.take(every.emotional)
@@ -516,17 +521,14 @@ def _problem(
         corpus.append(np.full(len(some.target), each.corpus))
         weight.append(_speaker_weight(some))
         owner.append(some.profile)
-        if directions is not None and speech is not None:
-            profile.append((some.centroids @ directions.T)[np.searchsorted(some.owners, some.profile)])
-            heard.append((speech.embeddings @ directions.T)[some.test])
+        further.append(beside(some))
     return _Problem(
         np.concatenate(values),
         np.concatenate(target),
         np.concatenate(weight),
         np.concatenate(corpus),
         np.concatenate(owner),
-        np.concatenate(profile),
-        np.concatenate(heard),
+        np.concatenate(further),
     )
 
 
@@ -610,13 +612,20 @@ def learn_moods(
         Of directions, at most.
     """
     directions = mood_directions(speech, corpora, count)
-    problem = _problem(trials, "centroid", speech=speech, directions=directions)
+    tests = speech.embeddings @ directions.T
+
+    def coordinates(some: Trials) -> NDArray[np.float32]:
+        profiles = (some.centroids @ directions.T)[np.searchsorted(some.owners, some.profile)]
+        return np.concatenate((profiles, tests[some.test]), axis=1)
+
+    problem = _problem(trials, "centroid", beside=coordinates)
+    profile, heard = np.split(problem.beside, 2, axis=1)
     names = [name for name in names or term_names(EXPLAINED_BY) if name != "mood_shift"]
     weight = _class_weights(problem, np.ones(len(problem.target), bool))
-    moved = (problem.heard - problem.profile)[:, :AXIS_DIRECTIONS]
+    moved = (heard - profile)[:, :AXIS_DIRECTIONS]
     values = np.concatenate((problem.values[:, [TERMS.index(name) for name in names]], moved), axis=1)
     x, _, scale = _standardised(values, weight)
-    shared = torch.from_numpy((problem.heard * problem.profile).astype(np.float64))
+    shared = torch.from_numpy((heard * profile).astype(np.float64))
     _, code = np.unique(problem.corpus, return_inverse=True)
     corpus = torch.from_numpy(code)
     slopes = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)

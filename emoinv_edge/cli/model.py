@@ -65,7 +65,6 @@ def _names(encoder: Encoder) -> dict[str, Any]:
 
 def _card(encoder: Encoder) -> list[str]:
     """Lines of the card, a heading and its facts."""
-
     spec, metadata = encoder.spec, encoder.metadata
     size = encoder.path.stat().st_size
     lines = [
