@@ -13,8 +13,7 @@ from .options import add_command, add_json, add_model, add_store, ask_passphrase
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json
 
 if TYPE_CHECKING:
-    from ..sealing import KeySource
-    from ..store import ProfileInfo
+    from ..store import KeySource, ProfileInfo
 
 __all__ = ["add_parser", "run"]
 
@@ -247,7 +246,7 @@ def run_upgrade(args: argparse.Namespace) -> int:
 
 def run_rotate(args: argparse.Namespace) -> int:
     """Seal the store anew."""
-    from ..sealing import PLAINTEXT, KeyFile
+    from ..store import PLAINTEXT, KeyFile
 
     store = open_store(args)
     key: KeySource | None = None
