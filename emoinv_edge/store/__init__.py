@@ -118,7 +118,7 @@ class ProfileStore:
     # -- profiles ------------------------------------------------------------------------------------------
 
     def put(self, profile: Profile, *, replace: bool = True) -> None:
-        """Keep the profile; one of its name gives way with all that it could be rolled back to, but for its audit trail.
+        """Keep the profile; of one that had its name, the audit trail stays and nothing it could be rolled back to.
 
         Raises
         ------

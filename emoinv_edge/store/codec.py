@@ -117,7 +117,7 @@ def refusing(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, struct.error) as error:
-        # The bytes may hold names and embeddings: say what kind of fault, not what the bytes are.
+        # The bytes may hold names and embeddings: the message names the kind of fault, not what the bytes are.
         raise StoreError(f"not {what} of this format ({type(error).__name__}); it is damaged or foreign") from None
 
 

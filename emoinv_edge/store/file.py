@@ -247,7 +247,7 @@ class StoreFile:
         )
 
     def _condition(self, error: Exception) -> StoreError:
-        """The StoreError that tells a user what an error of SQLite or of the system means."""
+        """The StoreError for an error of SQLite or of the system, with what it means and the cure."""
         text = str(error) if not isinstance(error, UnicodeDecodeError) else "its schema is not text"
         if isinstance(error, OSError):
             return StoreError(f"store {self.path}: {error.strerror or text}; nothing was changed")
@@ -271,7 +271,7 @@ class StoreFile:
         Raises
         ------
         StoreError
-            If another process held the file for the whole time limit, or the disk is full: what
+            If another process held the file for all of the time limit, or the disk is full: what
             was committed stands, but old sealed bytes may still lie in the file.
         """
         later = "the change itself is done, but old sealed bytes may still lie in the file; run `emoinv profiles purge`"
@@ -293,15 +293,15 @@ class StoreFile:
         place after the transaction.
         """
         successor = None
-        if isinstance(key, KeyFile):
-            if isinstance(self.key, KeyFile) and _same_path(key.path, self.key.path):
-                successor = secrets.token_bytes(KEY_BYTES)
-            else:
-                key.create()
-        key = self.key if key is None else key
+        if isinstance(key, KeyFile) and isinstance(self.key, KeyFile) and _same_path(key.path, self.key.path):
+            successor = secrets.token_bytes(KEY_BYTES)
         with self.transaction(write=True) as rows:
-            if isinstance(key, KeyFile) and successor is not None:
-                key.write_successor(successor)
+            if isinstance(key, KeyFile):
+                if successor is None:
+                    key.create()
+                else:
+                    key.write_successor(successor)
+            key = self.key if key is None else key
             rows.reseal(StoreKeys.fresh(successor or key, rows.keys.store_id))
             rows.note("sealed anew")
         self.key = key

@@ -18,7 +18,7 @@ The root lists every profile with the version of its row and SHA-256 digests of 
 counts the writes. A row put back to an older state, however genuine its seal, disagrees with the root and
 is refused. What stays possible to somebody who can write the file: putting the *whole* file back to an
 older state, or cutting off a write-ahead log that a crash left. A `ProfileStore` that has seen a newer
-state refuses it, for as long as the object lives; a process started afterwards cannot tell, since nothing
+state refuses it, for as long as the object lives; a process started afterwards cannot know, since nothing
 outside the file remembers.
 """
 
@@ -111,7 +111,7 @@ class Rows:
     Raises
     ------
     SealError, StoreError
-        If the root does not open. A damaged log is lost, and says so.
+        If the root does not open. A damaged log is lost; an entry of it notes that.
     """
 
     def __init__(self, db: sqlite3.Connection, keys: StoreKeys, root: object = None, log: object = None) -> None:

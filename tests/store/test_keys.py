@@ -222,6 +222,13 @@ def test_rotation_renews_a_key_file_in_its_place(folder: Path) -> None:
         ProfileStore(path, bytes.fromhex(old_key)).names()
 
 
+def test_there_is_nothing_to_rotate_before_a_store_is_made(store: ProfileStore, folder: Path) -> None:
+    for key in (None, KeyFile(folder / "k")):
+        with pytest.raises(StoreError, match="does not exist; enrol a speaker first"):
+            store.rotate(key)
+    assert list(folder.iterdir()) == []
+
+
 def test_a_rotation_cut_off_between_store_and_key_file_is_finished_by_the_next_write(folder: Path) -> None:
     path = folder / "p.db"
     cut = ProfileStore(path)
@@ -256,7 +263,7 @@ def test_secrets_reach_no_log_exception_or_repr(
     folder: Path, caplog: pytest.LogCaptureFixture, cheap_scrypt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    told: list[str] = []
+    shown: list[str] = []
     audio = b"THE-CLIP-ITSELF"
     ana = sample_profile("ana", (1, 2), audio=audio)
     word, export_word = Passphrase("store passphrase"), Passphrase("export passphrase")
@@ -264,9 +271,9 @@ def test_secrets_reach_no_log_exception_or_repr(
 
     def attempt(act) -> None:
         try:
-            told.append(repr(act()))
+            shown.append(repr(act()))
         except (EmoinvError, ValueError, TypeError) as error:
-            told.append(repr(error) + "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            shown.append(repr(error) + "".join(traceback.format_exception(type(error), error, error.__traceback__)))
 
     sources: list[KeySource] = [KEY, lambda: KEY, word, KeyFile(folder / "key"), KeyVariable("EMOINV_TEST_KEY")]
     monkeypatch.setenv("EMOINV_TEST_KEY", KEY.hex())
@@ -300,7 +307,7 @@ def test_secrets_reach_no_log_exception_or_repr(
         attempt(lambda key=key: key if isinstance(key, (Passphrase, KeyFile, KeyVariable)) else None)
         attempt(lambda key=key: StoreKeys.fresh(key, b"id"))
         everything_with(ProfileStore(folder / f"{number}.db", key))
-    everything = "\n".join([*told, *(record.getMessage() for record in caplog.records)])
+    everything = "\n".join([*shown, *(record.getMessage() for record in caplog.records)])
     assert "does not open" in everything and "already" in everything and "not pickled" in everything
     keys = [KEY, bytes.fromhex((folder / "key").read_text())]
     secrets = ["store passphrase", "export passphrase", "another passphrase", audio.decode(), "4.8125"]

@@ -51,7 +51,7 @@ def test_two_exports_of_one_profile_share_nothing_but_the_head(cheap_scrypt: Non
     assert one[:16] == other[:16] and one[16:32] != other[16:32] and one[44:60] != other[44:60]
 
 
-def test_the_wrong_passphrase_is_told(cheap_scrypt: None) -> None:
+def test_the_wrong_passphrase_is_refused_as_such(cheap_scrypt: None) -> None:
     with pytest.raises(SealError, match="passphrase is another one"):
         open_profile(seal_profile(PROFILE, WORD), Passphrase("wrong horse"))
 

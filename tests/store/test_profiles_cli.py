@@ -87,7 +87,7 @@ def test_a_damaged_profile_is_listed_and_the_status_says_so(shell: Shell) -> Non
     assert shell("remove", "ana") == 0 and shell("list") == 0
 
 
-def test_show_tells_what_was_done(shell: Shell) -> None:
+def test_show_lists_what_was_done(shell: Shell) -> None:
     shell.store.put(sample_profile("ana", consent="on paper"))
     shell.store.adapt("ana", sample_exemplar(3))
     shell.store.note_verified("ana", "accept")
@@ -135,7 +135,7 @@ def test_a_profile_goes_to_another_store_and_comes_back(shell: Shell, tiny_encod
     assert shell.store.get("ana") == sample_profile("ana", model=tiny_encoder.fingerprint)
 
 
-def test_a_wrong_passphrase_and_a_wrong_model_are_told(
+def test_a_wrong_passphrase_and_a_wrong_model_are_refused_as_such(
     shell: Shell, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell.store.put(sample_profile("ana"))
@@ -256,7 +256,7 @@ def test_no_action_prints_a_secret(shell: Shell, tiny_encoder: Encoder, monkeypa
     shell.store.put(ana)
     shell.store.adapt("ana", sample_exemplar(3))
     file = shell.folder / "ana.emoinv"
-    told = ""
+    printed = ""
     statuses = set()
     for words in (
         ("list",),
@@ -278,16 +278,16 @@ def test_no_action_prints_a_secret(shell: Shell, tiny_encoder: Encoder, monkeypa
     ):
         for form in ((), ("--json",)):
             statuses.add(shell(*words, *form))
-            told += shell.out + shell.err
+            printed += shell.out + shell.err
             if form and shell.out:
                 json.loads(shell.out)
-    assert statuses == {0, 3} and '"ana"' in told
+    assert statuses == {0, 3} and '"ana"' in printed
     secrets = ["THE-CLIP-ITSELF", "correct horse", "store passphrase", "4.8125", "-7.5"]
     secrets.append((shell.folder / "p.db.key").read_text().strip())
     for exemplar in ana.exemplars:
         secrets += [str(value) for value in exemplar.embedding] + [f"{value:.4f}" for value in exemplar.embedding]
     for secret in secrets:
-        assert secret not in told, secret
+        assert secret not in printed, secret
 
 
 @pytest.mark.parametrize("name", ["", " ana", "a\nb", "a" * 200])

@@ -54,7 +54,7 @@ def test_a_second_put_of_a_name_replaces_or_is_refused(store: ProfileStore) -> N
     assert store.get("ana") == sample_profile("ana", (2, 3))
 
 
-def test_an_unknown_name_is_told(store: ProfileStore) -> None:
+def test_an_unknown_name_is_an_error_that_names_it(store: ProfileStore) -> None:
     for act in (store.get, store.remove, store.rollback, store.audit, store.info):
         with pytest.raises(UnknownSpeakerError, match="no profile named 'ana'"):
             act("ana")
@@ -228,7 +228,7 @@ def test_adaptation_by_another_model_is_refused(store: ProfileStore) -> None:
     assert store.get("ana") == sample_profile("ana")
 
 
-def test_the_audit_trail_tells_what_was_done(store: ProfileStore, folder: Path) -> None:
+def test_the_audit_trail_lists_what_was_done(store: ProfileStore, folder: Path) -> None:
     start = datetime.datetime.now(UTC).replace(microsecond=0)
     store.put(sample_profile("ana"))
     assert store.audit("ana").last_used is None

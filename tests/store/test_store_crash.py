@@ -1,9 +1,9 @@
-"""A process is killed (SIGKILL) at random moments of its work on a store; the store is whole every time.
+"""A process is killed (SIGKILL) at random moments of its work on a store; the store is intact every time.
 
     python tests/test_store_crash.py --rounds 500
 
 In each round a child enrols, adapts, rolls back, rotates, imports and removes without a pause, until it is
-killed. What it has told to be done must be there, whole; what it was doing must be done or not begun. The
+killed. What it has reported as done must be there, complete; what it was doing must be done or not begun. The
 pytest test plays 40 rounds, 500 with EMOINV_FULL_PROOFS=1.
 """
 
@@ -98,7 +98,7 @@ def child(path: Path, model: Model, seed: int, done: int) -> None:
 
 
 def fits(store: ProfileStore, model: Model) -> bool:
-    """Whether the store holds exactly what the model says."""
+    """Whether the store holds exactly what the model expects."""
     if store.names() != sorted(model):
         return False
     return all(store.get(name) == sample_profile(name, states[-1]) for name, (_, states) in model.items())
@@ -159,9 +159,9 @@ def test_a_store_survives_being_killed_at_any_moment() -> None:
         [sys.executable, __file__, "--rounds", str(rounds)], capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout)
-    print(told)
-    assert told["rounds"] == rounds and told["operations finished"] > rounds / 4
+    report = json.loads(done.stdout)
+    print(report)
+    assert report["rounds"] == rounds and report["operations finished"] > rounds / 4
 
 
 if __name__ == "__main__":

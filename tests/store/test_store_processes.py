@@ -29,7 +29,7 @@ LIMIT = 1000  # above what all workers add, so that each of their exemplars must
 
 
 def work(path: Path, worker: int, operations: int) -> dict[str, object]:
-    """Mixed operations of one process; the answer says what it did and how long the longest one took."""
+    """Mixed operations of one process; the answer is what it did and how long the longest one took."""
     rng = random.Random(worker)
     store = ProfileStore(path, timeout_s=60.0)
     own = f"worker {worker}"
@@ -124,9 +124,9 @@ def run_workers(processes: int, operations: int) -> dict[str, object]:
 
 
 def test_processes_lose_no_update_and_wait_no_longer_than_they_may() -> None:
-    told = run_workers(8, 200) if FULL else run_workers(4, 25)
-    print(told)
-    assert told["operations"] == (1600 if FULL else 100)
+    report = run_workers(8, 200) if FULL else run_workers(4, 25)
+    print(report)
+    assert report["operations"] == (1600 if FULL else 100)
 
 
 if __name__ == "__main__":
