@@ -98,7 +98,7 @@ def _card(encoder: Encoder) -> list[str]:
         )
         if calibration.emotion_axis is not None:
             corpora = provenance.get("calibration_axis") or provenance.get("calibration_moods")
-            lines.append(f"  emotion axis {', '.join(corpora or ['fitted on speech that the file does not name'])}")
+            lines.append(f"  emotion axis fitted on {', '.join(corpora or ['speech that the file does not name'])}")
     golden = metadata.get("emoinv.golden")
     if golden:
         lines.append(
