@@ -50,8 +50,7 @@ def calibration(**changes: Any) -> Calibration:
 
 def emotion_axis(vector: NDArray[Any]) -> EmotionAxis:
     """The axis along this vector, of unit norm."""
-    axis = np.asarray(vector, "<f4").tobytes()
-    return EmotionAxis(axis, (0.0,), axis)
+    return EmotionAxis(np.asarray(vector, "<f4").tobytes())
 
 
 def unit_vectors(count: int, seed: int, dim: int = TINY_SPEC.embedding_dim) -> NDArray[np.float32]:

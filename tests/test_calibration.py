@@ -136,13 +136,12 @@ def changed(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "format 1 or 2, got 3"),
-        ({"format": ...}, "format 1 or 2, got None"),
+        ({"format": 4}, "format 3, got 4"),
+        ({"format": ...}, "format 3, got None"),
         ({"bias": ...}, "'bias' is missing"),
         ({"surprise": 1}, "'surprise' is unknown"),
         ({"bias": math.nan}, "NaN is no JSON number"),
         ({"bias": "3"}, "bias should be a finite number"),
-        ({"pooling": "attention"}, "pooling should be 'centroid'"),
         ({"terms": []}, "at least the term 'cosine'"),
         ({"terms": {}}, "terms should be a list"),
         ({"terms__0__name": "f0_above"}, "each term should appear once"),
@@ -182,12 +181,18 @@ def base64_of(values: Any) -> str:
     return base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()
 
 
-@pytest.mark.parametrize("value", ["!", "AAA=", 7, None, ["AAAA"], "AADAfw==", "", base64_of(2.0 * AXIS)])
+@pytest.mark.parametrize("value", ["!", "AAA=", 7, ["AAAA"], "AADAfw==", "", base64_of(2.0 * AXIS)])
 def test_a_damaged_emotion_axis_is_refused(value: Any) -> None:
     with pytest.raises(ModelFormatError, match="emotion axis"):
-        Calibration.from_json(changed(moods__axis=value))
+        Calibration.from_json(changed(emotion_axis=value))
 
 
 def test_the_shift_along_an_axis_needs_the_axis() -> None:
     with pytest.raises(ModelFormatError, match="'emotion_shift' needs an emotion axis"):
-        Calibration.from_json(changed(moods=None))
+        Calibration.from_json(changed(emotion_axis=None))
+
+
+@pytest.mark.parametrize("format_of_before", [1, 2])
+def test_a_calibration_of_before_is_refused_with_its_cure(format_of_before: int) -> None:
+    with pytest.raises(ModelFormatError, match=r"calibrate the model again \(python -m export calibrate\)"):
+        Calibration.from_json(changed(format=format_of_before))
