@@ -40,10 +40,9 @@ from emoinv_edge.vad import speech_only
 from emoinv_edge.verifier import unusable
 
 from .augment import add_noise
-from .channels import read_noises
 from .metrics import cllr, eer, frr_at_far, min_cllr
-from .prepare import PreparedClip, PreparedSet
-from .recipes import HELD_OUT, held_out_speakers
+from .noise_and_rooms import read_noises
+from .prepare import HELD_OUT, PreparedClip, PreparedSet, held_out_speakers
 
 __all__ = [
     "DESIGNS",
