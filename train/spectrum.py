@@ -28,7 +28,8 @@ def power_spectrum(waveforms: Tensor, spec: EncoderSpec) -> Tensor:
     frames = frames - frames.mean(dim=2, keepdim=True)
     before = torch.cat((frames[:, :, :1], frames[:, :, :-1]), dim=2)
     windowed = (frames - spec.preemphasis * before) * _constants(spec, waveforms.device)[0]
-    return torch.fft.rfft(windowed, spec.fft_length, norm="forward").abs().square()
+    spectrum: Tensor = torch.fft.rfft(windowed, spec.fft_length, norm="forward")
+    return spectrum.abs().square()
 
 
 def log_mel_of(power: Tensor, spec: EncoderSpec) -> Tensor:
