@@ -196,7 +196,7 @@ def format_study(found: Mapping[str, Any]) -> str:
         "corpus",
         "own, other emotion",
         "own, neutral",
-        "others, same gender",
+        "others of gender",
         "two voices found",
         "one taken for two",
     ]
