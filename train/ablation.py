@@ -36,9 +36,10 @@ from emoinv_edge.files import write_atomically
 from emoinv_edge.spec import EncoderSpec
 
 from . import loop
-from .evaluate import make_trials, unit
+from .evaluation.embeddings import unit
+from .evaluation.metrics import eer
+from .evaluation.protocols import make_trials
 from .finetune import FineTuned
-from .metrics import eer
 from .model import ResidualEncoder, autocast, channels_last, has_bfloat16
 from .pairs import PairBatches, Recipe, Source
 from .prepare import PreparedClip, PreparedSet

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
 
 from . import loop
@@ -145,7 +146,6 @@ class StageTeacher:
 
     def _open(self) -> None:
         import onnx
-        import onnxruntime
         from onnx import numpy_helper
 
         model = onnx.load(str(self.path))
@@ -157,17 +157,9 @@ class StageTeacher:
                 raise ValueError(f"{self.path}: no stage {stage + 1} in int8; expected a file of `python -m export`")
             name = max(blocks, key=lambda match: int(match[1]))[0]
             affine = name.removesuffix("quantised")
-            if numpy_helper.to_array(values[f"{affine}zero_point"]) != 0:
-                raise ValueError(
-                    f"{self.path}: expected activations in uint8 from 0; export it with --activations uint8"
-                )
             self._scales[name] = float(numpy_helper.to_array(values[f"{affine}scale"]))
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.num_threads, 1
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(model.SerializeToString(), self.num_threads)
 
     def __call__(self, features: NDArray[np.float32]) -> dict[str, Tensor]:
         """Features (batch, frames, bins) to ``embedding`` and ``stageN`` (uint8) with ``scaleN``, N from 0."""

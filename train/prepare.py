@@ -68,7 +68,7 @@ class PreparedClip:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Length of the clip."""
         return self.samples / SAMPLE_RATE
 
 

@@ -25,7 +25,7 @@ from .compress import StageTeacher, cut, fit_stages
 from .corpora import CORPORA
 from .crops import Crops
 from .distributed import barrier, copy_from_first_rank, rank, world_size
-from .evaluate import evaluate_embeddings
+from .evaluation.protocols import evaluate_embeddings
 from .model import EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
 from .pairs import PairBatches, Recipe, Source
 from .prepare import HELD_OUT, SAMPLE_RATE, PreparedSet, held_out_speakers

@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from emoinv_edge.features import _mel_bank, _window
+from emoinv_edge.features import mel_bank, window
 from emoinv_edge.spec import EncoderSpec
 
 __all__ = ["log_mel_of", "mean_normalise", "power_spectrum", "read_along"]
@@ -19,7 +19,7 @@ __all__ = ["log_mel_of", "mean_normalise", "power_spectrum", "read_along"]
 
 @functools.lru_cache(maxsize=8)
 def _constants(spec: EncoderSpec, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(_window(spec)).to(device), torch.from_numpy(_mel_bank(spec)).to(device)
+    return torch.from_numpy(window(spec)).to(device), torch.from_numpy(mel_bank(spec)).to(device)
 
 
 def power_spectrum(waveforms: Tensor, spec: EncoderSpec) -> Tensor:

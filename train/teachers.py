@@ -25,8 +25,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emoinv_edge.errors import ModelFormatError
 from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.files import write_atomically
+from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
 
 from .distributed import barrier, rank, share, world_size
@@ -103,14 +105,10 @@ def _features(waveform: NDArray[np.float32], spec: EncoderSpec) -> NDArray[np.fl
 
 
 def _onnx(path: Path, spec: EncoderSpec | None, num_threads: int) -> Teacher:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise ValueError(f"{path}: onnxruntime cannot read it ({error})") from error
+        session = open_session(path.read_bytes(), num_threads)
+    except ModelFormatError as error:
+        raise ValueError(f"{path}: {error}") from error
     text = session.get_modelmeta().custom_metadata_map.get("emoinv.spec")
     found = EncoderSpec.from_json(text) if text else spec or PUBLIC_SPEC
     source = session.get_inputs()[0]
