@@ -54,11 +54,10 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Affine:
-    """Real value = scale * (integer - zero_point), integer of numpy type `dtype`."""
+    """Real value = scale * (integer - zero_point), the integer from 0 to 255."""
 
     scale: float
     zero_point: int
-    dtype: str  # "uint8" or "int8"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class _Writer:
     def quantise(self, tensor: str, affine: Affine) -> str:
         """Round `tensor` to `affine`; return the name of the real values that are left of it."""
         scale = self.constant(f"{tensor}/scale", np.float32(affine.scale))
-        zero = self.constant(f"{tensor}/zero_point", np.dtype(affine.dtype).type(affine.zero_point))
+        zero = self.constant(f"{tensor}/zero_point", np.uint8(affine.zero_point))
         self.node("QuantizeLinear", [tensor, scale, zero], f"{tensor}/quantised")
         return self.node("DequantizeLinear", [f"{tensor}/quantised", scale, zero], f"{tensor}/dequantised")
 
@@ -138,7 +137,7 @@ def encoder_graph(
     model : ResidualEncoder
     spec : EncoderSpec
     activations : mapping of tensor name to Affine, optional
-        Tensors (outputs of `layers`, or ``"features"``) that are rounded to 8 bits.
+        Outputs of `layers`, and ``"statistics"``, that are rounded to 8 bits.
     weights : mapping of layer name to QuantisedWeights, optional
         Layers whose weights are in int8; ``"linear"`` too. Others keep their float weights.
 
@@ -153,12 +152,10 @@ def encoder_graph(
     axes = w.constant("image/axes", np.array([1], np.int64))
     w.node("Transpose", [FEATURES], "features/transposed", perm=[0, 2, 1])
     real = {FEATURES: w.node("Unsqueeze", ["features/transposed", axes], "image")}
-    if FEATURES in activations:
-        real[FEATURES] = w.quantise("image", activations[FEATURES])
     for layer in layers(model):
         rounded = activations.get(layer.name)
         # ReLU comes free with a rounding that has no room below zero.
-        clamps = rounded is not None and rounded.zero_point == np.iinfo(rounded.dtype).min
+        clamps = rounded is not None and rounded.zero_point == 0
         output = layer.name if not layer.relu or clamps else f"{layer.name}/sum"
         inputs = [real[name] for name in layer.inputs]
         if layer.convolution is None:
