@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
 from train.model import ResidualEncoder
 
 from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers
-from .session import open_session
 
 __all__ = [
     "CORRECTIONS",
@@ -88,7 +88,7 @@ def observe(
     names = [*(layer.name for layer in layers(model)), STATISTICS]
     proto = encoder_graph(model, spec)
     proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
-    session = open_session(proto)
+    session = open_session(proto.SerializeToString())
     rng = np.random.default_rng(0)
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     samples: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
@@ -124,7 +124,7 @@ def equalise(
     names = list(steps)
     proto = encoder_graph(model, spec)
     proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
-    session = open_session(proto)
+    session = open_session(proto.SerializeToString())
     largest: dict[str, NDArray[np.float64]] = {}
     for i, clip in enumerate(features):
         for name, values in zip(names, session.run(names, {FEATURES: clip[np.newaxis]}), strict=True):
@@ -327,9 +327,7 @@ def _patches(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     )[0]
 
 
-def _fit(
-    convolution: nn.Conv2d, exact: Sequence[Tensor], rounded: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fit(convolution: nn.Conv2d, exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Integer weights (outputs, inputs), their scales (outputs, 1) and the bias of one convolution."""
     weight, bias = convolution.weight.flatten(1), convolution.bias
     assert bias is not None
