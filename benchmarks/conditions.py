@@ -9,7 +9,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evaluate import EvaluationSet
+from train.evaluation.clips import EvaluationSet
 
 __all__ = ["CONDITIONS", "DURATIONS", "degrade", "degraded"]
 
