@@ -117,7 +117,11 @@ def speed(args: argparse.Namespace) -> None:
             "iqr_ms": 1000.0 * row["stats"]["iqr"],
             "rounds": row["stats"]["rounds"],
             "extra": row["extra_info"],
-            **({"key": key, "origin": origins[key]} if (key := (row["params"] or {}).get("model_name")) in origins else {}),
+            **(
+                {"key": key, "origin": origins[key]}
+                if (key := (row["params"] or {}).get("model_name")) in origins
+                else {}
+            ),
         }
         for row in found["benchmarks"]
     ]
@@ -193,9 +197,7 @@ def error_rates(args: argparse.Namespace, step: str) -> None:
 def best_peer(out: Path) -> str:
     """The peer with the lowest `enrol` EER measured so far, else the reference."""
     rows = read(out / "accuracy.json").get("encoders", {})
-    found = {
-        key: row["ravdess"]["enrol"]["eer"] for key, row in rows.items() if not row["ours"] and "ravdess" in row
-    }
+    found = {key: row["ravdess"]["enrol"]["eer"] for key, row in rows.items() if not row["ours"] and "ravdess" in row}
     return min(found, key=lambda key: found[key]) if found else REFERENCE
 
 

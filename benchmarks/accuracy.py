@@ -167,10 +167,12 @@ def robustness(
             progress(f"{worker.name}: {name}, {condition}")
             short = embed(worker, folder, cache, condition)
             # Both directions of each pair: whole profile against short test.
-            scores = np.concatenate([
-                np.sum(whole[trials.enrol] * short[trials.test], axis=1),
-                np.sum(whole[trials.test] * short[trials.enrol], axis=1),
-            ])
+            scores = np.concatenate(
+                [
+                    np.sum(whole[trials.enrol] * short[trials.test], axis=1),
+                    np.sum(whole[trials.test] * short[trials.enrol], axis=1),
+                ]
+            )
             target = np.concatenate([trials.target, trials.target])
             by_seconds[f"{seconds:g}"] = det_curve(scores[target], scores[~target]).eer()
         out["seconds"][name] = by_seconds

@@ -35,9 +35,7 @@ def degraded(evaluation: EvaluationSet, condition: str) -> EvaluationSet:
     """The same clips under one condition; the noise of a clip depends on its number alone."""
     if condition == "clean":
         return evaluation
-    return dataclasses.replace(
-        evaluation, waveform=lambda index: degrade(evaluation.waveform(index), condition, index)
-    )
+    return dataclasses.replace(evaluation, waveform=lambda index: degrade(evaluation.waveform(index), condition, index))
 
 
 def degrade(waveform: Waveform, condition: str, seed: int) -> Waveform:

@@ -10,20 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from emoinv_edge.files import write_atomically
-from train.evaluation.figures import (
-    Series,
-    bars,
-    deviate,
-    figure,
-    linear,
-    logarithmic,
-    page,
-    percent,
-    plot,
-    table_html,
-    table_markdown,
-    with_interval,
-)
+from train.evaluation import figures
+from train.evaluation.figures import Series, percent, table_markdown, with_interval
 
 from .conditions import CONDITIONS
 
@@ -99,6 +87,11 @@ def _timed(results: Results) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in results.get("peers", {}).get("encoders", [])}
 
 
+def _names(results: Results) -> dict[str, str]:
+    found = [results.get(step, {}).get("encoders", {}) for step in ("accuracy", "robustness")]
+    return {key: row["name"] for rows in found for key, row in rows.items()}
+
+
 def _eer(row: Mapping[str, Any], name: str, protocol: str) -> float | None:
     value = row.get(name, {}).get(protocol, {}).get("eer")
     return None if value is None else float(value)
@@ -132,32 +125,33 @@ def peers_table(results: Results) -> Table:
     return head, rows
 
 
-def emotion_table(results: Results) -> Table:
-    """`enrol` EER by emotion."""
-    found = {row["name"]: row["ravdess"]["enrol"]["by_emotion"] for row in _rated(results).values() if "ravdess" in row}
-    emotions = sorted({emotion for row in found.values() for emotion in row})
-    rows = [[name, *(percent(row.get(each, {}).get("eer"), 1) for each in emotions)] for name, row in found.items()]
-    return ["encoder", *emotions], rows
+def grids(results: Results) -> dict[str, tuple[str, dict[str, dict[str, float]]]]:
+    """EER of encoders by emotion, by condition and by seconds of speech: name -> (title, encoder -> group -> EER)."""
+    rated, robust = _rated(results), results.get("robustness", {}).get("encoders", {})
+    emotions = {key: row["ravdess"]["enrol"]["by_emotion"] for key, row in rated.items() if "ravdess" in row}
+    conditions = {
+        key: {words: row["conditions"][name] for name, words in CONDITIONS.items() if name in row["conditions"]}
+        for key, row in robust.items()
+    }
+    found = {
+        "emotions": ("EER by emotion, enrolled on neutral speech (RAVDESS enrol), %", _eers(emotions)),
+        "conditions": ("EER in noise, rooms and channels with a clean profile, %", _eers(conditions)),
+    }
+    for corpus in ("librispeech", "alphanumeric"):
+        seconds = {
+            key: {f"{length} s": eer for length, eer in row["seconds"].get(corpus, {}).items()}
+            for key, row in robust.items()
+        }
+        found[f"seconds-{corpus}"] = (f"EER by seconds of test speech, {corpus}, %", seconds)
+    return {name: (title, grid) for name, (title, grid) in found.items() if any(grid.values())}
 
 
-def condition_table(results: Results) -> Table:
-    """EER by condition of the test."""
-    encoders = results.get("robustness", {}).get("encoders", {}).values()
-    rows = [
-        [words, *(percent(row["conditions"].get(name, {}).get("eer"), 1) for row in encoders)]
-        for name, words in CONDITIONS.items()
-        if any(name in row["conditions"] for row in encoders)
-    ]
-    return ["test speech", *(row["name"] for row in encoders)], rows
+def _eers(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    return {key: {group: found["eer"] for group, found in groups.items()} for key, groups in rows.items()}
 
 
-def seconds_table(results: Results, corpus: str) -> Table:
-    """EER by seconds of test speech."""
-    encoders = results.get("robustness", {}).get("encoders", {}).values()
-    found = [row["seconds"].get(corpus, {}) for row in encoders]
-    lengths = sorted({length for each in found for length in each}, key=float)
-    rows = [[f"{length} s", *(percent(each.get(length), 1) for each in found)] for length in lengths]
-    return ["test speech", *(row["name"] for row in encoders)], rows
+def _groups(grid: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return list(dict.fromkeys(group for groups in grid.values() for group in groups))
 
 
 def speed_table(results: Results) -> Table:
@@ -200,15 +194,12 @@ def _label(name: str) -> str:
 
 def tables(results: Results) -> list[tuple[str, Table]]:
     """Every table that the results allow, with its title."""
-    found = [
-        ("Beside the peers: cost, and EER in % on speech that none was tuned on", peers_table(results)),
-        ("EER by emotion, %, RAVDESS enrol", emotion_table(results)),
-        ("EER on degraded tests, %", condition_table(results)),
-        ("EER by seconds of test speech, librispeech, %", seconds_table(results, "librispeech")),
-        ("EER by seconds of test speech, alphanumeric, %", seconds_table(results, "alphanumeric")),
-        ("Stages", speed_table(results)),
-        ("Start-up, memory, sizes, growth", start_table(results)),
-    ]
+    found = [("Beside the peers: cost, and EER in % on speech that none was tuned on", peers_table(results))]
+    names = _names(results)
+    for title, grid in grids(results).values():
+        rows = [[group, *(percent(grid[key].get(group), 1) for key in grid)] for group in _groups(grid)]
+        found.append((title, (["test speech", *(names[key] for key in grid)], rows)))
+    found += [("Stages", speed_table(results)), ("Start-up, memory, sizes, growth", start_table(results))]
     return [(title, table) for title, table in found if table[1]]
 
 
@@ -225,33 +216,22 @@ def draw(results: Results) -> dict[str, tuple[str, str]]:
     if points:
         title = "Accuracy against latency: left and low is better"
         costs, rates = zip(*(each.points[0] for each in points), strict=True)
-        x = logarithmic("CPU ms to embed 3 s of audio, one thread", min(costs) / 1.6, max(costs) * 1.6)
-        y = linear("EER on emotional speech (RAVDESS enrol), %", max(rates) * 1.08)
-        out["accuracy-latency"] = (title, plot(title, x, y, points, height=246, joined=False, named=True))
+        x = figures.logarithmic("CPU ms to embed 3 s of audio, one thread", min(costs) / 1.6, max(costs) * 1.6)
+        y = figures.linear("EER on emotional speech (RAVDESS enrol), %", max(rates) * 1.08)
+        out["accuracy-latency"] = (title, figures.plot(title, x, y, points, height=246, joined=False, named=True))
     if rated:
-        title = "Error rate by emotion, enrolled on neutral speech"
-        emotions = sorted({name for row in enrol.values() for name in row["by_emotion"]})
-        found = {key: row["by_emotion"] for key, row in enrol.items()}
-        out["emotions"] = (title, bars(title, "EER, %", emotions, _by_group(rated, found, emotions)))
         title = "False accepts against false rejects, RAVDESS enrol"
         series = [Series(_short(row["name"]), _colour(k), enrol[k]["det"], row["ours"]) for k, row in rated.items()]
-        axes = deviate("false accepts, %"), deviate("false rejects, %")
-        out["det"] = (title, plot(title, *axes, series, height=300, dots=False, diagonal=True))
-    robust = results.get("robustness", {}).get("encoders", {})
-    names = [name for name in CONDITIONS if any(name in row["conditions"] for row in robust.values())]
-    if names:
-        title = "Noise, rooms and channels: EER with a clean profile"
-        found = {key: row["conditions"] for key, row in robust.items()}
-        groups = [CONDITIONS[name] for name in names]
-        out["conditions"] = (title, bars(title, "EER, %", groups, _by_group(robust, found, names)))
-    lines = [
-        Series(_short(row["name"]), _colour(key), [(float(s), 100.0 * eer) for s, eer in short.items()])
-        for key, row in robust.items()
-        if (short := row["seconds"].get("alphanumeric"))
-    ]
-    if lines:
-        title = "Error rate by seconds of test speech, alphanumeric"
-        out["seconds"] = (title, _curves(title, "seconds of test speech", "EER, %", lines, from_zero=True))
+        axes = figures.deviate("false accepts, %"), figures.deviate("false rejects, %")
+        out["det"] = (title, figures.plot(title, *axes, series, height=300, dots=False, diagonal=True))
+    names = _names(results)
+    for name, (title, grid) in grids(results).items():
+        groups = _groups(grid)
+        series_of = [
+            (_short(names[key]), _colour(key), [100.0 * row[group] if group in row else None for group in groups])
+            for key, row in grid.items()
+        ]
+        out[name] = (title, figures.bars(title, "EER, %", groups, series_of))
     return out | _draw_growth(results)
 
 
@@ -271,28 +251,14 @@ def _draw_growth(results: Results) -> dict[str, tuple[str, str]]:
             )
             for model, extra in entries
         ]
-        x, y = entries[0][1]["x"], entries[0][1]["y"]
-        drawn = _curves(title, x, y, lines, from_zero=y.startswith("resident"))
-        out[f"growth-{stem.replace('_', '-')}"] = (title, drawn)
+        label = entries[0][1]["y"]
+        sizes, costs = zip(*(point for line in lines for point in line.points), strict=True)
+        x = figures.logarithmic(entries[0][1]["x"], min(sizes), max(sizes))
+        y = figures.logarithmic(label, min(costs) / 1.5, max(costs) * 1.5)
+        if label.startswith("resident"):
+            y = figures.linear(label, max(costs) * 1.02)
+        out[f"growth-{stem.replace('_', '-')}"] = (title, figures.plot(title, x, y, lines))
     return out
-
-
-def _curves(title: str, x: str, y: str, lines: Sequence[Series], from_zero: bool) -> str:
-    """Lines over a logarithmic axis, against a linear one from 0 or another logarithmic one."""
-    across = [point[0] for line in lines for point in line.points]
-    up = [point[1] for line in lines for point in line.points]
-    height = linear(y, max(up) * 1.02) if from_zero else logarithmic(y, min(up) / 1.5, max(up) * 1.5)
-    return plot(title, logarithmic(x, min(across), max(across)), height, lines)
-
-
-def _by_group(
-    rows: Mapping[str, Any], found: Mapping[str, Any], groups: Sequence[str]
-) -> list[tuple[str, str, list[float | None]]]:
-    """What `bars` draws: for each encoder its EER in percent of each group, where it was measured."""
-    return [
-        (_short(row["name"]), _colour(key), [100.0 * e["eer"] if (e := found[key].get(g)) else None for g in groups])
-        for key, row in rows.items()
-    ]
 
 
 def _colour(key: str) -> str:
@@ -385,9 +351,9 @@ def report(results: Results) -> str:
         "neutral clips, tests are emotional. Every encoder is compared by plain cosine; “calibrated score” is what "
         "the library decides by.</p>",
         '<div class="figures">',
-        *(figure(name, title, svg) for name, (title, svg) in draw(results).items()),
+        *(figures.figure(name, title, svg) for name, (title, svg) in draw(results).items()),
         "</div>",
-        *(f"<h2>{html.escape(title)}</h2>{table_html(*table)}" for title, table in tables(results)),
+        *(f"<h2>{html.escape(title)}</h2>{figures.table_html(*table)}" for title, table in tables(results)),
     ]
     peers = results.get("peers", {})
     missing = [f"{name}: {reason}" for name, reason in peers.get("skipped", {}).items()]
@@ -401,7 +367,7 @@ def report(results: Results) -> str:
         if lines:
             items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
             parts.append(f"<h2>{title}</h2><ul>{items}</ul>")
-    return page("emoinv-edge: speed, size and accuracy beside the peers", parts)
+    return figures.page("emoinv-edge: speed, size and accuracy beside the peers", parts)
 
 
 def make(folder: Path = RESULTS) -> list[Path]:

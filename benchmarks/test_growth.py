@@ -159,9 +159,7 @@ def test_memory_does_not_grow_with_the_length_of_a_stream(benchmark, request, mo
     minutes = sizes(request.config.getoption("--stream-minutes"), 1)
     idle = sizes(1000, 10)
     command = [sys.executable, "-c", MEMORY_OF_A_STREAM, model_path, str(minutes), str(idle)]
-    done = benchmark.pedantic(
-        subprocess.run, (command,), {"capture_output": True, "text": True, "cwd": ROOT}, rounds=1
-    )
+    done = benchmark.pedantic(subprocess.run, (command,), {"capture_output": True, "text": True, "cwd": ROOT}, rounds=1)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     points = answer["points"]

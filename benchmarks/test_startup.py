@@ -79,9 +79,7 @@ print(json.dumps({"numpy": bare, "onnxruntime": imported, "loaded": loaded, "emb
 def python(program: str, *arguments: str, flags: tuple[str, ...] = ()) -> tuple[str, str, float]:
     """Run a program in a fresh interpreter; its output, its errors and its CPU time in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, *flags, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -136,9 +134,7 @@ def test_cold_start(benchmark, model_path, clip, sizes):
     floor, decided = benchmark.pedantic(
         in_turns, (rounds, (IMPORT_FLOOR,), (FIRST_DECISION, model_path, clip)), rounds=1
     )
-    benchmark.extra_info.update(
-        cpu_s=decided, floor_cpu_s=floor, ratio=decided / floor, target_ratio=COLD_START_TARGET
-    )
+    benchmark.extra_info.update(cpu_s=decided, floor_cpu_s=floor, ratio=decided / floor, target_ratio=COLD_START_TARGET)
     if sizes.full:
         start = time.perf_counter()
         python(FIRST_DECISION, model_path, clip)
