@@ -136,9 +136,9 @@ def opus(waveform: Waveform, bits_per_second: int) -> Waveform:
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
     file.seek(0)
-    with av.open(file) as container:
+    with av.open(file, "r") as reader:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        parts = [part.to_ndarray()[0] for frame in container.decode(audio=0) for part in resampler.resample(frame)]
+        parts = [part.to_ndarray()[0] for frame in reader.decode(audio=0) for part in resampler.resample(frame)]
         parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
     return np.asarray(np.concatenate(parts), np.float32)
 
