@@ -11,7 +11,7 @@ import torch
 from training import TINY_SPEC, prepared, random_embeddings, tiny_encoder, write_morphs
 
 from train.ablation import ARMS, Arm, Budget, ablate, format_table, split_speakers, train_arm, views_of
-from train.data import MorphedSet, PairBatches, Recipe
+from train.pairs import MorphedSet, PairBatches, Recipe
 
 BUDGET = Budget(steps=4, pairs=2, pool_batches=3, warmup_steps=1)
 
@@ -170,7 +170,7 @@ def test_training_from_kept_activations_moves_what_training_from_features_would(
 
     encoder = tiny_encoder()
     recipe = Recipe(copy_paste=0.5, morph=0, mask=0.5, channel=0, own_share=0, min_s=0.4, max_s=0.4)
-    from train.data import Source
+    from train.pairs import Source
 
     batches = PairBatches([Source(*corpora[0], 1.0)], TINY_SPEC, recipe, 4, 1, 0)
     batch = batches[0]
@@ -197,8 +197,8 @@ def test_training_leaves_the_encoder_it_starts_from_untouched(corpora, tmp_path)
 
 def test_training_lowers_the_loss_that_it_is_given(corpora, tmp_path):
     from train.ablation import Pool, _like_weights
-    from train.data import Source
     from train.losses import pair_loss
+    from train.pairs import Source
 
     encoder = tiny_encoder()
     recipe = Recipe(

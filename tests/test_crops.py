@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training import TINY_SPEC, prepared
 
 from train.crops import CROP_FRAMES, Crops, Variety, warped_bins
-from train.data import MorphedSet
+from train.pairs import MorphedSet
 from train.recipes import morph
 from train.spectrum import read_along
 from train.tape import Tape

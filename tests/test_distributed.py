@@ -12,10 +12,10 @@ import pytest
 import torch
 from training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
-from train.data import PairBatches, Recipe, Source
 from train.distributed import barrier, process_group, rank, share, world_size
 from train.loop import Schedule, Trained, fit
 from train.losses import AngularMarginSoftmax
+from train.pairs import PairBatches, Recipe, Source
 
 RECIPE = Recipe(min_s=0.4, max_s=0.4, morph=0.0, pair_weight=0.5, softmax_weight=0.1, channel=0.0)
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def teach_share(folder: Path) -> None:
     """What each rank runs: its share of the targets."""
     from train import recipes
     from train.prepare import PreparedSet
-    from train.teacher import open_teacher, teach
+    from train.teachers import open_teacher, teach
 
     with process_group():
         found = teach(open_teacher(folder / "teacher.pt"), PreparedSet(folder / "toy"), folder / "targets")
@@ -157,7 +157,7 @@ def test_targets_of_two_processes_equal_those_of_one(folder):
 
     from train.model import save_checkpoint
     from train.prepare import PreparedSet
-    from train.teacher import open_teacher, targets_path, teach
+    from train.teachers import open_teacher, targets_path, teach
 
     save_checkpoint(folder / "teacher.pt", tiny_encoder(), TINY_SPEC)
     launch("teach_share", folder)

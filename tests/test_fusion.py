@@ -7,7 +7,7 @@ import pytest
 from training import prepared, random_embeddings
 
 from train.fusion import fit_projection, fuse, project
-from train.teacher import Teacher, fused_similarity, targets_path
+from train.teachers import Teacher, fused_similarity, targets_path
 
 
 def unit(rows):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
-from train.data import PairBatches, Recipe, Source
 from train.loop import Schedule, fit
 from train.model import load_checkpoint
+from train.pairs import PairBatches, Recipe, Source
 
 RECIPE = Recipe(min_s=0.4, max_s=0.5, morph=0.0, pair_weight=0.5, softmax_weight=0.1)
 SCHEDULE = Schedule(steps=8, rate=1e-3, frozen_stages=1, warmup_steps=2, checkpoint_every_s=0.0)

@@ -13,16 +13,16 @@ from training import TINY_SHAPE, TINY_SPEC, prepared, tiny_encoder
 
 import train.recipes as recipes
 from train.__main__ import main
-from train.channels import LONGEST_NOISE_S, read_noises, simulate_rooms
 from train.compress import cut
 from train.corpora import CORPORA
-from train.data import MorphedSet, Recipe
 from train.loop import Schedule
 from train.model import ResidualEncoder, load_checkpoint, save_checkpoint
+from train.noise_and_rooms import LONGEST_NOISE_S, read_noises, simulate_rooms
+from train.pairs import MorphedSet, Recipe
 from train.prepare import PreparedSet
 from train.recipes import Judge, Run, fit_base, fit_pairs, fit_run, fit_small, morph, open_sources, part_way, teach
 from train.refit import refit_linear
-from train.teacher import middle, open_teacher
+from train.teachers import middle, open_teacher
 
 QUICK = Schedule(steps=2, frozen_stages=1, warmup_steps=1)
 SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)

@@ -20,8 +20,8 @@ from training import TINY_SPEC, tiny_encoder
 
 from train.__main__ import main
 from train.corpora import Clip
-from train.data import Recipe
 from train.loop import Schedule, fit
+from train.pairs import Recipe
 from train.prepare import decode, trim_silence
 from train.shards import INDEX, ShardClip, ShardedSpeech, ShardPairs, describe, plan_groups, write_shards
 

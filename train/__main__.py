@@ -155,7 +155,7 @@ def run_ablate(arguments: argparse.Namespace) -> int:
     import torch
 
     from .ablation import ARMS, Budget, ablate, format_table
-    from .channels import read_noises, simulate_rooms
+    from .noise_and_rooms import read_noises, simulate_rooms
     from .recipes import open_sources
     from .steps import _start
 

@@ -33,12 +33,12 @@ from torch import Tensor
 from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
-from .data import MorphedSet, PairBatches, Recipe, Source
 from .embed import autocast
 from .evaluate import make_trials, unit
 from .losses import AngularMarginSoftmax, contrast_loss, pair_loss, target_loss
 from .metrics import eer
 from .model import ResidualEncoder
+from .pairs import MorphedSet, PairBatches, Recipe, Source
 from .prepare import PreparedSet
 
 __all__ = ["ARMS", "Arm", "Budget", "ablate", "format_table", "split_speakers"]

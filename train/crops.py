@@ -22,15 +22,15 @@ from torch.utils.data import Dataset
 
 from emoinv_edge.spec import EncoderSpec
 
-from .data import MorphedSet
-from .moods import Mood, contours, uniform
+from .emotion_morph import Mood, contours, uniform
+from .pairs import MorphedSet
 from .prepare import PreparedSet
 from .spectrum import log_mel_of, mean_normalise, power_spectrum, read_along
 from .tape import Pieces, Tape
 
 __all__ = ["CROP_FRAMES", "Crops", "Variety", "warped_bins"]
 
-CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `data.LENGTHS`
+CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `pairs.LENGTHS`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

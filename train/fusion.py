@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .prepare import PreparedSet
-from .teacher import Teacher, fused_similarity, targets_path
+from .teachers import Teacher, fused_similarity, targets_path
 
 __all__ = ["fit_projection", "fuse", "project"]
 

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from emoinv_edge.spec import EncoderSpec
 
-from .data import PairBatches, Recipe
 from .distributed import rank, world_size
 from .embed import autocast
 from .losses import AngularMarginSoftmax, contrast_loss, pair_loss, relation_loss, target_loss
 from .model import ResidualEncoder, save_checkpoint
+from .pairs import PairBatches, Recipe
 
 __all__ = ["Schedule", "averaged", "fit", "follow", "load_share", "log_figures"]
 

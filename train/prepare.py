@@ -32,10 +32,12 @@ from emoinv_edge.errors import AudioError
 from .corpora import Clip
 
 __all__ = [
+    "HELD_OUT",
     "PreparedClip",
     "PreparedSet",
     "by_speaker",
     "decode",
+    "held_out_speakers",
     "prepare",
     "thin_speakers",
     "trim_silence",
@@ -45,6 +47,8 @@ __all__ = [
 SAMPLE_RATE = 16000
 SHORTEST_S = 0.4
 LONGEST_S = 12.0
+# Every fifth speaker of these is never trained on: the ordinary speech of the development figures.
+HELD_OUT = ("malayalam", "speechocean762")
 COLUMNS = ("corpus", "speaker", "gender", "emotion", "sentence", "start", "samples", "path")
 
 
@@ -98,6 +102,11 @@ def by_speaker(clips: Iterable[Clip | PreparedClip], without: frozenset[str] = f
         if clip.speaker and clip.speaker not in without:
             clips_of[clip.speaker].append(index)
     return clips_of
+
+
+def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
+    """Speakers of a corpus that training leaves out."""
+    return frozenset(sorted({clip.speaker for clip in clips})[::5]) if corpus in HELD_OUT else frozenset()
 
 
 def thin_speakers(clips: list[Clip], most: int) -> list[Clip]:

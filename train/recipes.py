@@ -29,16 +29,16 @@ from . import augment
 from .compress import StageTeacher, cut, fit_stages
 from .corpora import CORPORA
 from .crops import Crops
-from .data import MorphedSet, PairBatches, Recipe, Source
 from .distributed import barrier, copy_from_first_rank, rank, share, world_size
 from .embed import embed_waveforms
 from .evaluate import evaluate_embeddings
 from .loop import Schedule, fit, load_share
 from .model import EncoderShape, ResidualEncoder, save_checkpoint
-from .prepare import SAMPLE_RATE, PreparedClip, PreparedSet, by_speaker
+from .pairs import MorphedSet, PairBatches, Recipe, Source
+from .prepare import HELD_OUT, SAMPLE_RATE, PreparedSet, by_speaker, held_out_speakers
 from .refit import refit_linear
-from .teacher import Teacher
-from .teacher import teach as teach_by
+from .teachers import Teacher
+from .teachers import teach as teach_by
 
 __all__ = [
     "BASE_RUNS",
@@ -58,14 +58,12 @@ __all__ = [
 
 TEACHER_SECONDS = 4.0  # of each clip: longer ones say little more about the voice
 MORPH_SECONDS = 3.2
-# Every fifth speaker of these is never trained on: the ordinary speech of the development figures.
-HELD_OUT = ("malayalam", "speechocean762")
 FEWEST_CLIPS = {"speech_commands": 3}
 # Clips of each speaker that are morphed.
 MORPHS_PER_SPEAKER = {
     "speechocean762": 8, "librispeech": 60, "malayalam": 14, "arabic_commands": 20, "speech_commands": 1,
 }  # fmt: skip
-# Clips of each further voice (`train.voices`).
+# Clips of each further voice (`train.speed_voices`).
 CLIPS_PER_VOICE = {"malayalam": 8, "librispeech": 4, "arabic_commands": 16, "speech_commands": 1}
 # Whose embeddings are the targets of each kind, credited in the model file.
 TEACHERS = {
@@ -89,7 +87,7 @@ class Run:
     targets: str = "public"  # or "fused": of several teachers (`train.fusion`); or "base" (`fit_pairs`)
 
 
-# By speakers and variety rather than by hours; a set named +voices holds further voices (`train.voices`).
+# By speakers and variety rather than by hours; a set named +voices holds further voices (`train.speed_voices`).
 _SHARES = {
     "speechocean762": 0.18, "speechocean762+voices": 0.10, "librispeech": 0.15, "librispeech+voices": 0.14,
     "malayalam": 0.15, "malayalam+voices": 0.08, "arabic_commands": 0.05, "arabic_commands+voices": 0.04,
@@ -142,11 +140,6 @@ PAIRS_REFIT_PENALTY = 1.0
 SMALL_SHAPE = EncoderShape(blocks=(1, 2, 3, 1), widths=(32, 64, 128, 224), stem_stride=(1, 2))
 SMALL_STAGES = Schedule(steps=10000, rate=7e-3, warmup_steps=50, judge_every=5000)
 SMALL_HINTS = (2, 3)  # the stages, from 0, that an int8 teacher gives
-
-
-def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
-    """Speakers of a corpus that training leaves out."""
-    return frozenset(sorted({clip.speaker for clip in clips})[::5]) if corpus in HELD_OUT else frozenset()
 
 
 def teach(

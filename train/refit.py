@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
-from .data import Source
 from .embed import autocast
 from .model import ResidualEncoder
+from .pairs import Source
 
 __all__ = ["pooled_statistics", "refit_linear", "solve_ridge"]
 
-FRAMES = (104, 200, 296)  # few: see `data.LENGTHS`
+FRAMES = (104, 200, 296)  # few: see `pairs.LENGTHS`
 BATCH = 32
 
 

@@ -36,7 +36,7 @@ from emoinv_edge.spec import EncoderSpec
 
 from . import augment
 from .corpora import Clip
-from .data import PairBatches, Recipe
+from .pairs import PairBatches, Recipe
 from .prepare import SAMPLE_RATE, _decode_for_set
 
 __all__ = ["ShardClip", "ShardPairs", "ShardedSpeech", "plan_groups", "write_shards"]

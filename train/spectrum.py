@@ -1,7 +1,7 @@
 """Features of many waveforms at once, in torch: `emoinv_edge.features` in two halves, with the power spectrum between.
 
-Training changes speech in the power spectrum (`train.moods`), and on a GPU it makes its features there. The window,
-the mel bank and every parameter are those of the front end, and a test holds the two together.
+Training changes speech in the power spectrum (`train.emotion_morph`), and on a GPU it makes its features there. The
+window, the mel bank and every parameter are those of the front end, and a test holds the two together.
 """
 
 from __future__ import annotations

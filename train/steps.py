@@ -244,8 +244,8 @@ def run_teach(arguments: argparse.Namespace) -> int:
     from .distributed import process_group, rank, share
     from .prepare import PreparedSet
     from .recipes import teach
-    from .teacher import open_teacher
-    from .teacher import teach as teach_beside
+    from .teachers import open_teacher
+    from .teachers import teach as teach_beside
 
     encoder, spec = _start(arguments.start)
     others = [open_teacher(path) for path in arguments.beside]
@@ -266,7 +266,7 @@ def run_teach(arguments: argparse.Namespace) -> int:
 def _print_ceiling(prepared: PreparedSet, embeddings: dict[str, NDArray[np.float32]]) -> None:
     """Error rates of each teacher, and of the mean of their scores."""
     from .evaluate import PROTOCOLS, evaluate_embeddings
-    from .teacher import fused_similarity
+    from .teachers import fused_similarity
 
     for name, each in {**embeddings, "together": fused_similarity(*embeddings.values())}.items():
         figures = evaluate_embeddings(each, prepared, detail=False)
@@ -275,9 +275,9 @@ def _print_ceiling(prepared: PreparedSet, embeddings: dict[str, NDArray[np.float
 
 
 def run_revoice(arguments: argparse.Namespace) -> int:
-    from .prepare import PreparedSet
-    from .recipes import CLIPS_PER_VOICE, held_out_speakers
-    from .voices import revoice
+    from .prepare import PreparedSet, held_out_speakers
+    from .recipes import CLIPS_PER_VOICE
+    from .speed_voices import revoice
 
     for folder in arguments.sets:
         held_out = held_out_speakers(PreparedSet(folder).clips, folder.name)
@@ -289,7 +289,7 @@ def run_revoice(arguments: argparse.Namespace) -> int:
 
 def run_fuse(arguments: argparse.Namespace) -> int:
     from .fusion import fuse
-    from .teacher import open_teacher
+    from .teachers import open_teacher
 
     fuse(arguments.sets, [open_teacher(path) for path in arguments.beside])
     print(f"{len(arguments.sets)} sets: fused.npy")
@@ -311,9 +311,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from .channels import read_noises, simulate_rooms
     from .compress import StageTeacher
     from .distributed import process_group
+    from .noise_and_rooms import read_noises, simulate_rooms
     from .recipes import (
         BASE_PAIRS,
         RESEARCH_RUN,
@@ -326,7 +326,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
         fit_run,
         fit_small,
     )
-    from .teacher import open_teacher
+    from .teachers import open_teacher
 
     known = _OF_TIER.get(arguments.tier, ())
     foreign = [name for name in _OF_TIER["small"] if name not in known and getattr(arguments, name) is not None]

@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "DetCurve",
     "Interval",
-    "act_dcf",
     "bootstrap_far_frr",
     "bootstrap_interval",
     "cllr",
@@ -32,7 +31,6 @@ __all__ = [
     "min_cllr",
     "min_dcf",
     "pav_llr",
-    "rule_of_three",
 ]
 
 Floats = NDArray[np.float64]
@@ -164,13 +162,6 @@ def far_frr_at(targets: ArrayLike, nontargets: ArrayLike, threshold: float) -> t
     return float(accepted), float(rejected)
 
 
-def act_dcf(targets: ArrayLike, nontargets: ArrayLike, p_target: float) -> float:
-    """Normalised detection cost of log-likelihood ratios at the Bayes threshold of the prior `p_target`."""
-    _check_prior(p_target)
-    far, frr = far_frr_at(targets, nontargets, -math.log(p_target / (1.0 - p_target)))
-    return (p_target * frr + (1.0 - p_target) * far) / min(p_target, 1.0 - p_target)
-
-
 def cllr(targets: ArrayLike, nontargets: ArrayLike) -> float:
     """Cost of log-likelihood ratios (natural logarithm) in bits: 0 perfect, 1 for ratios that say nothing.
 
@@ -232,18 +223,6 @@ def min_cllr(targets: ArrayLike, nontargets: ArrayLike) -> float:
     miss = (a[both] * np.log1p(1.0 / odds)).sum() / len(target_scores)
     false_accept = (b[both] * np.log1p(odds)).sum() / len(nontarget_scores)
     return float(0.5 * (miss + false_accept) / math.log(2.0))
-
-
-def rule_of_three(num_trials: int, confidence: float = 0.95) -> float:
-    """The highest error rate that `num_trials` independent trials without an error leave open.
-
-    About 3 / `num_trials` at 95 % (Hanley and Lippman-Hand 1983); exact, from the binomial.
-    """
-    if num_trials < 1:
-        raise ValueError(f"expected at least 1 trial, got {num_trials}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
-    return 1.0 - (1.0 - confidence) ** (1.0 / num_trials)
 
 
 class Interval(NamedTuple):

@@ -12,7 +12,7 @@ from training import TINY_SPEC, prepared, tiny_encoder
 from emoinv_edge.encoder import Encoder
 from train.evaluate import unit
 from train.model import save_checkpoint
-from train.teacher import Teacher, fused_similarity, middle, open_teacher, targets_path, teach
+from train.teachers import Teacher, fused_similarity, middle, open_teacher, targets_path, teach
 
 
 @pytest.fixture(scope="module")

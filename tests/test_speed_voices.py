@@ -8,7 +8,7 @@ from training import prepared
 
 from train.__main__ import main
 from train.prepare import PreparedSet
-from train.voices import SECONDS, VOICES, revoice
+from train.speed_voices import SECONDS, VOICES, revoice
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from training import TINY_SPEC, prepared, random_embeddings, write_morphs
 
 from emoinv_edge.features import log_mel, mean_normalise
-from train.data import MorphedSet, PairBatches, Recipe, Source
+from train.pairs import MorphedSet, PairBatches, Recipe, Source
 
 PLAIN = Recipe(
     copy_paste=0.0, morph=0.0, mask=0.0, channel=0.0, own_share=0.0, min_s=0.5, max_s=0.5, speaker_target=1.0,

@@ -12,7 +12,7 @@ from training import TINY_SPEC
 
 from emoinv_edge import features as front_end
 from emoinv_edge.spec import EncoderSpec
-from train.moods import Mood
+from train.emotion_morph import Mood
 from train.spectrum import log_mel_of, mean_normalise, power_spectrum
 
 POVEY = EncoderSpec(name="povey", window="povey", waveform_scale=1.0)
