@@ -20,7 +20,6 @@ from emoinv_edge.encoder import Encoder
 
 from .peers import ROOT
 
-
 # Loaded when first needed, never by `import emoinv_edge` or by deciding on an array at 16 kHz.
 HEAVY = ("cryptography", "numpy", "onnxruntime", "rich", "sounddevice", "soundfile", "soxr", "sqlite3", "webrtcvad")
 NOT_FOR_A_DECISION = ("cryptography", "rich", "sounddevice", "soundfile", "soxr", "sqlite3")

@@ -8,6 +8,8 @@ from its window and mel bank, and a test holds the two equal.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -54,7 +56,7 @@ def add_frontend(encoder: onnx.ModelProto, spec: EncoderSpec) -> onnx.ModelProto
         Input ``waveform`` (batch, samples), float32 in [-1, 1] at ``spec.sample_rate``; at least one frame.
     """
     bins = spec.fft_length // 2
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "frontend/axes": np.array([1], np.int64),
         "frontend/matrix": analysis_matrix(spec)[:, np.newaxis, :],
         "frontend/halves": np.array([bins, bins], np.int64),

@@ -16,7 +16,7 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.golden import run_golden
 from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
-from train.metrics import eer
+from train.evaluation.metrics import eer
 from train.model import ResidualEncoder
 
 from .graph import FEATURES

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -30,9 +31,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from emoinv_edge.spec import EncoderSpec
-from train.model import VARIANCE_FLOOR, ResidualEncoder
+from train.model import VARIANCE_FLOOR, BasicBlock, ResidualEncoder
 
-__all__ = ["FEATURES", "Affine", "Layer", "QuantisedWeights", "encoder_graph", "layers"]
+__all__ = ["FEATURES", "Affine", "Layer", "QuantisedWeights", "encoder_graph", "layers", "stages"]
 
 OPSET = 17
 IR_VERSION = 8  # what ONNX Runtime 1.13 and later read
@@ -72,11 +73,16 @@ class QuantisedWeights:
     bias: NDArray[np.float32]
 
 
+def stages(model: ResidualEncoder) -> list[list[BasicBlock]]:
+    """The blocks of `model`, stage by stage."""
+    return [[cast(BasicBlock, block) for block in cast(nn.Sequential, stage)] for stage in model.stages]
+
+
 def layers(model: ResidualEncoder) -> list[Layer]:
     """The steps of `model` from the features to the last activations, in the order of computation."""
     steps = [Layer("stem", (FEATURES,), model.stem, True)]
     here = "stem"
-    for s, stage in enumerate(model.stages, 1):
+    for s, stage in enumerate(stages(model), 1):
         for b, block in enumerate(stage, 1):
             name = f"stage{s}.block{b}"
             steps.append(Layer(f"{name}.conv1", (here,), block.conv1, True))
@@ -98,13 +104,13 @@ class _Writer:
         self.initialisers: list[TensorProto] = []
         self._names: set[str] = set()
 
-    def constant(self, name: str, values: NDArray[np.generic]) -> str:
+    def constant(self, name: str, values: NDArray[np.generic] | np.generic) -> str:
         if name not in self._names:
             self.initialisers.append(numpy_helper.from_array(np.array(values, order="C"), name))
             self._names.add(name)
         return name
 
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 

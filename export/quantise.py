@@ -25,7 +25,7 @@ from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
 from train.model import ResidualEncoder
 
-from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers
+from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers, stages
 
 __all__ = [
     "CORRECTIONS",
@@ -140,7 +140,7 @@ def equalise(
     equal = ResidualEncoder(model.shape)
     equal.load_state_dict(model.state_dict())
     stream = [divisor(["stem", *(f"stage1.block{b}" for b in range(1, model.shape.blocks[0] + 1))])]
-    if isinstance(model.stages[0][0].shortcut, nn.Conv2d):
+    if isinstance(stages(model)[0][0].shortcut, nn.Conv2d):
         stream = [divisor(["stem"]), divisor([f"stage1.block{b}" for b in range(1, model.shape.blocks[0] + 1)])]
     stream += [
         divisor([f"stage{s}.block{b}" for b in range(1, blocks + 1)])
@@ -148,7 +148,7 @@ def equalise(
     ]
     _divide_outputs(equal.stem, stream[0])
     offset = len(stream) - len(equal.stages)
-    for s, stage in enumerate(equal.stages):
+    for s, stage in enumerate(stages(equal)):
         for b, block in enumerate(stage):
             before = stream[s + offset] if b else stream[max(0, s + offset - 1)]
             after = stream[s + offset]
@@ -241,7 +241,8 @@ def _nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
     return best_steps, best_scale
 
 
-def _pack(steps: Tensor, scale: Tensor, bias: Tensor, like: Tensor) -> QuantisedWeights:
+def _pack(steps: Tensor, scale: Tensor, bias: Tensor | None, like: Tensor) -> QuantisedWeights:
+    assert bias is not None
     return QuantisedWeights(
         steps.reshape(like.shape).to(torch.int8).numpy().copy(),
         scale.flatten().to(torch.float32).numpy().copy(),
@@ -319,12 +320,8 @@ def _convolve(convolution: nn.Conv2d, x: Tensor, weights: QuantisedWeights | Non
 
 def _patches(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """What each output position sees, (inputs, positions)."""
-    return nn.functional.unfold(
-        x,
-        convolution.kernel_size,
-        padding=convolution.padding,
-        stride=convolution.stride,  # type: ignore[arg-type]
-    )[0]
+    padding = tuple(map(int, convolution.padding))
+    return nn.functional.unfold(x, convolution.kernel_size, padding=padding, stride=convolution.stride)[0]
 
 
 def _fit(convolution: nn.Conv2d, exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,7 +51,7 @@ def alter(waveform: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np
         return np.asarray(waveform * np.float32(10.0 ** (rng.uniform(-40.0, -12.0) / 20.0)), np.float32)
     if kind == 4:
         gain = rng.uniform(1.0, 3.0) / max(float(np.abs(waveform).max()), 1e-4)
-        return np.clip(waveform * np.float32(gain), -1.0, 1.0)
+        return np.asarray(np.clip(waveform * np.float32(gain), -1.0, 1.0), np.float32)
     spectrum = np.fft.rfft(rng.standard_normal(len(waveform)))
     pink = np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)) + 1.0), len(waveform))
     snr_db = rng.uniform(5.0, 25.0)

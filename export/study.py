@@ -6,7 +6,6 @@ by one, each rounded alone while the rest stays in float.
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
