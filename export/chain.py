@@ -170,9 +170,7 @@ class Calibrating:
     def provenance(self) -> dict[str, Any]:
         """What the file's provenance keeps of it."""
         return {
-            "calibration_terms": "by the Cllr of unseen corpora"
-            if self.terms is None
-            else "named by whoever exported it",
+            "calibration_terms": "chosen by the Cllr of unseen corpora" if self.terms is None else "named by the user",
             "calibration_noise": ["pink", *(folder.name for folder in self.noise)],
             "calibration_axis": list(self.axis_corpora),
         }

@@ -87,7 +87,7 @@ def take_portion(
     Raises
     ------
     ValueError
-        If there is no set, or one has no clip of `SHORTEST_S`.
+        If there is no set, or one has no clip of `SHORTEST_S`, or no speaker with clips enough.
     """
     if not sets:
         raise ValueError("expected at least one prepared set, got none; make one with `python -m train prepare`")
@@ -108,6 +108,8 @@ def take_portion(
             drawn = _varied(prepared, usable, count, rng)
         else:
             drawn = _by_speaker(prepared, usable, count, per_speaker, rng)
+            if not drawn:
+                raise ValueError(f"{folder}: no speaker with {per_speaker} clips in this half; give a larger set")
         for i in drawn:
             waveform = prepared.waveform(i)
             waveform = alter(waveform, rng) if altered else waveform
