@@ -59,7 +59,7 @@ class Decision:
     speaker : str
         The profile that fits best, whatever the verdict.
     cosine : float or None
-        The cosine behind the score, without what emotions share where the calibration has an axis.
+        The cosine behind the score.
     quality : SpeechQuality or None
         Of the test speech, as far as it could be measured.
     start, end : int

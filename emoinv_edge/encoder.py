@@ -118,7 +118,10 @@ class Encoder:
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
-            raise ModelFormatError(f"{self._path}: no such model file; check the path") from None
+            names = " and ".join(MODEL_NAMES)
+            raise ModelFormatError(
+                f"{self._path}: no such model file; check the path (Encoder.open knows {names} by name)"
+            ) from None
         except OSError as error:
             raise ModelFormatError(f"{self._path}: the model file cannot be read ({error})") from error
         # The hash and the session see the same bytes, whatever happens to the file meanwhile.

@@ -21,7 +21,7 @@ from emoinv_edge.vad import (
     speech_mask,
     speech_only,
 )
-from tests.conftest import synthesise
+from tests.builders import synthesise
 
 RATE = 16000
 AWKWARD = [0, 1, 2, 159, 160, 161, 479, 480, 481, 959, 4097]

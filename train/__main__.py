@@ -4,117 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from emoinv_edge.errors import EmoinvError
 
+from .commands import calibration, evaluate
 from .steps import add_command, add_steps
-
-
-def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(
-        commands,
-        "evaluate",
-        "Error rates of a model on sets of speech.",
-        """A set is a folder with manifest.csv: audio files (path, speaker, gender, emotion, seconds) or one made by
-`python -m train prepare`. Four protocols, by cosine: neutral, same, pairs (different emotions) and enrol
-(four neutral clips against every other emotion). 95 % intervals by bootstrap over the speakers. Where the
-model carries a calibration, its log-likelihood ratios are judged as the runtime makes them too.
-
-examples:
-  python -m train evaluate emoinv_edge/models/base.onnx ../shared/eval/ravdess ../shared/eval/librispeech
-  python -m train evaluate runs/base/best.pt prepared/nemo --json > figures.json
-  python -m train evaluate emoinv_edge/models/base.onnx ../shared/eval/ravdess --report report.html""",
-    )
-    parser.add_argument("model", type=Path, help="an .onnx file, or a checkpoint of `python -m train fit`")
-    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a folder with manifest.csv")
-    parser.add_argument("--json", action="store_true", help="print every figure as JSON instead of the table")
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a self-contained page with figures")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; 0 for no intervals (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of one inference (1)")
-    parser.add_argument("--max-clips", type=int, default=None, help="thin a larger set evenly to so many clips (6000)")
-    parser.add_argument("--cache", type=Path, help="folder for embeddings (the user's cache folder)")
-    parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings")
-    parser.add_argument("--no-llr", action="store_true", help="leave the log-likelihood ratios out")
-    parser.set_defaults(run=run_evaluate)
-
-
-def run_evaluate(arguments: argparse.Namespace) -> int:
-    from .evaluate import evaluate_model, format_table
-    from .progress import Progress
-
-    if arguments.resamples < 0:
-        raise ValueError(f"expected --resamples of 0 or more, got {arguments.resamples}")
-    results = evaluate_model(
-        arguments.model,
-        arguments.sets,
-        resamples=arguments.resamples,
-        seed=arguments.seed,
-        num_threads=arguments.threads,
-        max_clips=arguments.max_clips,
-        cache_folder=arguments.cache,
-        use_cache=not arguments.no_cache,
-        llr=not arguments.no_llr,
-        progress=lambda name: Progress(f"embed {name}"),
-    )
-    if results is None:  # another rank prints
-        return 0
-    if arguments.report is not None:
-        from .report import write_report
-
-        write_report(arguments.report, results)
-        print(f"wrote {arguments.report}", file=sys.stderr)
-    print(json.dumps(results, indent=1, sort_keys=True) if arguments.json else format_table(results["sets"]))
-    return 0
-
-
-def add_calibration(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(
-        commands,
-        "calibration",
-        "What a model's calibration is worth on corpora that it was not fitted on.",
-        """Fits the same terms with each corpus left out, judges them on it, clean and in noise, ranks and at one
-threshold for all, and rehearses enrolment and guarded adaptation with the model's own calibration. Prints
-Markdown, the tables of train/CALIBRATION.md. The sets are those that `export --calibrate` takes.
-
-examples:
-  python -m train calibration emoinv_edge/models/base.onnx prepared/ased prepared/nemo --noise sounds
-  python -m train calibration my.onnx prepared/ased prepared/nemo --terms f0 norm --sessions 0 --json""",
-    )
-    parser.add_argument("model", type=Path, help="an .onnx file with a calibration")
-    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets, one corpus each")
-    parser.add_argument("--noise", type=Path, nargs="+", default=[], metavar="FOLDER", help="beside pink noise")
-    parser.add_argument("--terms", nargs="+", metavar="TERM", help="beside the cosine (those of the model)")
-    parser.add_argument("--sessions", type=int, default=1000, help="of adaptation, an owner; 0 leaves it out (1000)")
-    parser.add_argument("--tries", type=int, default=60, help="of joined recordings; 0 leaves them out (60)")
-    parser.add_argument("--json", action="store_true", help="print every figure as JSON instead of the tables")
-    parser.set_defaults(run=run_calibration)
-
-
-def run_calibration(arguments: argparse.Namespace) -> int:
-    from emoinv_edge.encoder import Encoder
-
-    from .calibrate import GROUPS, noises_of
-    from .prepare import PreparedSet
-    from .study import format_study, study
-
-    unknown = sorted(set(arguments.terms or ()) - GROUPS.keys())
-    if unknown:
-        raise ValueError(f"no term {', '.join(unknown)}; there are {', '.join(GROUPS)}")
-    if min(arguments.sessions, arguments.tries) < 0:
-        raise ValueError("expected --sessions and --tries of 0 or more")
-    encoder = Encoder(arguments.model)
-    found = study(
-        encoder, [PreparedSet(path) for path in arguments.sets], noises_of(arguments.noise, encoder.spec.sample_rate),
-        arguments.terms, arguments.tries, arguments.sessions,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    print(json.dumps(found, indent=1) if arguments.json else format_study(found))
-    return 0
 
 
 def add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -201,8 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_steps(commands)
-    add_evaluate(commands)
-    add_calibration(commands)
+    evaluate.add(commands)
+    calibration.add(commands)
     add_ablate(commands)
     return parser
 

@@ -34,9 +34,10 @@ from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
 from .embed import autocast
-from .evaluate import make_trials, unit
+from .evaluation.embeddings import unit
+from .evaluation.metrics import eer
+from .evaluation.protocols import make_trials
 from .losses import AngularMarginSoftmax, contrast_loss, pair_loss, target_loss
-from .metrics import eer
 from .model import ResidualEncoder
 from .pairs import MorphedSet, PairBatches, Recipe, Source
 from .prepare import PreparedSet

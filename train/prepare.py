@@ -65,6 +65,11 @@ class PreparedClip:
     samples: int
     path: str
 
+    @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return self.samples / SAMPLE_RATE
+
 
 def decode(path: Path) -> NDArray[np.float32]:
     """Read a clip as 16 kHz mono float32; WebM/Opus and M4A through PyAV, the rest through soundfile."""

@@ -31,7 +31,7 @@ from .corpora import CORPORA
 from .crops import Crops
 from .distributed import barrier, copy_from_first_rank, rank, share, world_size
 from .embed import embed_waveforms
-from .evaluate import evaluate_embeddings
+from .evaluation.protocols import evaluate_embeddings
 from .loop import Schedule, fit, load_share
 from .model import EncoderShape, ResidualEncoder, save_checkpoint
 from .pairs import MorphedSet, PairBatches, Recipe, Source

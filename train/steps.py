@@ -265,7 +265,7 @@ def run_teach(arguments: argparse.Namespace) -> int:
 
 def _print_ceiling(prepared: PreparedSet, embeddings: dict[str, NDArray[np.float32]]) -> None:
     """Error rates of each teacher, and of the mean of their scores."""
-    from .evaluate import PROTOCOLS, evaluate_embeddings
+    from .evaluation.protocols import PROTOCOLS, evaluate_embeddings
     from .teachers import fused_similarity
 
     for name, each in {**embeddings, "together": fused_similarity(*embeddings.values())}.items():

@@ -15,8 +15,7 @@ from .terminal import print_error
 if TYPE_CHECKING:
     from ..decision import Decision
     from ..encoder import Encoder
-    from ..sealing import Passphrase
-    from ..store import ProfileStore
+    from ..store import Passphrase, ProfileStore
 
 __all__ = [
     "DEFAULT_FAR",
@@ -125,8 +124,7 @@ def open_encoder(args: argparse.Namespace) -> Encoder:
 
 def open_store(args: argparse.Namespace) -> ProfileStore:
     """The store that ``--store`` names, with the key that the options name."""
-    from ..sealing import PLAINTEXT, KeyFile, KeySource
-    from ..store import ProfileStore
+    from ..store import PLAINTEXT, KeyFile, KeySource, ProfileStore
 
     key: KeySource | None = None
     if args.plaintext:
@@ -146,7 +144,7 @@ def ask_passphrase(variable: str, prompt: str, twice: bool = False) -> Passphras
     StoreError
         If it is too short, the two answers differ, or there is nobody to ask.
     """
-    from ..sealing import Passphrase
+    from ..store import Passphrase
 
     text = os.environ.get(variable)
     if text is None:

@@ -265,7 +265,7 @@ def _adapt(
     limit: int,
     counts: NDArray[np.int64],
 ) -> list[Exemplar]:
-    """The exemplars that the sessions `drawn`, (clip, whether an impostor's), leave in the profile; adds to `counts`."""
+    """The exemplars that the sessions `drawn`, (clip, whether an impostor's), leave in the profile; `counts` rises."""
     adapted: list[Exemplar] = []
     for i, foreign in drawn:
         counts[0] += foreign

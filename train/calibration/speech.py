@@ -1,4 +1,4 @@
-"""Development speech: clips that the encoder was not trained on, heard as the runtime hears them, clean and in noise."""
+"""Development speech: clips that the encoder was not trained on, as the runtime hears them, clean and in noise."""
 
 from __future__ import annotations
 

@@ -192,7 +192,14 @@ def format_study(found: Mapping[str, Any]) -> str:
             ],
         )  # fmt: skip
     lines += ["Refused in enrolment, %:", ""]
-    head = ["corpus", "own, other emotion", "own, neutral", "others, same gender", "two voices found", "one taken for two"]
+    head = [
+        "corpus",
+        "own, other emotion",
+        "own, neutral",
+        "others of gender",
+        "two voices found",
+        "one taken for two",
+    ]
     rows = []
     for corpus, each in found["refusals"].items():
         joined = found["second_voices"].get(corpus, {"two_voices": math.nan, "one_voice": math.nan})

@@ -190,9 +190,9 @@ def with_axis(found: Iterable[Evidence], speech: DevelopmentSpeech, axis: Emotio
             each,
             terms={
                 **each.terms,
-                "emotion_shift": (
-                    along[each.trials.test] - (each.centroids @ axis.array())[each.trials.enrol]
-                ).astype(np.float64),
+                "emotion_shift": (along[each.trials.test] - (each.centroids @ axis.array())[each.trials.enrol]).astype(
+                    np.float64
+                ),
             },
             axis=axis,
         )

@@ -14,7 +14,16 @@ from emoinv_edge.calibration import TERMS, Calibration, EmotionAxis, FarTable, T
 
 from .trials import Evidence
 
-__all__ = ["GROUPS", "Problem", "calibration_of", "class_weights", "fit_weights", "logistic", "problem_of", "term_names"]
+__all__ = [
+    "GROUPS",
+    "Problem",
+    "calibration_of",
+    "class_weights",
+    "fit_weights",
+    "logistic",
+    "problem_of",
+    "term_names",
+]
 
 NONTARGETS_PER_CORPUS = 24000  # of the fit; thresholds use them all
 SHRINKAGE = 1e-4  # on the weights of the standardised terms

@@ -23,7 +23,7 @@ __all__ = ["evaluate_decisions", "reliability"]
 
 
 def evaluate_decisions(
-    heard: Sequence[Heard], clips: Sequence[Clip], calibration: Calibration, resamples: int = 0, seed: int = 0
+    heard: Sequence[Heard | None], clips: Sequence[Clip], calibration: Calibration, resamples: int = 0, seed: int = 0
 ) -> dict[str, Any] | None:
     """Error rates of the calibrated log-likelihood ratios (LLR), by emotion and at the calibration's thresholds.
 
@@ -80,7 +80,7 @@ def evaluate_decisions(
     by_emotion = {name: figures(emotion == name, name == "neutral") for name in sorted(set(emotion.tolist()))}
     chosen = emotion != "neutral" if emotional is not None else np.ones(len(llrs), bool)
     return {
-        "failure_to_acquire": float(np.mean([each.embedding is None for each in heard])),
+        "failure_to_acquire": float(np.mean([each is None for each in heard])),
         "failure_to_enrol": 1.0 - len(enrolled) / candidates,
         "num_impostor_speakers": calibration.num_impostor_speakers,
         "supported_far": calibration.supported_far,
@@ -90,7 +90,7 @@ def evaluate_decisions(
     }
 
 
-def _profiles(heard: Sequence[Heard], clips: Sequence[Clip]) -> tuple[dict[str, list[int]], int]:
+def _profiles(heard: Sequence[Heard | None], clips: Sequence[Clip]) -> tuple[dict[str, list[int]], int]:
     """The enrolled clips of each speaker, and how many speakers have clips enough."""
     speakers: dict[str, list[int]] = {}
     for i, clip in enumerate(clips):
@@ -99,23 +99,23 @@ def _profiles(heard: Sequence[Heard], clips: Sequence[Clip]) -> tuple[dict[str, 
     speakers = {name: indices for name, indices in speakers.items() if len(indices) >= ENROL_CLIPS}
     enrolled = {}
     for name, indices in speakers.items():
-        fit = [i for i in indices if heard[i].embedding is not None]
-        fit = [i for i in fit if unusable(heard[i].quality, MIN_UTTERANCE_S) is None][:ENROL_CLIPS]
+        usable = [(i, each) for i in indices if (each := heard[i]) is not None]
+        fit = [i for i, each in usable if unusable(each.quality, MIN_UTTERANCE_S) is None]
         if fit:
-            enrolled[name] = fit
+            enrolled[name] = fit[:ENROL_CLIPS]
     return enrolled, len(speakers)
 
 
 def _score(
-    heard: Sequence[Heard], clips: Sequence[Clip], enrolled: dict[str, list[int]], calibration: Calibration
+    heard: Sequence[Heard | None], clips: Sequence[Clip], enrolled: dict[str, list[int]], calibration: Calibration
 ) -> tuple[Trials, NDArray[np.float64]]:
     """Every usable clip against every profile of its gender, an enrolled one against the rest of its profile."""
 
     def bank(profiles: Sequence[Sequence[int]]) -> ProfileBank:
-        members = [i for indices in profiles for i in indices]
-        vectors = np.stack([np.asarray(heard[i].embedding) for i in members])
-        qualities = [heard[i].quality for i in members]
-        return ProfileBank.from_arrays(list(map(str, profiles)), vectors, qualities, list(map(len, profiles)))
+        members = [each for indices in profiles for i in indices if (each := heard[i]) is not None]
+        vectors, qualities = np.stack([each.embedding for each in members]), [each.quality for each in members]
+        names, counts = list(map(str, profiles)), list(map(len, profiles))
+        return ProfileBank.from_arrays(names, vectors, qualities, counts, calibration.emotion_axis)
 
     profiles, place = list(enrolled.values()), {name: row for row, name in enumerate(enrolled)}
     held = {i for indices in profiles for i in indices}
@@ -123,16 +123,15 @@ def _score(
     spare = {clips[i].speaker for i in neutral - held}
     everyone = bank(profiles)
     tests, rows = [], []
-    for i, clip in enumerate(clips):
-        embedding = heard[i].embedding
-        if not clip.speaker or not clip.emotion or embedding is None:
+    for i, (clip, test) in enumerate(zip(clips, heard, strict=True)):
+        if test is None or not clip.speaker or not clip.emotion:
             continue
         if i in held and (clip.speaker in spare or len(enrolled[clip.speaker]) < 2):
             continue
-        row, _ = everyone.score(calibration, embedding, heard[i].quality)
+        row, _ = everyone.score(calibration, test.embedding, test.quality)
         if i in held:
             rest = bank([[j for j in enrolled[clip.speaker] if j != i]])
-            row[place[clip.speaker]] = rest.score(calibration, embedding, heard[i].quality)[0][0]
+            row[place[clip.speaker]] = rest.score(calibration, test.embedding, test.quality)[0][0]
         tests.append(i)
         rows.append(row)
     trials = cross(clips, profiles, tests)

@@ -165,17 +165,19 @@ def embed_set(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heard:
-    """A clip as the runtime hears it; `embedding`, of its speech and of unit norm, is None where it is refused."""
+    """A clip as the runtime hears it: the quality of its speech, and its embedding, of unit norm."""
 
     quality: SpeechQuality
-    embedding: NDArray[np.float32] | None
+    embedding: NDArray[np.float32]
 
 
 class _Remembering:
-    """An encoder whose embeddings are kept in a cache, for `emoinv_edge.utterance.hear`."""
+    """An `emoinv_edge.utterance.Embedder` whose embeddings are kept in a cache."""
+
+    input = "waveform"
 
     def __init__(self, model: Model, encoder: Encoder, cache: EmbeddingCache | None) -> None:
-        self.spec = encoder.spec
+        self.spec, self.embed_features = encoder.spec, encoder.embed_features
         self._model, self._cache = model, cache
 
     def embed(self, waveform: NDArray[np.float32], sample_rate: int) -> Embedding:
@@ -186,8 +188,8 @@ class _Remembering:
 
 def hear_set(
     model: Model, evaluation: EvaluationSet, cache: EmbeddingCache | None = None, progress: Progress = _silent
-) -> list[Heard]:
-    """Every clip of a set by the runtime's own path: pauses cut out, quality measured, refused or embedded.
+) -> list[Heard | None]:
+    """Every clip of a set by the runtime's own path: pauses cut out, quality measured, embedded; None if refused.
 
     Raises
     ------
@@ -197,9 +199,10 @@ def hear_set(
     if model.encoder is None:
         raise ValueError(f"{model.name}: expected a model file; a checkpoint has no runtime path")
     encoder, rate = _Remembering(model, model.encoder, cache), model.encoder.spec.sample_rate
-    out = []
+    out: list[Heard | None] = []
     for index in range(len(evaluation.clips)):
         heard = hear(encoder, evaluation.waveform(index), rate)
-        out.append(Heard(heard.quality, None if heard.embedding is None else heard.embedding.vector))
+        usable = heard.embedding is not None and heard.quality is not None
+        out.append(Heard(heard.quality, heard.embedding.vector) if usable else None)
         progress(index + 1, len(evaluation.clips))
     return out

@@ -16,40 +16,27 @@ Byte by byte, format 2 (numbers are unsigned and little-endian)::
     44+n    16     AES-256-GCM: tag; the file ends here
 
 The passphrase is taken as UTF-8. The scrypt output is the AES-256 key. Bytes 0 to 43 are the
-associated data, so no byte of the file can change unnoticed. The plaintext is the profile as laid out
-in `profiles` (`encode_profile`): its embeddings are the encoder's own, without the transform of any
-store, and its clips, where they were kept, are in it. Format 1 is the same, but for qualities without
-an envelope; it is read as well. Nothing about the profile, not even its
-name, can be read without the passphrase; its size tells roughly how much speech it holds.
+associated data, so no byte of the file can change unnoticed. The plaintext is the profile as `codec`
+lays it out, with its clips where they were kept. Nothing about the profile, not even its name, can be read
+without the passphrase; its size shows roughly how much speech it holds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pathlib
 import secrets
 import struct
 
-from .errors import SchemaError, SealError, StoreError
-from .profiles import Profile, decode_profile, encode_profile
-from .sealing import (
-    NONCE_BYTES,
-    SALT_BYTES,
-    SCRYPT_LOG_N,
-    SCRYPT_P,
-    SCRYPT_R,
-    TAG_BYTES,
-    Passphrase,
-    Seal,
-    scrypt_key,
-)
+from ..errors import SchemaError, SealError, StoreError
+from ..files import write_atomically
+from ..profiles import Profile
+from .codec import decode_profile, encode_profile
+from .keys import NONCE_BYTES, SALT_BYTES, SCRYPT_LOG_N, SCRYPT_P, SCRYPT_R, TAG_BYTES, Passphrase, Seal
 
 __all__ = ["FORMAT", "MAX_FILE_BYTES", "open_profile", "read_profile_file", "seal_profile", "write_profile_file"]
 
 MAGIC = b"\x89EMOINV\n"
 FORMAT = 2
-OLDEST_FORMAT = 1
 HEAD = struct.Struct("<8sHBBBBH16s")
 HEADER_BYTES = HEAD.size + NONCE_BYTES
 MAX_FILE_BYTES = 1 << 30
@@ -59,7 +46,7 @@ def seal_profile(profile: Profile, passphrase: Passphrase) -> bytes:
     """The bytes of a portable file that holds `profile`."""
     salt = secrets.token_bytes(SALT_BYTES)
     head = HEAD.pack(MAGIC, FORMAT, 1, SCRYPT_LOG_N, SCRYPT_R, SCRYPT_P, 0, salt)
-    seal = Seal(scrypt_key(passphrase.secret(), salt))
+    seal = Seal(passphrase.derive(salt))
     nonce = secrets.token_bytes(NONCE_BYTES)
     return head + seal.close(encode_profile(profile), head + nonce, nonce)
 
@@ -72,7 +59,7 @@ def open_profile(data: bytes, passphrase: Passphrase) -> Profile:
     StoreError
         If the bytes are not such a file.
     SchemaError
-        If the file has a newer format.
+        If the file has another format.
     SealError
         If the passphrase is wrong or a byte was altered. No other exception leaves, whatever the bytes are.
     """
@@ -81,14 +68,14 @@ def open_profile(data: bytes, passphrase: Passphrase) -> Profile:
     if len(data) < HEADER_BYTES + TAG_BYTES:
         raise StoreError(f"the portable profile is cut off after {len(data)} bytes; copy it again")
     _, version, derivation, log_n, r, p, zero, salt = HEAD.unpack_from(data)
-    if not OLDEST_FORMAT <= version <= FORMAT:
+    if version != FORMAT:
         raise SchemaError(
-            f"the portable profile has format {version}, expected {OLDEST_FORMAT} to {FORMAT}; it was altered, or "
+            f"the portable profile has format {version}, expected {FORMAT}; it was altered, or "
             "made by another version of emoinv-edge: install that one or a newer one"
         )
     if derivation != 1 or not 14 <= log_n <= 17 or r != 8 or not 1 <= p <= 8 or zero != 0:
         raise SealError("the portable profile's header was altered; copy the file again")
-    seal = Seal(scrypt_key(passphrase.secret(), salt, log_n, r, p))
+    seal = Seal(passphrase.derive(salt, log_n, r, p))
     try:
         plain = seal.open(data[HEAD.size :], data[:HEADER_BYTES])
     except SealError:
@@ -98,24 +85,15 @@ def open_profile(data: bytes, passphrase: Passphrase) -> Profile:
     return decode_profile(plain)
 
 
-def write_profile_file(path: str | pathlib.Path, data: bytes) -> None:
-    """Write the file whole or not at all, readable by its owner only."""
-    path = pathlib.Path(path)
-    draft = pathlib.Path(f"{path}.{secrets.token_hex(4)}.tmp")
+def write_profile_file(path: str | os.PathLike[str], profile: Profile, passphrase: Passphrase) -> None:
+    """Write the portable file of `profile` atomically, readable by its owner only."""
     try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        write_atomically(path, seal_profile(profile, passphrase))
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror}); nothing was exported") from None
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
-def read_profile_file(path: str | pathlib.Path, passphrase: Passphrase) -> Profile:
+def read_profile_file(path: str | os.PathLike[str], passphrase: Passphrase) -> Profile:
     """The profile in a portable file; raises what `open_profile` raises, with the path in the message."""
     try:
         with open(path, "rb") as file:

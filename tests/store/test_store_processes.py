@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from profile_samples import FULL, memory_folder, same, sample_exemplar, sample_profile
+from profile_samples import FULL, memory_folder, sample_exemplar, sample_profile
 
 from emoinv_edge.errors import UnknownSpeakerError
 from emoinv_edge.store import ProfileStore
@@ -29,7 +29,7 @@ LIMIT = 1000  # above what all workers add, so that each of their exemplars must
 
 
 def work(path: Path, worker: int, operations: int) -> dict[str, object]:
-    """Mixed operations of one process; the answer says what it did and how long the longest one took."""
+    """Mixed operations of one process; the answer is what it did and how long the longest one took."""
     rng = random.Random(worker)
     store = ProfileStore(path, timeout_s=60.0)
     own = f"worker {worker}"
@@ -70,7 +70,7 @@ def work(path: Path, worker: int, operations: int) -> dict[str, object]:
         except UnknownSpeakerError:
             assert mine is None
         else:
-            assert mine is not None and same(found, sample_profile(own, mine), 1e-5)
+            assert mine is not None and found == sample_profile(own, mine)
     return {"added": added, "verified": counts["verify"], "longest_s": longest, "counts": counts, "mine": mine}
 
 
@@ -109,7 +109,7 @@ def run_workers(processes: int, operations: int) -> dict[str, object]:
             name = f"worker {number}"
             assert (name in store.names()) == (answer["mine"] is not None)
             if answer["mine"] is not None:
-                assert same(store.get(name), sample_profile(name, tuple(answer["mine"])), 1e-5)
+                assert store.get(name) == sample_profile(name, tuple(answer["mine"]))
         assert sorted(each.name for each in folder.iterdir()) == ["p.db", "p.db.key"]
         totals: collections.Counter[str] = collections.Counter()
         for answer in answers:
@@ -124,9 +124,9 @@ def run_workers(processes: int, operations: int) -> dict[str, object]:
 
 
 def test_processes_lose_no_update_and_wait_no_longer_than_they_may() -> None:
-    told = run_workers(8, 200) if FULL else run_workers(4, 25)
-    print(told)
-    assert told["operations"] == (1600 if FULL else 100)
+    report = run_workers(8, 200) if FULL else run_workers(4, 25)
+    print(report)
+    assert report["operations"] == (1600 if FULL else 100)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ By default a part of the flips and cuts is tried; with EMOINV_FULL_PROOFS=1 ever
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from profile_samples import FULL, KEY, memory_folder, same, sample_exemplar, sample_profile
+from profile_samples import FULL, KEY, sample_exemplar, sample_profile
+from raw_store import alter, profile_rows, select
 
-from emoinv_edge import vault
 from emoinv_edge.errors import SealError, StoreError
+from emoinv_edge.profiles import Profile
 from emoinv_edge.store import PLAINTEXT, ProfileStore
 
 ANA = sample_profile("ana", (1,), dim=4)
@@ -23,19 +23,20 @@ PROFILES = {"ana": ANA, "bo": BO}
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as path:
-        yield path
-
-
-@pytest.fixture
 def small_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two profiles in the smallest pages that SQLite knows."""
-    monkeypatch.setattr(vault, "PAGE_BYTES", 512)
-    store = ProfileStore(folder / "p.db", KEY)
-    store.put(ANA)
-    store.put(BO)
-    return store.path
+    monkeypatch.setattr("emoinv_edge.store.file.PAGE_BYTES", 512)
+    return folder / "p.db"
+
+
+def put_all(store: ProfileStore, *profiles: Profile) -> list[int]:
+    """Put each profile; the ids of their rows."""
+    found = []
+    for profile in profiles:
+        before = profile_rows(store.path) if store.path.exists() else set()
+        store.put(profile)
+        found += profile_rows(store.path) - before
+    return found
 
 
 def outcome(path: Path) -> dict[str, bool]:
@@ -50,34 +51,24 @@ def outcome(path: Path) -> dict[str, bool]:
         except StoreError:
             read[name] = False
         else:
-            assert same(got, profile)
+            assert got == profile
             read[name] = True
     return read
 
 
-def spans(path: Path) -> dict[str, list[tuple[int, int]]]:
+def spans(path: Path, ana: int, bo: int) -> dict[str, list[tuple[int, int]]]:
     """Where in the file the sealed bytes of each profile and of each copy of the store's row lie.
 
     Of a blob that overflows its page only the pieces that lie in one run are found.
     """
     content = path.read_bytes()
     found: dict[str, list[tuple[int, int]]] = {"ana": [], "bo": [], "copies": []}
-    store = ProfileStore(path, KEY)
-    with store._vault.transaction(write=False) as opened:
-        rows = {opened.entry(name).row: name for name in PROFILES}
-        blobs = [
-            *(
-                (rows[row], blob)
-                for row, *columns in opened.db.execute("SELECT id, body, trail FROM profile")
-                for blob in columns
-            ),
-            *((rows[row], blob) for row, blob in opened.db.execute("SELECT profile_id, vector FROM exemplar")),
-            *(
-                ("copies", blob)
-                for columns in opened.db.execute("SELECT keys, root, log FROM store")
-                for blob in columns
-            ),
-        ]
+    rows = {ana: "ana", bo: "bo"}
+    blobs = [
+        *((rows[row], blob) for row, *two in select(path, "SELECT id, body, trail FROM profile") for blob in two),
+        *((rows[row], blob) for row, blob in select(path, "SELECT profile_id, vector FROM exemplar")),
+        *(("copies", blob) for three in select(path, "SELECT keys, root, log FROM store") for blob in three),
+    ]
     for owner, blob in blobs:
         start = 0
         while start + 16 <= len(blob):
@@ -96,8 +87,8 @@ def spans(path: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 def test_flipping_any_byte_of_a_store_is_noticed_or_changes_nothing(small_store: Path) -> None:
+    inside = spans(small_store, *put_all(ProfileStore(small_store, KEY), ANA, BO))
     intact = small_store.read_bytes()
-    inside = spans(small_store)
     assert sum(end - start for where in inside.values() for start, end in where) > len(intact) / 3
     counts = {"both read": 0, "one read": 0, "none read": 0}
     places = range(len(intact)) if FULL else sorted({*range(0, 100, 3), *range(0, len(intact), 23)})
@@ -127,7 +118,8 @@ def test_flipping_any_byte_of_a_store_is_noticed_or_changes_nothing(small_store:
 
 
 def test_truncating_a_store_at_any_length_is_noticed(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault.time, "sleep", lambda _: None)
+    put_all(ProfileStore(small_store, KEY), ANA, BO)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     intact = small_store.read_bytes()
     lengths = range(len(intact)) if FULL else sorted({*range(0, 120, 7), *range(0, len(intact), 97)})
     for length in lengths:
@@ -140,30 +132,13 @@ def test_truncating_a_store_at_any_length_is_noticed(small_store: Path, monkeypa
     assert all(outcome(small_store).values())
 
 
-def alter(path: Path, statement: str, *values: object) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(statement, values)
-
-
-def select(path: Path, statement: str, *values: object) -> list[tuple]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        return db.execute(statement, values).fetchall()
-
-
-def ids(store: ProfileStore) -> tuple[int, int]:
-    with store._vault.transaction(write=False) as opened:
-        return opened.entry("ana").row, opened.entry("bo").row
-
-
 @pytest.mark.parametrize("column", ["body", "trail", "version", "model_fingerprint"])
 @pytest.mark.parametrize("key", [KEY, PLAINTEXT], ids=["sealed", "plaintext"])
 def test_swapped_columns_of_two_profiles_are_refused(folder: Path, column: str, key) -> None:
     store = ProfileStore(folder / "p.db", key)
-    store.put(sample_profile("ana", (1,), model="11" * 32))
-    store.put(sample_profile("bo", (2,), model="22" * 32))
-    store.put(sample_profile("cy", (3,)))
+    profiles = (sample_profile(name, (seed,), model=f"{seed}" * 64) for seed, name in enumerate(("ana", "bo", "cy"), 1))
+    ana, bo, _ = put_all(store, *profiles)
     store.adapt("ana", sample_exemplar(4))
-    ana, bo = ids(store)
     values = dict(select(store.path, f"SELECT id, {column} FROM profile"))
     alter(store.path, f"UPDATE profile SET {column} = ? WHERE id = ?", values[bo], ana)
     alter(store.path, f"UPDATE profile SET {column} = ? WHERE id = ?", values[ana], bo)
@@ -171,7 +146,7 @@ def test_swapped_columns_of_two_profiles_are_refused(folder: Path, column: str, 
         act: Callable[[str], object] = store.audit if column == "trail" else store.get
         with pytest.raises(SealError, match=f"'{name}'.*the others are not touched"):
             act(name)
-    assert same(store.get("cy"), sample_profile("cy", (3,)))
+    assert store.get("cy") == sample_profile("cy", (3,), model="3" * 64)
     problems = {info.name: info.problem[:7] for info in store.list()}
     assert problems == {"ana": "damaged", "bo": "damaged", "cy": ""}
 
@@ -190,13 +165,10 @@ def test_swapped_exemplars_are_refused(folder: Path, column: str) -> None:
 
 def test_swapped_rows_are_refused(folder: Path) -> None:
     store = ProfileStore(folder / "p.db", KEY)
-    store.put(ANA)
-    store.put(BO)
-    ana, bo = ids(store)
+    ana, bo = put_all(store, ANA, BO)
     for table, column in (("profile", "id"), ("exemplar", "profile_id")):
-        with closing(sqlite3.connect(store.path, isolation_level=None)) as db:
-            for old, new in ((ana, 1), (bo, ana), (1, bo)):
-                db.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (new, old))
+        for old, new in ((ana, 1), (bo, ana), (1, bo)):
+            alter(store.path, f"UPDATE {table} SET {column} = ? WHERE {column} = ?", new, old)
     for name in ("ana", "bo"):
         with pytest.raises(SealError):
             store.get(name)
@@ -204,9 +176,7 @@ def test_swapped_rows_are_refused(folder: Path) -> None:
 
 def test_an_older_state_of_a_row_is_refused(folder: Path) -> None:
     store = ProfileStore(folder / "p.db", KEY)
-    store.put(ANA)
-    store.put(BO)
-    ana, _ = ids(store)
+    ana, _ = put_all(store, ANA, BO)
     (older,) = select(store.path, "SELECT version, body, trail FROM profile WHERE id = ?", ana)
     store.adapt("ana", sample_exemplar(3, dim=4))
     (newer,) = select(store.path, "SELECT version, body, trail FROM profile WHERE id = ?", ana)
@@ -217,7 +187,7 @@ def test_an_older_state_of_a_row_is_refused(folder: Path) -> None:
             handle.get("ana")
         with pytest.raises(SealError, match="put back to an older state"):
             handle.audit("ana")
-        assert same(handle.get("bo"), BO)
+        assert handle.get("bo") == BO
     alter(store.path, "UPDATE profile SET version = ?, body = ?, trail = ? WHERE id = ?", *newer, ana)
     assert len(store.get("ana").exemplars) == 2
 
@@ -230,7 +200,7 @@ def test_an_exemplar_of_an_older_state_does_not_come_back(folder: Path) -> None:
     store.rollback("ana")
     for row in rows:
         alter(store.path, "INSERT OR REPLACE INTO exemplar VALUES (?, ?, ?, ?)", *row)
-    assert same(store.get("ana"), ANA)  # what no record names is not read
+    assert store.get("ana") == ANA  # what no record names is not read
     store.adapt("ana", sample_exemplar(5, dim=4))
     assert len(select(store.path, "SELECT id FROM exemplar")) == 2  # and the next change sweeps it out
 
@@ -262,7 +232,7 @@ def test_an_older_root_is_refused_with_newer_rows(folder: Path) -> None:
     fresh = ProfileStore(store.path, KEY)
     with pytest.raises(SealError):
         fresh.get("ana")
-    assert same(fresh.get("bo"), BO)
+    assert fresh.get("bo") == BO
     with pytest.raises(SealError, match=r"put back to an older state \(write 3, seen before: 4\)"):
         store.get("bo")  # this object has seen the newer root
 
@@ -276,17 +246,15 @@ def test_a_whole_file_put_back_is_noticed_by_who_saw_the_newer_one_only(folder: 
     store.path.write_bytes(older)
     with pytest.raises(SealError, match="put back to an older state"):
         store.get("ana")
-    assert same(ProfileStore(store.path, KEY).get("ana"), ANA)
+    assert ProfileStore(store.path, KEY).get("ana") == ANA
 
 
 def test_rows_do_not_move_to_another_store_of_the_same_key(folder: Path) -> None:
     one, other = ProfileStore(folder / "one.db", KEY), ProfileStore(folder / "other.db", KEY)
     one.put(ANA)
-    other.put(sample_profile("ana", (9,), dim=4))
-    other.put(BO)
+    ana, _ = put_all(other, sample_profile("ana", (9,), dim=4), BO)
     (row,) = select(one.path, "SELECT * FROM profile")
     (exemplar,) = select(one.path, "SELECT * FROM exemplar")
-    ana, _ = ids(other)
     alter(
         other.path,
         "UPDATE profile SET model_fingerprint = ?, version = ?, body = ?, trail = ? WHERE id = ?",
@@ -296,7 +264,7 @@ def test_rows_do_not_move_to_another_store_of_the_same_key(folder: Path) -> None
     alter(other.path, "UPDATE exemplar SET vector = ? WHERE profile_id = ?", exemplar[2], ana)
     with pytest.raises(SealError):
         other.get("ana")
-    assert same(other.get("bo"), BO)
+    assert other.get("bo") == BO
     (keys,) = select(one.path, "SELECT keys, root, log FROM store WHERE copy = 1")
     alter(other.path, "UPDATE store SET keys = ?, root = ?, log = ?", *keys)
     with pytest.raises(SealError):
@@ -305,9 +273,7 @@ def test_rows_do_not_move_to_another_store_of_the_same_key(folder: Path) -> None
 
 def test_work_goes_on_around_a_damaged_profile(folder: Path) -> None:
     store = ProfileStore(folder / "p.db", KEY)
-    store.put(ANA)
-    store.put(BO)
-    ana, _ = ids(store)
+    ana, _ = put_all(store, ANA, BO)
     alter(store.path, "UPDATE profile SET body = zeroblob(100) WHERE id = ?", ana)
     alter(store.path, "UPDATE store SET root = zeroblob(100), keys = zeroblob(92) WHERE copy = 1")
     for act in (store.get, lambda name: store.adapt(name, sample_exemplar(3, dim=4)), store.rollback):
@@ -323,7 +289,7 @@ def test_work_goes_on_around_a_damaged_profile(folder: Path) -> None:
     assert copies[0] == copies[1]  # the next write made the damaged copy good
     store.remove("ana")
     store.put(ANA)
-    assert same(store.get("ana"), ANA)
+    assert store.get("ana") == ANA
 
 
 @pytest.mark.parametrize(
@@ -332,13 +298,11 @@ def test_work_goes_on_around_a_damaged_profile(folder: Path) -> None:
 )
 def test_enrolling_again_cures_a_damaged_profile(folder: Path, damage: str) -> None:
     store = ProfileStore(folder / "p.db", KEY)
-    store.put(ANA)
-    store.put(BO)
-    ana, _ = ids(store)
+    ana, _ = put_all(store, ANA, BO)
     alter(store.path, f"{damage} WHERE {'profile_id' if damage.endswith('exemplar') else 'id'} = ?", ana)
     assert [info.problem[:7] for info in store.list()] == ["damaged", ""]
     store.put(ANA)
-    assert same(store.get("ana"), ANA) and same(store.get("bo"), BO)
+    assert store.get("ana") == ANA and store.get("bo") == BO
     assert [info.problem for info in store.list()] == ["", ""]
 
 
@@ -361,7 +325,7 @@ def test_a_damaged_page_costs_the_profiles_on_it_only(folder: Path) -> None:
             with pytest.raises(SealError, match="cannot be read"):
                 store.get(name)
         else:
-            assert same(store.get(name), sample_profile(name, (number,), dim=256))
+            assert store.get(name) == sample_profile(name, (number,), dim=256)
 
 
 def test_a_damaged_log_costs_no_profile(folder: Path) -> None:
@@ -372,5 +336,5 @@ def test_a_damaged_log_costs_no_profile(folder: Path) -> None:
     alter(store.path, "UPDATE store SET log = zeroblob(60) WHERE copy = 1")
     assert [event[:7] for _, event in store.log()] == ["removed"]  # from the other copy
     alter(store.path, "UPDATE store SET log = zeroblob(60)")
-    assert same(store.get("ana"), ANA)
+    assert store.get("ana") == ANA
     assert [event for _, event in store.log()] == ["what was here before was altered and is lost"]

@@ -9,11 +9,9 @@
 
 A voice embedding is biometric data. What the store does for it:
 
-- every name, note, time, embedding, clip and audit entry is sealed (`ledger` says how, `sealing` with which
+- every name, note, time, embedding, clip and audit entry is sealed (`rows` describes how, `keys` with which
   keys). In the clear stay: that this is a profile store, how many profiles and exemplars it has, their
   sizes, the fingerprints of the models, and how often a profile was written;
-- embeddings lie under a secret orthogonal transform of the store's own (`transform` says what this
-  gives and what not);
 - a profile is refused by another model (its cure: enrol again, or `upgrade` where the speech was kept), and
   after its expiry;
 - what was done with a profile stands in its audit trail: when it was enrolled, adapted, exported, and how
@@ -25,56 +23,46 @@ A voice embedding is biometric data. What the store does for it:
 The key decides who can read: the whole file opens wherever its key is, single rows of it nowhere else. The
 default key file lies beside the store, so that backups or thieves that take the whole folder take both: a
 passphrase, or a key from elsewhere, is safer. Without the key nobody reads the profiles, their owner included.
+
+One module each: `file` (the SQLite file and its transactions), `rows` (what it holds), `keys` (seals and
+where keys come from), `codec` (profiles in bytes), `portable` (the file for one profile).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
-import hashlib
 import os
 import pathlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from .errors import ModelMismatchError, ProfileExpiredError, StoreError, UnknownSpeakerError
-from .ledger import Record, Transaction
-from .portable import read_profile_file, seal_profile, write_profile_file
-from .profiles import AuditTrail, Exemplar, Profile, ProfileInfo, checked_name, reenrolled
-from .sealing import KEY_VARIABLE, PLAINTEXT, KeyFile, KeySource, KeyVariable, Passphrase
-from .vault import Vault
+from ..errors import ModelMismatchError, ProfileExpiredError, StoreError, UnknownSpeakerError
+from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, checked_name, reenrolled
+from .file import StoreFile, default_store_path
+from .keys import KEY_VARIABLE, PLAINTEXT, KeyFile, KeySource, KeyVariable, Passphrase
+from .portable import read_profile_file, write_profile_file
+from .rows import Rows, new_ids, noted
 
 if TYPE_CHECKING:
-    from .encoder import Encoder
+    from ..encoder import Encoder
 
 __all__ = [
     "PLAINTEXT",
     "AuditTrail",
     "KeyFile",
+    "KeySource",
     "KeyVariable",
     "Passphrase",
     "ProfileInfo",
     "ProfileStore",
     "default_store_path",
-    "reenrolled",
 ]
 
 MAX_EXEMPLARS = 40  # of a profile that adapts
-MAX_ROLLBACKS = 16
 MAX_AUDIT_DAYS = 400
 OUTCOMES = ("accept", "reject", "no_decision")
-
-
-def default_store_path() -> pathlib.Path:
-    """``emoinv/profiles.db`` in the platform's folder for user data."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or pathlib.Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = pathlib.Path.home() / "Library" / "Application Support"
-    else:
-        base = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
-    return pathlib.Path(base) / "emoinv" / "profiles.db"
 
 
 # Inside the class `list` is the method.
@@ -91,7 +79,7 @@ class ProfileStore:
     path : path, optional
         The file, made at the first `put` or import; by default `default_store_path`.
     key : bytes, function, KeyFile, KeyVariable, Passphrase or PLAINTEXT, optional
-        What seals it (see `sealing`). By default the environment variable ``EMOINV_STORE_KEY`` if it
+        What seals it (see `keys`). By default the environment variable ``EMOINV_STORE_KEY`` if it
         is set, else the key file ``<path>.key``, made with mode 0600 together with the store. Only
         ``key=PLAINTEXT`` writes in the clear.
     timeout_s : float
@@ -105,7 +93,7 @@ class ProfileStore:
     SealError
         If the key is wrong, or the file or the profile in question was altered or put back to an older state.
     SchemaError
-        If a newer version of the library wrote the file. An older one is brought up to date when opened.
+        If a newer version of the library wrote the file. An older one is brought up to date by the first change.
     """
 
     def __init__(
@@ -114,12 +102,12 @@ class ProfileStore:
         path = pathlib.Path(path) if path is not None else default_store_path()
         if key is None:
             key = KeyVariable() if KEY_VARIABLE in os.environ else KeyFile(f"{path}.key")
-        self._vault = Vault(path, key, timeout_s)
+        self._file = StoreFile(path, key, timeout_s)
 
     @property
     def path(self) -> pathlib.Path:
         """The file."""
-        return self._vault.path
+        return self._file.path
 
     def __repr__(self) -> str:
         return f"ProfileStore({str(self.path)!r})"
@@ -130,14 +118,7 @@ class ProfileStore:
     # -- profiles ------------------------------------------------------------------------------------------
 
     def put(self, profile: Profile, *, replace: bool = True) -> None:
-        """Keep the profile.
-
-        Parameters
-        ----------
-        profile : Profile
-        replace : bool
-            Whether a profile of the same name gives way, with all that it could be rolled back to; its audit
-            trail goes on.
+        """Keep the profile; of one that had its name, the audit trail stays and nothing it could be rolled back to.
 
         Raises
         ------
@@ -147,14 +128,15 @@ class ProfileStore:
         self._put(profile, "enrolled", replace=replace)
 
     def _put(self, profile: Profile, event: str, *, replace: bool) -> None:
-        self._vault.create()
-        with self._vault.transaction(write=True) as opened:
-            if profile.name not in opened.entries:
-                opened.add(profile, event)
-            elif replace:
-                opened.replace(profile, f"{event} anew")
-            else:
-                raise StoreError(f"there is a profile named {profile.name!r} already; remove it first, or replace it")
+        self._file.create()
+        with self._file.transaction(write=True) as rows:
+            if profile.name in rows.entries:
+                if not replace:
+                    raise StoreError(
+                        f"there is a profile named {profile.name!r} already; remove it first, or replace it"
+                    )
+                event = f"{event} anew"
+            rows.enrol(profile, event)
 
     def get(self, name: str, *, model_fingerprint: str | None = None, audio: bool = True) -> Profile:
         """The profile of that name.
@@ -177,11 +159,8 @@ class ProfileStore:
         ModelMismatchError
             If another model made it.
         """
-        name = _wanted_name(name)
-        if not self.path.exists():
-            raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist; enrol the speaker first")
-        with self._vault.transaction(write=False) as opened:
-            profile = opened.profile(name, audio=audio)
+        with self._profile(name) as (name, rows):
+            profile = rows.profile(name, audio=audio)
         _refuse_expired(profile)
         if model_fingerprint is not None:
             _refuse_other_model(profile, model_fingerprint, "emoinv profiles upgrade")
@@ -191,28 +170,25 @@ class ProfileStore:
         """The names, sorted; those of expired and of damaged profiles too."""
         if not self.path.exists():
             return []
-        with self._vault.transaction(write=False) as opened:
-            return sorted(opened.entries)
+        with self._file.transaction(write=False) as rows:
+            return sorted(rows.entries)
 
     def list(self) -> _Infos:
-        """What there is to tell about every profile, sorted by name. Each one is opened and checked."""
+        """What is known of every profile, sorted by name. Each one is opened and checked."""
         if not self.path.exists():
             return []
-        with self._vault.transaction(write=False) as opened:
-            return [_info(opened, name) for name in sorted(opened.entries)]
+        with self._file.transaction(write=False) as rows:
+            return [rows.info(name) for name in sorted(rows.entries)]
 
     def info(self, name: str) -> ProfileInfo:
-        """What there is to tell about the profile of that name; UnknownSpeakerError if there is none."""
-        name = _wanted_name(name)
-        self._must_exist(name)
-        with self._vault.transaction(write=False) as opened:
-            opened.entry(name)
-            return _info(opened, name)
+        """What is known of the profile of that name; UnknownSpeakerError if there is none."""
+        with self._profile(name) as (name, rows):
+            return rows.info(name)
 
     def remove(self, name: str) -> None:
         """Remove the profile of that name and overwrite what it left in the file.
 
-        The store's log keeps when, and a pseudonym that only says which removals were of one profile.
+        The store's log keeps when, and a pseudonym that only shows which removals were of one profile.
 
         Raises
         ------
@@ -221,35 +197,31 @@ class ProfileStore:
         StoreError
             Also if it is removed, but another process kept the file from being rebuilt.
         """
-        name = _wanted_name(name)
-        if not self.path.exists():
-            raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist")
-        with self._vault.transaction(write=True) as opened:
-            _remove(opened, name, "removed")
-        self._vault.scrub()
+        with self._profile(name, write=True) as (name, rows):
+            rows.remove(name, "removed")
+        self._file.scrub()
 
     def remove_all(self) -> _Names:
         """Remove every profile, damaged ones too, and overwrite what they left; the names that went."""
         if not self.path.exists():
             return []
-        with self._vault.transaction(write=True) as opened:
-            names = sorted(opened.entries)
+        with self._file.transaction(write=True) as rows:
+            names = sorted(rows.entries)
             for name in names:
-                _remove(opened, name, "removed")
-            opened.db.execute("DELETE FROM exemplar")
-            opened.db.execute("DELETE FROM profile")
-        self._vault.scrub()
+                rows.remove(name, "removed")
+            rows.drop_unlisted()
+        self._file.scrub()
         return names
 
     def purge(self, now: datetime.datetime | None = None) -> _Names:
         """Remove the profiles whose expiry has passed, and overwrite what they and earlier ones left; their names."""
         if not self.path.exists():
             return []
-        with self._vault.transaction(write=True) as opened:
-            names = [name for name in sorted(opened.entries) if _has_expired(opened, name, now)]
+        with self._file.transaction(write=True) as rows:
+            names = [name for name in sorted(rows.entries) if rows.has_expired(name, now)]
             for name in names:
-                _remove(opened, name, "expired and removed")
-        self._vault.scrub()
+                rows.remove(name, "expired and removed")
+        self._file.scrub()
         return names
 
     # -- adaptation ----------------------------------------------------------------------------------------
@@ -269,22 +241,16 @@ class ProfileStore:
         StoreError
             If the enrolment alone has reached the limit.
         """
-        name = _wanted_name(name)
-        self._must_exist(name)
-        with self._vault.transaction(write=True) as opened:
-            profile = opened.profile(name)
-            _refuse_misfit(profile, exemplar, model_fingerprint)
-            record = opened.record(name)
+        with self._profile(name, write=True) as (name, rows):
+            record, trail, exemplars = rows.state(name)
+            _refuse_misfit(record.profile(exemplars), exemplar, model_fingerprint)
             if record.num_enrolled >= limit:
                 raise StoreError(f"profile {name!r} has {record.num_enrolled} enrolled exemplars, the limit is {limit}")
-            kept = record.exemplars
-            if len(kept) >= limit:
-                kept = kept[: record.num_enrolled] + kept[len(kept) - limit + 1 + record.num_enrolled :]
-            added = opened.add_exemplar(record, exemplar)
-            history = (*record.history, record.exemplars)[-MAX_ROLLBACKS:]
-            opened.write(dataclasses.replace(record, exemplars=(*kept, added), history=history))
-            opened.note_event(name, "adapted")
-            return opened.profile(name)
+            (id_,) = new_ids(1)
+            adapted = record.adapted(id_, limit)
+            rows.write(adapted, noted(trail, "adapted"), {id_: exemplar})
+        by_id = {**dict(zip(record.exemplars, exemplars, strict=True)), id_: exemplar}
+        return adapted.profile(tuple(by_id[kept] for kept in adapted.exemplars))
 
     def extend(
         self,
@@ -314,38 +280,23 @@ class ProfileStore:
         UnknownSpeakerError, ProfileExpiredError, ModelMismatchError
             As in `adapt`.
         """
-        name = _wanted_name(name)
-        self._must_exist(name)
         if not exemplars:
             raise ValueError("expected at least one exemplar to add")
-        with self._vault.transaction(write=True) as opened:
-            present = opened.profile(name)
+        with self._profile(name, write=True) as (name, rows):
+            record, trail, stored = rows.state(name)
+            present = record.profile(stored)
             for exemplar in exemplars:
                 _refuse_misfit(present, exemplar, model_fingerprint)
-            record = opened.record(name)
-            changed = dataclasses.replace(
+            enrolled = record.num_enrolled
+            extended = dataclasses.replace(  # checked as a profile before anything is written
                 present,
-                exemplars=(*present.exemplars, *exemplars),  # checked as a profile before anything is written
+                exemplars=(*stored[:enrolled], *exemplars, *stored[enrolled:]),
                 expires=present.expires if expires is None else expires,
                 consent=present.consent if consent is None else consent,
             )
-            added = tuple(opened.add_exemplar(record, exemplar) for exemplar in exemplars)
-
-            def with_added(ids: tuple[int, ...]) -> tuple[int, ...]:
-                return (*ids[: record.num_enrolled], *added, *ids[record.num_enrolled :])
-
-            opened.write(
-                dataclasses.replace(
-                    record,
-                    expires=changed.expires,
-                    consent=changed.consent,
-                    num_enrolled=record.num_enrolled + len(added),
-                    exemplars=with_added(record.exemplars),
-                    history=tuple(with_added(ids) for ids in record.history),
-                )
-            )
-            opened.note_event(name, "enrolled further")
-            return opened.profile(name)
+            added = dict(zip(new_ids(len(exemplars)), exemplars, strict=True))
+            rows.write(record.extended(tuple(added), extended), noted(trail, "enrolled further"), added)
+        return extended
 
     def rollback(self, name: str) -> Profile:
         """Undo the last `adapt`; up to 16 can be undone, one call each.
@@ -357,15 +308,14 @@ class ProfileStore:
         StoreError
             If there is nothing to undo.
         """
-        name = _wanted_name(name)
-        self._must_exist(name)
-        with self._vault.transaction(write=True) as opened:
-            record = opened.record(name)
+        with self._profile(name, write=True) as (name, rows):
+            record, trail = rows.record(name), rows.trail(name)
             if not record.history:
                 raise StoreError(f"profile {name!r} has no adaptation to undo; enrol the speaker again to start anew")
-            opened.write(dataclasses.replace(record, exemplars=record.history[-1], history=record.history[:-1]))
-            opened.note_event(name, "rolled back")
-            return opened.profile(name)
+            record = record.rolled_back()
+            profile = record.profile(rows.exemplars(record, record.exemplars))
+            rows.write(record, noted(trail, "rolled back"), {})
+        return profile
 
     # -- audit ---------------------------------------------------------------------------------------------
 
@@ -375,37 +325,26 @@ class ProfileStore:
             raise ValueError(f"expected the outcome as one of {OUTCOMES}, got {outcome!r}")
         if count < 1:
             raise ValueError(f"expected a count of 1 or more, got {count}")
-        name = _wanted_name(name)
-        self._must_exist(name)
-        now = datetime.datetime.now(datetime.timezone.utc)
-        with self._vault.transaction(write=True) as opened:
-            trail = opened.trail(name)
-            days = trail["verified"]
-            day = days.setdefault(now.date().isoformat(), {})
-            day[outcome] = day.get(outcome, 0) + count
-            for old in sorted(days)[:-MAX_AUDIT_DAYS]:
-                del days[old]
-            trail["last_used"] = now.isoformat(timespec="seconds")
-            opened.write_trail(name, trail)
+        now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+        today = now.date().isoformat()
+        with self._profile(name, write=True) as (name, rows):
+            trail = rows.trail(name)
+            counts = trail.verified.get(today, {})
+            days = {**trail.verified, today: {**counts, outcome: counts.get(outcome, 0) + count}}
+            days = {day: days[day] for day in sorted(days)[-MAX_AUDIT_DAYS:]}
+            rows.write_trail(name, dataclasses.replace(trail, last_used=now, verified=days))
 
     def audit(self, name: str) -> AuditTrail:
         """What was done with the profile of that name."""
-        name = _wanted_name(name)
-        self._must_exist(name)
-        with self._vault.transaction(write=False) as opened:
-            trail = opened.trail(name)
-        return AuditTrail(
-            events=tuple((datetime.datetime.fromisoformat(at), event) for at, event in trail["events"]),
-            last_used=None if trail["last_used"] is None else datetime.datetime.fromisoformat(trail["last_used"]),
-            verified=trail["verified"],
-        )
+        with self._profile(name) as (name, rows):
+            return rows.trail(name)
 
     def log(self) -> _Log:
         """What was done with the store as a whole: removals, by pseudonym, and rotations; the last 1000."""
         if not self.path.exists():
             return []
-        with self._vault.transaction(write=False) as opened:
-            return [(datetime.datetime.fromisoformat(at), event) for at, event in opened.log]
+        with self._file.transaction(write=False) as rows:
+            return [(datetime.datetime.fromisoformat(at), event) for at, event in rows.log]
 
     # -- carrying and renewing -------------------------------------------------------------------------------
 
@@ -416,13 +355,11 @@ class ProfileStore:
 
         The audit trail notes it before the file is written. Clips go along unless `audio` is false.
         """
-        name = _wanted_name(name)
-        self._must_exist(name)
-        with self._vault.transaction(write=True) as opened:
-            profile = opened.profile(name, audio=audio)
+        with self._profile(name, write=True) as (name, rows):
+            profile = rows.profile(name, audio=audio)
             _refuse_expired(profile)
-            opened.note_event(name, "exported")
-        write_profile_file(path, seal_profile(profile, passphrase))
+            rows.write_trail(name, noted(rows.trail(name), "exported"))
+        write_profile_file(path, profile, passphrase)
 
     def import_profile(
         self,
@@ -480,54 +417,50 @@ class ProfileStore:
         EnrolmentError
             If no clip was kept; the profile stays as it is.
         """
-        name = _wanted_name(name)
-        self._must_exist(name)
-        with self._vault.transaction(write=False) as opened:
-            old = opened.profile(name)
-            version = opened.entry(name).version
+        with self._profile(name) as (name, rows):
+            old = rows.profile(name)
+            version = rows.entry(name).version
         _refuse_expired(old)
         new = reenrolled(old, encoder)
-        with self._vault.transaction(write=True) as opened:
-            if opened.entry(name).version != version:
+        with self._profile(name, write=True) as (name, rows):
+            if rows.entry(name).version != version:
                 raise StoreError(f"profile {name!r} was changed by another process meanwhile; run the upgrade again")
-            opened.replace(new, f"upgraded to model {encoder.fingerprint[:12]}")
-        self._vault.scrub()
+            rows.enrol(new, f"upgraded to model {encoder.fingerprint[:12]}")
+        self._file.scrub()
         return new
 
     def rotate(self, key: KeySource | None = None) -> None:
-        """Seal everything anew under fresh secrets, in one transaction, and overwrite what was there.
+        """Seal everything anew under a fresh data key, in one transaction, and overwrite what was there.
 
-        The store's data key and its orthogonal transform are always drawn anew: vectors that leaked before
-        match nothing any more. `key`, if given, takes the place of the user's key, and this object goes on
-        with it. A `KeyFile` at the place of the present one gets a new content: not where several
-        stores share it, since the others would not open any more.
+        `key`, if given, takes the place of the user's key, and this object goes on with it. A `KeyFile` at
+        the place of the present one gets a new content: not where several stores share it, since the others
+        would not open any more.
 
         Raises
         ------
         SealError
             If a profile does not open; nothing is changed then.
         """
-        self._must_exist(None)
-        self._vault.renew(self._vault.key if key is None else key, fresh=key is not None)
-        self._vault.scrub()
+        self._file.renew(key)
+        self._file.scrub()
 
     def own_key_file(self) -> KeyFile | None:
         """The key file that lies beside the store and serves it alone, if that is its key."""
-        key = self._vault.key
+        key = self._file.key
         return key if isinstance(key, KeyFile) and str(key.path) == f"{self.path}.key" else None
 
-    def _must_exist(self, name: str | None) -> None:
+    @contextlib.contextmanager
+    def _profile(self, name: str, *, write: bool = False) -> Iterator[tuple[str, Rows]]:
+        """A transaction for the profile of that name, with the name as the store spells it."""
+        try:
+            name = checked_name(name)
+        except ValueError as error:
+            raise UnknownSpeakerError(f"no profile can have this name: {error}") from None
         if not self.path.exists():
-            if name is None:
-                raise StoreError(f"store {self.path}: does not exist; enrol a speaker first, or give another path")
             raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist; enrol the speaker first")
-
-
-def _wanted_name(name: str) -> str:
-    try:
-        return checked_name(name)
-    except ValueError as error:
-        raise UnknownSpeakerError(f"no profile can have this name: {error}") from None
+        with self._file.transaction(write=write) as rows:
+            rows.entry(name)
+            yield name, rows
 
 
 def _refuse_expired(profile: Profile) -> None:
@@ -560,44 +493,4 @@ def _refuse_other_model(profile: Profile, fingerprint: str, command: str) -> Non
     raise ModelMismatchError(
         f"profile {profile.name!r} was made by model {profile.model_fingerprint[:12]}, this one is {fingerprint[:12]}, "
         f"and their embeddings cannot be compared; {cure}, or use the other model"
-    )
-
-
-def _remove(opened: Transaction, name: str, event: str) -> None:
-    row = opened.entry(name).row
-    pseudonym = hashlib.sha256(b"emoinv removed" + opened.keys.store_id + str(row).encode()).hexdigest()[:8]
-    opened.delete(name)
-    opened.note(f"{event}: {pseudonym}")
-
-
-def _has_expired(opened: Transaction, name: str, now: datetime.datetime | None) -> bool:
-    try:
-        expires = opened.record(name).expires
-    except StoreError:  # damaged: not ours to drop
-        return False
-    return expires is not None and (now or datetime.datetime.now(datetime.timezone.utc)) >= expires
-
-
-def _info(opened: Transaction, name: str) -> ProfileInfo:
-    try:
-        record: Record = opened.record(name)
-        exemplars = opened.exemplars(name, record, record.exemplars)
-        last_used = opened.trail(name)["last_used"]
-    except StoreError as error:
-        return ProfileInfo(name, problem=f"damaged: {error}")
-    now = datetime.datetime.now(datetime.timezone.utc)
-    expired = record.expires is not None and now >= record.expires
-    return ProfileInfo(
-        name=name,
-        problem="expired" if expired else "",
-        model_fingerprint=record.model_fingerprint,
-        num_exemplars=len(exemplars),
-        num_clips=sum(exemplar.audio is not None for exemplar in exemplars),
-        created=record.created,
-        expires=record.expires,
-        expired=expired,
-        consent=record.consent,
-        last_used=None if last_used is None else datetime.datetime.fromisoformat(last_used),
-        adaptations=len(record.history),
-        num_enrolled=record.num_enrolled,
     )

@@ -1,9 +1,12 @@
-"""The SQLite file of a `ProfileStore`: opened, made, migrated, scrubbed and renewed (what is in it: `ledger`).
+"""The SQLite file of a `ProfileStore`: made, opened, sealed anew and scrubbed (what is in it: `rows`).
 
-A new store is made under another name and linked into place, so that a crash leaves a whole store or
+A new store is made under another name and linked into place, so that a crash leaves a complete store or
 none. Every change is one transaction in SQLite's write-ahead log, synced before it counts; a process that
 dies leaves its last committed state. No connection outlives a transaction, so that nothing is shared between
 threads or processes, and the store at rest is one file.
+
+A store of schema 2 is read as it is. The first change to it, of whatever kind, seals all of it anew in the
+present schema, in the same transaction; a profile that is damaged stays so and costs no other.
 """
 
 from __future__ import annotations
@@ -13,26 +16,33 @@ import os
 import pathlib
 import secrets
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from ..errors import SchemaError, SealError, StoreError
+from .keys import KEY_BYTES, SCHEMA, KeyFile, KeySource, StoreKeys, key_kind, link_new
+from .rows import TABLES, Rows
+from .schema2 import SCHEMA_2
 
-from .errors import SchemaError, SealError, StoreError
-from .ledger import SCHEMA, TABLES, StoreKeys, Transaction, keys_aad, new_keys, wrapping_seal
-from .profiles import decode_profile
-from .sealing import KEY_BYTES, KeyFile, KeySource, Seal, associated, key_kind, secret_candidates
+__all__ = ["StoreFile", "default_store_path"]
 
-__all__ = ["Vault"]
-
-OLDEST_SCHEMA = 1
 APPLICATION_ID = 0x656D6F69  # "emoi"
 PAGE_BYTES = 4096
 
 
-class Vault:
+def default_store_path() -> pathlib.Path:
+    """``emoinv/profiles.db`` in the platform's folder for user data."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or pathlib.Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = pathlib.Path.home() / "Library" / "Application Support"
+    else:
+        base = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
+    return pathlib.Path(base) / "emoinv" / "profiles.db"
+
+
+class StoreFile:
     """One store's file and key. It holds no connection: every transaction opens its own."""
 
     def __init__(self, path: pathlib.Path, key: KeySource, timeout_s: float) -> None:
@@ -46,7 +56,6 @@ class Vault:
         self.key = key
         self.timeout_s = timeout_s
         self._keys: StoreKeys | None = None  # opened before; valid while the file has the same `sealed`
-        self._matrices: dict[tuple[bytes, int], NDArray[np.float64]] = {}
         self._newest: tuple[bytes, int] = b"", 0  # the highest count of writes seen, and in which store
 
     # -- the file ------------------------------------------------------------------------------------------
@@ -66,16 +75,9 @@ class Vault:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("BEGIN")
                 _run(db, f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA}; {TABLES}")
-                keys = new_keys(self.key, secrets.token_bytes(16))
-                Transaction(db, keys, self._matrices).write_root()
+                Rows(db, StoreKeys.fresh(self.key, secrets.token_bytes(16))).write_root()
                 db.execute("COMMIT")
-            try:
-                os.link(draft, self.path)
-            except FileExistsError:
-                pass  # another process was first; its store counts
-            except OSError:  # a file system without hard links
-                if not self.path.exists():
-                    draft.rename(self.path)
+            link_new(draft, self.path)
             _sync_folder(self.path.parent)
         except (OSError, sqlite3.Error) as error:
             raise self._condition(error) from None
@@ -110,7 +112,7 @@ class Vault:
         return db
 
     @contextlib.contextmanager
-    def transaction(self, *, write: bool) -> Iterator[Transaction]:
+    def transaction(self, *, write: bool) -> Iterator[Rows]:
         """One transaction; what the block changed is committed at its end, or nothing if it raises."""
         if not self.path.exists():
             raise StoreError(f"store {self.path}: does not exist; enrol a speaker first, or give another path")
@@ -122,19 +124,24 @@ class Vault:
             )
         with contextlib.ExitStack() as stack:
             try:
-                db, begun = self._begin(write=write, immutable=immutable)
+                db, rows = self._begin(write=write, immutable=immutable)
                 stack.callback(db.close)
-                yield begun
+                if write and rows.keys.schema != SCHEMA:
+                    rows.reseal(StoreKeys.fresh(self.key, rows.keys.store_id), leave_damaged=True)
+                    rows.note(f"brought from schema {SCHEMA_2} to {SCHEMA}")
+                    db.execute(f"PRAGMA user_version = {SCHEMA}")
+                yield rows
                 if write:
-                    begun.write_root()
+                    rows.write_root()
                     db.execute("COMMIT")
-                self._newest = max(self._newest, (begun.keys.store_id, begun.counter), key=lambda seen: seen[1])
+                    self._keys = rows.keys
+                self._newest = max(self._newest, (rows.keys.store_id, rows.counter), key=lambda seen: seen[1])
             # SQLite may quote a damaged schema in its message, and Python then fails to decode it.
             except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 raise self._condition(error) from None
         # Closing without COMMIT rolls back, and ends what only read.
 
-    def _begin(self, *, write: bool, immutable: bool) -> tuple[sqlite3.Connection, Transaction]:
+    def _begin(self, *, write: bool, immutable: bool) -> tuple[sqlite3.Connection, Rows]:
         alone = False
         for attempt in range(4):
             if immutable and self._pending_log():
@@ -146,37 +153,26 @@ class Vault:
             try:
                 self._refuse_cut_off()
                 db = self._connect(immutable=immutable, alone=alone)
-                schema = self._schema(db)
-                if schema < SCHEMA:
-                    if immutable:
-                        raise SchemaError(
-                            f"store {self.path}: has schema {schema}, read-only, and must be brought to schema "
-                            f"{SCHEMA}; open it once where it can be written"
-                        )
-                    self._migrate(db)
                 # Taken before the snapshot: a thread that writes meanwhile must not make it look old.
                 newest = self._newest
                 db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                return db, self._open(db, newest, write=write)
-            except SealError:
+                return db, self._open(db, self._schema(db), newest, write=write)
+            except BaseException as error:
                 if db is not None:
                     db.close()
                 # A rotation may have changed the key file between our look at it and at the store.
-                if not isinstance(self.key, KeyFile) or attempt == 3:
-                    raise
-                time.sleep(0.02)
-            except sqlite3.OperationalError as error:
-                if db is not None:
-                    db.close()
+                if isinstance(error, SealError) and isinstance(self.key, KeyFile) and attempt < 3:
+                    time.sleep(0.02)
                 # On a full disk there is no room for SQLite's shared index of the log; a process that
                 # has the file to itself does without.
-                if write or immutable or alone or "locked" in str(error):
+                elif (
+                    isinstance(error, sqlite3.OperationalError)
+                    and not (write or immutable or alone)
+                    and "locked" not in str(error)
+                ):
+                    alone = True
+                else:
                     raise
-                alone = True
-            except BaseException:
-                if db is not None:
-                    db.close()
-                raise
         raise AssertionError("the last attempt returned or raised")
 
     def _refuse_cut_off(self) -> None:
@@ -199,63 +195,41 @@ class Vault:
                 f"store {self.path}: is no profile store, or is damaged; give another path, or restore a copy"
             )
         schema = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if not OLDEST_SCHEMA <= schema <= SCHEMA:
+        if schema not in (SCHEMA_2, SCHEMA):
             raise SchemaError(
-                f"store {self.path}: expected schema {OLDEST_SCHEMA} to {SCHEMA}, got {schema}; "
+                f"store {self.path}: expected schema {SCHEMA_2} or {SCHEMA}, got {schema}; "
                 "install the emoinv-edge version that wrote it, or a newer one"
             )
         return schema
 
-    def _open(self, db: sqlite3.Connection, newest: tuple[bytes, int], *, write: bool) -> Transaction:
-        rows = db.execute("SELECT store_id, key_kind, salt, keys, root, log FROM store ORDER BY copy").fetchall()
+    def _open(self, db: sqlite3.Connection, schema: int, newest: tuple[bytes, int], *, write: bool) -> Rows:
+        copies = db.execute("SELECT store_id, key_kind, salt, keys, root, log FROM store ORDER BY copy").fetchall()
         opened = []
-        for store_id, kind, salt, sealed, root, log in rows:
+        for *columns, root, log in copies:
             with contextlib.suppress(SealError):
-                keys = self._unwrap(store_id, kind, salt, sealed, write=write)
-                opened.append(Transaction(db, keys, self._matrices, root, log))
+                keys = self._open_keys(schema, tuple(columns), write=write)
+                opened.append(Rows(db, keys, root, log))
         if not opened:
-            raise self._wrong_key([kind for _, kind, *_ in rows])
-        transaction = max(opened, key=lambda candidate: (candidate.counter, candidate.log_intact))
-        if newest[0] == transaction.keys.store_id and transaction.counter < newest[1]:
+            raise self._wrong_key([kind for _, kind, *_ in copies])
+        rows = max(opened, key=lambda candidate: (candidate.counter, candidate.log_intact))
+        if newest[0] == rows.keys.store_id and rows.counter < newest[1]:
             raise SealError(
-                f"store {self.path}: the file was put back to an older state (write {transaction.counter}, "
+                f"store {self.path}: the file was put back to an older state (write {rows.counter}, "
                 f"seen before: {newest[1]}); if you restored a copy on purpose, open it anew"
             )
-        return transaction
+        return rows
 
-    def _unwrap(self, store_id: Any, kind: Any, salt: Any, sealed: Any, *, write: bool) -> StoreKeys:
+    def _open_keys(self, schema: int, columns: tuple[object, ...], *, write: bool) -> StoreKeys:
         known = self._keys
-        if known is not None and (store_id, kind, salt, sealed) == (
-            known.store_id,
-            known.kind,
-            known.salt,
-            known.sealed,
-        ):
-            return known
-        if not (isinstance(store_id, bytes) and isinstance(salt, bytes) and kind == key_kind(self.key)):
-            raise SealError("the kind of key differs")
-        aad = keys_aad(store_id, kind)
-        for place, secret in enumerate([b""] if kind == "plaintext" else secret_candidates(self.key)):
-            with contextlib.suppress(SealError):
-                plain = wrapping_seal(kind, secret, salt).open(sealed, aad)
-                if isinstance(self.key, KeyFile) and write:
-                    self._settle_key_file(place)
-                data_key, transform_secret = plain[:KEY_BYTES], plain[KEY_BYTES:]
-                keys = StoreKeys(store_id, kind, salt, sealed, data_key, transform_secret)
-                self._keys = keys
-                return keys
-        raise SealError("the key differs")
+        if known is None or (known.schema, known.columns) != (schema, columns):
+            known, place = StoreKeys.opened(self.key, schema, *columns)
+            if isinstance(self.key, KeyFile) and write:
+                # What a killed rotation left; only ever under the store's write lock.
+                self.key.settle_successor(promote=place == 1)
+            self._keys = known
+        return known
 
-    def _settle_key_file(self, place: int) -> None:
-        """Finish or clear what a killed rotation left; only ever under the store's write lock."""
-        if isinstance(self.key, KeyFile):
-            with contextlib.suppress(FileNotFoundError):
-                if place == 1:
-                    self.key.promote_successor()
-                else:
-                    os.unlink(f"{self.key.path}.new")
-
-    def _wrong_key(self, kinds: list[Any]) -> StoreError:
+    def _wrong_key(self, kinds: list[object]) -> StoreError:
         kind = key_kind(self.key)
         if kinds and all(other == "plaintext" != kind for other in kinds):
             return SealError(
@@ -273,7 +247,7 @@ class Vault:
         )
 
     def _condition(self, error: Exception) -> StoreError:
-        """The StoreError that tells a user what an error of SQLite or of the system means."""
+        """The StoreError for an error of SQLite or of the system, with what it means and the cure."""
         text = str(error) if not isinstance(error, UnicodeDecodeError) else "its schema is not text"
         if isinstance(error, OSError):
             return StoreError(f"store {self.path}: {error.strerror or text}; nothing was changed")
@@ -297,7 +271,7 @@ class Vault:
         Raises
         ------
         StoreError
-            If another process held the file for the whole time limit, or the disk is full: what
+            If another process held the file for all of the time limit, or the disk is full: what
             was committed stands, but old sealed bytes may still lie in the file.
         """
         later = "the change itself is done, but old sealed bytes may still lie in the file; run `emoinv profiles purge`"
@@ -312,79 +286,29 @@ class Vault:
         except sqlite3.Error as error:
             raise StoreError(f"{self._condition(error)}. In this case {later}") from None
 
-    def renew(self, key: KeySource, *, fresh: bool) -> None:
-        """Seal everything anew, in one transaction: fresh data key and transform secret, under `key`.
+    def renew(self, key: KeySource | None) -> None:
+        """Seal everything anew, in one transaction, with a fresh data key, under `key` or the present one.
 
-        `key` becomes the key of this vault. If `fresh`, a KeyFile of the same path gets a new content, which
-        takes its place after the transaction.
+        `key` becomes the key of this file. A KeyFile of the present path gets a new content, which takes its
+        place after the transaction.
         """
-        in_place = (
-            fresh and isinstance(key, KeyFile) and isinstance(self.key, KeyFile) and _same_path(key.path, self.key.path)
-        )
-        successor = secrets.token_bytes(KEY_BYTES) if in_place else None
-        if isinstance(key, KeyFile) and fresh and not in_place:
-            key.create()
-        with self.transaction(write=True) as old:
-            if isinstance(key, KeyFile) and successor is not None:
-                key.write_successor(successor)
-            keys = new_keys(successor if successor is not None else key, old.keys.store_id)
-            new = Transaction(old.db, keys, self._matrices)
-            old.copy_into(new)
-            # The block's end writes the root of `old`; make it the new one.
-            old.become(new)
-            old.note("sealed anew")
+        successor = None
+        if isinstance(key, KeyFile) and isinstance(self.key, KeyFile) and _same_path(key.path, self.key.path):
+            successor = secrets.token_bytes(KEY_BYTES)
+        with self.transaction(write=True) as rows:
+            if isinstance(key, KeyFile):
+                if successor is None:
+                    key.create()
+                else:
+                    key.write_successor(successor)
+            key = self.key if key is None else key
+            rows.reseal(StoreKeys.fresh(successor or key, rows.keys.store_id))
+            rows.note("sealed anew")
         self.key = key
-        self._keys = keys
-        self._matrices.clear()
-        if in_place:
+        if successor is not None:
             self._keys = None
             with self.transaction(write=True):  # opens with the successor and puts it into place
                 pass
-
-    def _migrate(self, db: sqlite3.Connection) -> None:
-        """Bring the store to this schema, in one transaction; a store that does not open stays as it is."""
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if self._schema(db) == 1:  # another process may have been first
-                self._migrate_1(db)
-            db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            raise
-
-    def _migrate_1(self, db: sqlite3.Connection) -> None:
-        """Schema 1: one sealed row a profile, no transform, no root, no audit."""
-        rows = db.execute("SELECT copy, store_id, key_kind, salt, keys FROM store ORDER BY copy").fetchall()
-        old = None
-        for copy, store_id, kind, salt, sealed in rows:
-            if kind == key_kind(self.key):
-                aad = associated("emoinv store", 1, store_id, "keys", copy, kind)
-                for secret in [b""] if kind == "plaintext" else secret_candidates(self.key):
-                    with contextlib.suppress(SealError):
-                        data_key = wrapping_seal(kind, secret, salt).open(sealed, aad)
-                        old = store_id, Seal(None if kind == "plaintext" else data_key)
-        if old is None:
-            raise self._wrong_key([row[2] for row in rows])
-        store_id, seal = old
-        profiles = []
-        for row, fingerprint, sealed in db.execute("SELECT id, model_fingerprint, sealed FROM profile"):
-            aad = associated("emoinv store", 1, store_id, "profile", row, fingerprint)
-            try:
-                profiles.append(decode_profile(seal.open(sealed, aad)))
-            except StoreError:
-                raise SealError(
-                    f"store {self.path}: a profile of this older store is damaged, so it was left as it is; "
-                    "restore it from a copy"
-                ) from None
-        db.execute("DROP TABLE profile")
-        db.execute("DROP TABLE store")
-        _run(db, f"{TABLES} PRAGMA user_version = {SCHEMA};")
-        keys = new_keys(self.key, store_id)
-        transaction = Transaction(db, keys, self._matrices)
-        for profile in profiles:
-            transaction.add(profile, "migrated from schema 1")
-        transaction.write_root()
 
 
 def _run(db: sqlite3.Connection, script: str) -> None:

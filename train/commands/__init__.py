@@ -1,0 +1,3 @@
+from ..steps import add_command
+
+__all__ = ["add_command"]
