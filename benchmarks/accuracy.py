@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from train.evaluation.clips import EvaluationSet, open_set
 from train.evaluation.decisions import evaluate_decisions
 from train.evaluation.embeddings import EmbeddingCache, hear_set, open_model
-from train.evaluation.metrics import DetCurve, det_curve
+from train.evaluation.metrics import det_curve
 from train.evaluation.protocols import PROTOCOLS, evaluate_embeddings, make_trials
+from train.evaluation.report import det_points
 
 from .conditions import CONDITIONS, DURATIONS
 from .workers import Worker
@@ -79,7 +80,9 @@ def measure(worker: Worker, evaluation: Path, cache: Path, progress: Progress = 
                 own = scores[trials.target & (emotion == each)]
                 found["frr_at_far"] = {"0.01": float(np.mean(own < threshold))}
             figures["enrol"] = {k: v for k, v in enrol.items() if k not in ("by_gender", "by_duration")}
-            figures["enrol"]["det"] = points(curve)
+            figures["enrol"]["det"] = [
+                [round(rate, 6) for rate in point] for point in det_points(scores, trials.target, DET_POINTS)
+            ]
         out[name] = figures
     return out
 
@@ -88,7 +91,7 @@ def calibrated(path: Path, evaluation: Path, cache: Path) -> dict[str, Any] | No
     """The ``enrol`` figures of one of our models by its calibrated score, as the runtime decides; None without."""
     model = open_model(path)
     folder = evaluation / EMOTIONAL
-    if model.encoder.calibration is None or not folder.is_dir():
+    if model.encoder is None or model.encoder.calibration is None or not folder.is_dir():
         return None
     clips = open_set(folder)
     with EmbeddingCache(cache, model.fingerprint, model.embedding_dim) as known:
@@ -98,14 +101,6 @@ def calibrated(path: Path, evaluation: Path, cache: Path) -> dict[str, Any] | No
         return None
     out = {key: figures["enrol"][key] for key in ("eer", "eer_interval", "frr_at_far", "cllr", "thresholds")}
     return {**out, "failure_to_acquire": figures["failure_to_acquire"]}
-
-
-def points(curve: DetCurve) -> list[list[float]]:
-    """[false accepts, false rejects] along an operating curve, at most `DET_POINTS`, dense where both are small."""
-    far, frr = np.asarray(curve.far), np.asarray(curve.frr)
-    wanted = np.geomspace(2e-4, 0.6, DET_POINTS)
-    kept = [(float(far[k]), float(frr[k])) for k in (int(np.argmax(far <= rate)) for rate in wanted)]
-    return [[round(x, 6), round(y, 6)] for x, y in dict.fromkeys(kept)]
 
 
 def split_enrol(clips: EvaluationSet) -> tuple[list[int], list[int]]:

@@ -336,7 +336,6 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
     provenance |= {"fingerprint": encoder.fingerprint, **_made_now(), **calibrating.provenance()}
-    provenance.pop("calibration_moods", None)  # what files called the axis' corpora before
     values["emoinv.provenance"] = provenance
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
