@@ -275,12 +275,12 @@ def voices(tmp_path):
 
 def test_broken_clips_are_listed_with_their_reason_and_skipped(voices, tmp_path):
     done = []
-    assert prepare(voices, tmp_path / "set", 1, done.append) == (2, 3)
+    assert prepare(voices, tmp_path / "set", 1, lambda *progress: done.append(progress)) == (2, 3)
     rows = list(csv.DictReader((tmp_path / "set" / "skipped.csv").read_text().splitlines()))
     assert [row["path"].rpartition("/")[2] for row in rows] == ["corrupt.wav", "short.wav", "silent.wav"]
     assert all(row["reason"] for row in rows)
     assert "expected at least 0.4 s" in rows[1]["reason"]
-    assert done == [1, 2, 3, 4, 5]
+    assert done == [(number, 5) for number in range(1, 6)]
 
 
 def test_a_prepared_set_gives_back_the_speech_without_its_outer_silence(voices, tmp_path):
@@ -303,7 +303,7 @@ def test_a_prepared_set_does_not_depend_on_the_number_of_workers(voices, tmp_pat
 
 
 def test_a_stopped_preparation_leaves_no_set(voices, tmp_path):
-    def stop(done):
+    def stop(done, total):
         if done == 2:
             raise KeyboardInterrupt
 

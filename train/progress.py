@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
-__all__ = ["Progress", "time_left"]
+__all__ = ["Progress", "Report", "silent", "time_left"]
+
+Report = Callable[[int, int], None]
+"""What long work calls as it goes: (done, total). A `Progress` is one."""
 
 TERMINAL_S = 0.2  # between updates of a terminal's line
 LOG_S = 30.0  # between lines in a log
@@ -18,6 +22,10 @@ def time_left(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def silent(done: int, total: int) -> None:
+    """The report of work that nobody watches."""
 
 
 class Progress:
