@@ -213,10 +213,10 @@ def _decode_media(file: BinaryIO, count: _Count, why: str) -> Iterator[tuple[int
             f"{EXPECTED}, but {why}; {CONVERT}, "
             "or, for M4A, WebM, AMR and others, install PyAV: `pip install 'emoinv-edge[media]'`"
         ) from error
-    file.seek(0)
+    view = _View(file, 0, file.seek(0, os.SEEK_END), quiet=True)  # PyAV prints the exceptions of its file, too
     options = {"format_whitelist": MEDIA_FORMATS, "protocol_whitelist": "none"}
     try:
-        with av.open(file, "r", container_options=options) as container:
+        with av.open(view, "r", container_options=options) as container:
             if not container.streams.audio:
                 raise AudioError(f"the file holds no sound; {CONVERT}")
             stream = container.streams.audio[0]
@@ -229,7 +229,9 @@ def _decode_media(file: BinaryIO, count: _Count, why: str) -> Iterator[tuple[int
                 for out in packed.resample(frame):
                     count.add(out.samples / out.sample_rate)
                     yield out.sample_rate, out.to_ndarray().reshape(out.samples, -1).astype(np.float32, copy=False)
+        view.reraise()
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        view.reraise()
         if isinstance(error, AudioError):
             raise
         says = getattr(error, "strerror", None) or str(error)
