@@ -44,7 +44,9 @@ def rates(results: dict[str, Any]) -> tuple[str, dict[str, dict[str, float]]]:
                   for key, emotions in found.items()}  # fmt: skip
     else:
         title = "Equal error rate by emotion, %"
-        values = {key: {name: 100.0 * each["eer"] for name, each in emotions.items()} for key, emotions in found.items()}
+        values = {
+            key: {name: 100.0 * each["eer"] for name, each in emotions.items()} for key, emotions in found.items()
+        }
     return title, values
 
 
@@ -82,7 +84,9 @@ def draw(results: dict[str, Any], theme: str) -> str:
         return LEFT + (WIDTH - LEFT - RIGHT) * rate / limit
 
     def text(x: float, y: float, words: str, size: int, role: str = "text", more: str = "") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour[role]}"{more}>{html.escape(words)}</text>'
+        return (
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour[role]}"{more}>{html.escape(words)}</text>'
+        )
 
     def look(key: str) -> tuple[str, str, float]:
         ours = key in ("base", "small")

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_demo import BASE, CLIPS
 
 ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / "emoinv_edge" / "models" / "base.onnx"
+CLIPS = ROOT / "emoinv_edge" / "demo" / "clips"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
