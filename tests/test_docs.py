@@ -219,12 +219,12 @@ def quoted_commands(page: Path) -> list[tuple[str, list[str]]]:
 
 
 @functools.cache
-def help_of(module: str, words: tuple[str, ...]) -> str | None:
-    """What a command prints for --help; None if there is no such command."""
+def help_of(module: str, words: tuple[str, ...], columns: int = 200) -> str | None:
+    """What a command prints for --help, so many columns wide; None if there is no such command."""
     out = io.StringIO()
     with (
         mock.patch.object(sys, "argv", [module, *words, "--help"]),
-        mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+        mock.patch.dict(os.environ, {"COLUMNS": str(columns)}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(io.StringIO()),
         contextlib.suppress(SystemExit),
@@ -296,6 +296,27 @@ def test_every_public_name_has_an_example() -> None:
     errors = {name for name in emoinv_edge.__all__ if name.endswith("Error")}
     missing = {name for name in emoinv_edge.__all__ if not re.search(rf"\b{name}\b", code)} - errors - {"__version__"}
     assert not missing
+
+
+def command_lines() -> list[tuple[str, ...]]:
+    """Every ``emoinv`` command and action."""
+    found: list[tuple[str, ...]] = []
+    for name in (module.__name__.rsplit(".", 1)[-1] for module in COMMANDS):
+        actions = re.findall(
+            r"^    (\w+)  ", (help_of("emoinv_edge", (name,)) or "").partition("actions:")[2], re.MULTILINE
+        )
+        found += [(name,), *((name, action) for action in actions)]
+    return found
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_the_help_of_a_command_fits_a_screen_and_the_guide_explains_its_options(words: tuple[str, ...]) -> None:
+    text = help_of("emoinv_edge", words, 80)
+    assert text is not None and len(text.splitlines()) <= 40
+    guide = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md")
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help"}
+    missing = {option for option in options if not re.search(rf"{option}(?![\w-])", guide)}
+    assert not missing, f"no page of the guide explains {sorted(missing)}"
 
 
 # -- README ------------------------------------------------------------------------------------------------------------
