@@ -115,6 +115,9 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 write(f"visitors/{voice}{speed}/{clip}", f"{voice}/{clip}", speed)
     for clip in FAMILY:
         write(f"family/ana/{clip}", f"awb/{clip}")
+    for person, voice in (("ana", "awb"), ("bob", "slt")):
+        for clip in FAMILY:
+            write(f"people/{person}/{clip}", f"{voice}/{clip}")
     return folder
 
 
