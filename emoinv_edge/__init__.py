@@ -6,7 +6,7 @@
 
     encoder = Encoder.default()                       # the shipped int8 model
     enroller = Enroller(encoder)
-    feedback = enroller.add(waveform, sample_rate)    # accepted?, why not, seconds so far, what to say next
+    feedback = enroller.add(waveform, sample_rate)    # accepted?, why not, seconds so far, the next prompt
     store = ProfileStore()
     store.put(enroller.profile("ana"))
     decision = Verifier(encoder, store.get("ana")).verify(waveform, sample_rate)
@@ -39,19 +39,19 @@ from .errors import (
 if TYPE_CHECKING:
     from .adaptation import Adapter
     from .audio import read_audio
-    from .encoder import Encoder
+    from .calibration import Calibration
+    from .decision import Decision, Verdict
+    from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
     from .features import LogMelStream, log_mel
-    from .identification import Identifier
     from .microphone import Gap, Microphone
     from .profiles import Exemplar, Profile
     from .quality import SpeechQuality
-    from .scoring import Calibration
     from .spec import EncoderSpec
     from .store import PLAINTEXT, KeyFile, KeyVariable, Passphrase, ProfileStore
     from .stream import VerificationStream
     from .vad import SpeechSegment, SpeechSegmenter
-    from .verifier import Decision, Verdict, Verifier
+    from .verifier import Verifier
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "Decision",
+    "Embedding",
     "EmoinvError",
     "Encoder",
     "EncoderSpec",
@@ -70,7 +71,6 @@ __all__ = [
     "EnrolmentFeedback",
     "Exemplar",
     "Gap",
-    "Identifier",
     "KeyFile",
     "KeyVariable",
     "LogMelStream",
@@ -101,15 +101,15 @@ __all__ = [
 _HOME = {
     "Adapter": "adaptation",
     "PLAINTEXT": "store",
-    "Calibration": "scoring",
-    "Decision": "verifier",
+    "Calibration": "calibration",
+    "Decision": "decision",
+    "Embedding": "encoder",
     "Encoder": "encoder",
     "EncoderSpec": "spec",
     "Enroller": "enrolment",
     "EnrolmentFeedback": "enrolment",
     "Exemplar": "profiles",
     "Gap": "microphone",
-    "Identifier": "identification",
     "KeyFile": "store",
     "KeyVariable": "store",
     "LogMelStream": "features",
@@ -120,7 +120,7 @@ _HOME = {
     "SpeechQuality": "quality",
     "SpeechSegment": "vad",
     "SpeechSegmenter": "vad",
-    "Verdict": "verifier",
+    "Verdict": "decision",
     "VerificationStream": "stream",
     "Verifier": "verifier",
     "log_mel": "features",

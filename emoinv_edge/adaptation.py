@@ -1,8 +1,8 @@
-"""Guarded adaptation: what an accepted utterance may teach a profile, and what it may not.
+"""Guarded adaptation: which accepted utterance is added to a profile, and which is not.
 
 Off unless it is used: `Verifier` never changes a profile. An `Adapter` verifies as a `Verifier`
 does, and after a clear ACCEPT on good speech adds that utterance to the stored profile, so that it
-comes to know the owner in other moods and rooms. What keeps an impostor from creeping in:
+comes to cover the owner's other emotions and rooms. What keeps an impostor from creeping in:
 
 - the score must be clear: above the strictest threshold that the calibration supports, by a margin;
 - it must be clear against the exemplars of the *enrolment alone*. Adapted exemplars vouch for
@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import Calibration
+from .decision import Decision, require_calibration
+from .encoder import Embedding, Encoder
 from .enrolment import REPLAY_COSINE
 from .profiles import Exemplar, Profile
 from .quality import SpeechQuality
-from .scoring import Calibration, ProfileBank
-from .verifier import Decision, Verifier, require_calibration
+from .scoring import ProfileBank
+from .verifier import Verifier
 
 if TYPE_CHECKING:
-    from .encoder import Encoder
     from .store import ProfileStore
 
 __all__ = ["Adapter", "admissible"]
@@ -65,15 +67,15 @@ def admissible(
         return False
     if any(float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in held):
         return False
-    bank = ProfileBank.of_exemplars(enrolled, calibration.moods)
-    llr = float(calibration.score(bank, embedding, quality)[0][0])
+    bank = ProfileBank.of_exemplars(enrolled, calibration.emotion_axis)
+    llr = float(bank.score(calibration, embedding, quality)[0][0])
     table = calibration.far_tables[0]
     strictest = calibration.threshold(max(calibration.supported_far, table.rates[-1])).llr
     return llr >= strictest + margin
 
 
 class Adapter:
-    """Verifies one stored speaker and lets the profile learn from clear accepts.
+    """Verifies one stored speaker and adds clear accepts to the profile.
 
     Not for use from several threads at once; other processes may use the same store.
 
@@ -133,19 +135,19 @@ class Adapter:
         return self._verifier
 
     def verify(self, waveform: NDArray[Any], sample_rate: int) -> tuple[Decision, bool]:
-        """Decide as `Verifier.verify` does, and whether the profile learnt from it."""
+        """Decide as `Verifier.verify` does, and whether the utterance was added to the profile."""
         decision, embedding = self._verifier.examine(waveform, sample_rate)
         return decision, embedding is not None and self.consider(decision, embedding)
 
-    def consider(self, decision: Decision, embedding: NDArray[np.float32]) -> bool:
+    def consider(self, decision: Decision, embedding: Embedding) -> bool:
         """Add the utterance behind a decision to the profile if it may be; whether it was."""
         if not (decision.accepted and decision.final) or decision.quality is None:
             return False
         held = self._profile.exemplars
         enrolled = held[: self._num_enrolled]
-        if not admissible(self._calibration, enrolled, held, embedding, decision.quality, self._margin):
+        if not admissible(self._calibration, enrolled, held, embedding.vector, decision.quality, self._margin):
             return False
-        exemplar = Exemplar(embedding, decision.quality, datetime.datetime.now(datetime.timezone.utc))
+        exemplar = Exemplar(embedding.vector, decision.quality, datetime.datetime.now(datetime.timezone.utc))
         self._load(
             self._store.adapt(
                 self._name,

@@ -7,6 +7,7 @@ nothing is guessed.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import AudioError
 
-__all__ = ["MAX_SAMPLE_RATE", "MIN_SAMPLE_RATE", "ResampleStream", "mono_chunk", "read_audio", "to_mono"]
+__all__ = ["MAX_SAMPLE_RATE", "MIN_SAMPLE_RATE", "ResampleStream", "level_dbfs", "mono_chunk", "read_audio", "to_mono"]
 
 MIN_SAMPLE_RATE = 8000
 MAX_SAMPLE_RATE = 192000
@@ -162,6 +163,12 @@ def to_mono(waveform: NDArray[Any], sample_rate: int, target_rate: int = 16000) 
             "check that the microphone is not muted and that the right device or channel was recorded"
         )
     return _resample(mono, sample_rate, target_rate)
+
+
+def level_dbfs(waveform: NDArray[np.float32]) -> float:
+    """The level of a mono waveform: its mean power in dB below full scale; -120 for silence or no samples."""
+    power = float(np.mean(np.square(waveform, dtype=np.float64))) if len(waveform) else 0.0
+    return 10.0 * math.log10(max(power, 1e-12))
 
 
 def _resample(mono: NDArray[np.float32], in_rate: int, out_rate: int) -> NDArray[np.float32]:

@@ -90,7 +90,7 @@ class Exemplar:
     Parameters
     ----------
     embedding : ndarray, shape (embedding_dim,), float32
-        Of unit norm; copied, and read-only from then on.
+        Of unit norm, or an `Embedding`; copied, and read-only from then on.
     quality : SpeechQuality
         Measured on the utterance.
     created : datetime
@@ -111,10 +111,11 @@ class Exemplar:
     audio: bytes | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.embedding, np.ndarray) or self.embedding.dtype != np.float32:
-            got = getattr(self.embedding, "dtype", type(self.embedding).__name__)
-            raise TypeError(f"expected the embedding as an array of float32, got {got}; use what Encoder.embed returns")
-        embedding = np.array(self.embedding, np.float32)
+        embedding = np.array(self.embedding)
+        if embedding.dtype != np.float32:
+            raise TypeError(
+                f"expected the embedding as an array of float32, got {embedding.dtype}; use what Encoder.embed returns"
+            )
         if embedding.ndim != 1 or embedding.size < 2:
             raise ValueError(f"expected an embedding of shape (embedding_dim,), got {embedding.shape}")
         if not np.isfinite(embedding).all():
@@ -271,9 +272,9 @@ def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
             quality = exemplar.quality
             if quality.envelope is None:  # enrolled before it was measured
                 quality = dataclasses.replace(quality, envelope=measure_quality(waveform, CLIP_RATE).envelope)
-            embedding, norm = encoder.embed_with_norm(waveform, CLIP_RATE)
-            quality = quality.with_embedding_norm(norm)
-            exemplars.append(dataclasses.replace(exemplar, embedding=embedding, quality=quality))
+            embedding = encoder.embed(waveform, CLIP_RATE)
+            quality = quality.with_embedding_norm(embedding.norm)
+            exemplars.append(dataclasses.replace(exemplar, embedding=embedding.vector, quality=quality))
     if not exemplars:
         raise EnrolmentError(
             f"profile {profile.name!r} has no speech to enrol again from (it was enrolled without --keep-audio); "

@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emoinv_edge.audio import ResampleStream, mono_chunk, read_audio, to_mono
+from emoinv_edge.audio import ResampleStream, level_dbfs, mono_chunk, read_audio, to_mono
 from emoinv_edge.errors import AudioError
 
 RATES = [8000, 11025, 12345, 16000, 22050, 32000, 44100, 48000, 96000, 192000]
@@ -150,6 +150,19 @@ def test_a_rate_that_is_no_int_is_a_type_error(rate):
 
 def test_a_numpy_integer_is_a_rate():
     assert len(to_mono(tone(440, 0.1, 8000), np.int64(8000))) == 1600
+
+
+# --- level -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [1.0, 0.1, 1e-4])
+def test_the_level_of_a_sine_is_3_db_below_its_peak(level):
+    assert level_dbfs(tone(100, 1.0, 16000, level)) == pytest.approx(20 * np.log10(level) - 3.01, abs=0.01)
+
+
+@pytest.mark.parametrize("length", [0, 1, 1600])
+def test_silence_and_no_samples_have_the_lowest_level(length):
+    assert level_dbfs(np.zeros(length, np.float32)) == -120.0
 
 
 # --- chunks ------------------------------------------------------------------------------------

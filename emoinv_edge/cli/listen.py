@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import AudioError
-from .enroll import level_dbfs, parse_device
+from .enroll import parse_device
 from .options import add_command, add_far, add_json, add_model, add_store, note_outcome, open_encoder, open_store
 from .terminal import (
     EXIT_ACCEPT,
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import RenderableType
 
+    from ..decision import Decision
     from ..encoder import Encoder
     from ..microphone import Gap
     from ..store import ProfileStore
     from ..stream import VerificationStream
-    from ..verifier import Decision
 
     Chunks = Iterable[NDArray[np.float32] | Gap]
 
@@ -57,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "listen",
-        "Listen to a microphone, or a file, and tell which enrolled speaker is speaking, until ctrl-C.",
+        "Listen to a microphone, or a file, and name the enrolled speaker who is speaking, until ctrl-C.",
         'emoinv listen ana bob\n  emoinv listen ana --json | while read event; do echo "$event"; done',
     )
     parser.add_argument("names", nargs="+", metavar="name", help="the enrolled speakers to listen for")
@@ -70,15 +70,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--until-accept", action="store_true", help="stop at the first accepted utterance")
     parser.add_argument(
         "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
-    )
-    parser.add_argument(
-        "--cascade",
-        action="store_true",
-        help="let the small model watch, and --model decide only what is near the threshold or above; "
-        "the speakers must be enrolled with --keep-audio",
-    )
-    parser.add_argument(
-        "--watch-model", default="small", metavar="NAME|FILE", help="with --cascade: what watches (default: small)"
     )
     add_far(parser)
     add_store(parser)
@@ -162,7 +153,7 @@ class Lines:
         self._rate = 16000
 
     def start(self, stream: VerificationStream, source: str) -> None:
-        """Say on standard error what is listened to."""
+        """Print on standard error what is listened to."""
         self._rate = stream.verifier.encoder.spec.sample_rate
         print_error(f"listening to {source} for {', '.join(stream.verifier.speakers)}; ctrl-C ends")
 
@@ -175,7 +166,7 @@ class Lines:
             console().print(decision_line(decision, self._rate), soft_wrap=True)
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
-        """Say on standard error what was lost."""
+        """Print on standard error what was lost."""
         print_error(gap.reason)
 
     def end(self, stream: VerificationStream) -> None:
@@ -204,6 +195,8 @@ class Screen(Lines):
 
     def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
         """Move the meter, and redraw ten times a second at most."""
+        from ..audio import level_dbfs
+
         self._level = max(level_dbfs(chunk), self._level - 1.0)
         now = time.monotonic()
         if now - self._shown >= REFRESH_S:
@@ -355,8 +348,8 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
     int
         0 if any utterance was accepted, 1 if some were judged and none accepted, 2 if none was judged.
     """
+    from ..decision import Verdict
     from ..microphone import Gap
-    from ..verifier import Verdict
 
     accepted = rejected = False
     for item in chunks:
@@ -381,23 +374,17 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
 
 def open_stream(args: argparse.Namespace, encoder: Encoder, store: ProfileStore) -> VerificationStream:
     """The stream for the profiles and the detector that the command line names."""
-    from ..recalibration import device_calibration
-    from ..store import reenrolled
+    from ..device_calibration import refined_calibration
     from ..stream import VerificationStream
     from ..vad import SileroDetector
     from ..verifier import Verifier
 
     names = dict.fromkeys(args.names)
-    profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=args.cascade) for name in names]
-    calibration = device_calibration(encoder, store.path)
+    profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=False) for name in names]
+    calibration = refined_calibration(encoder, store.path)
     verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
     detector = SileroDetector() if args.vad == "silero" else None
-    if not args.cascade:
-        return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
-    watching = open_encoder(argparse.Namespace(model=args.watch_model))
-    enrolled = [reenrolled(profile, watching) for profile in profiles]
-    watch = Verifier(watching, enrolled, args.far, extrapolate=args.extrapolate)
-    return VerificationStream(watch, watching.spec.sample_rate, detector=detector, confirm=verifier)
+    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
 
 
 @contextlib.contextmanager
@@ -419,7 +406,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Listen until the file's end, ctrl-C, or, where asked, the first accept; the exit status tells what was heard."""
+    """Listen until the file's end, ctrl-C, or, where asked, the first accept; the exit status is `listen`'s."""
     from ..microphone import Microphone
 
     if args.realtime and args.file is None:

@@ -13,10 +13,10 @@ from ..errors import StoreError
 from .terminal import print_error
 
 if TYPE_CHECKING:
+    from ..decision import Decision
     from ..encoder import Encoder
     from ..sealing import Passphrase
     from ..store import ProfileStore
-    from ..verifier import Decision
 
 __all__ = [
     "DEFAULT_FAR",
@@ -85,7 +85,7 @@ def add_far(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extrapolate",
         action="store_true",
-        help="allow a rate below what the calibration speech supports; the answer says so",
+        help="allow a rate below what the calibration speech supports; the answer is marked",
     )
 
 
@@ -118,9 +118,9 @@ def parse_name(text: str) -> str:
 
 def open_encoder(args: argparse.Namespace) -> Encoder:
     """The encoder that ``--model`` names."""
-    from ..encoder import MODEL_NAMES, Encoder
+    from ..encoder import Encoder
 
-    return Encoder.load(args.model) if args.model in MODEL_NAMES else Encoder(args.model)
+    return Encoder.open(args.model)
 
 
 def open_store(args: argparse.Namespace) -> ProfileStore:

@@ -12,21 +12,19 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import Calibration, FarTable
+from .encoder import Encoder
 from .errors import CalibrationError, StoreError
-from .scoring import Calibration, FarTable
+from .fields import read_count, read_fields, read_json, read_list, read_number, read_text
+from .files import write_atomically
 
-if TYPE_CHECKING:
-    from .encoder import Encoder
-
-__all__ = ["Refinement", "device_calibration", "read_refinement", "refine", "refinement_path", "write_refinement"]
+__all__ = ["Refinement", "read_refinement", "refine", "refined_calibration", "refinement_path", "write_refinement"]
 
 FORMAT = 1
 MAX_SHIFT = 2.0  # nats, either way
@@ -201,12 +199,10 @@ def refinement_path(store_path: Path) -> Path:
 
 
 def write_refinement(path: Path, refinement: Refinement) -> None:
-    """Write the file whole or not at all."""
+    """Write the file atomically."""
     values = {"format": FORMAT, **dataclasses.asdict(refinement), "created": refinement.created.isoformat()}
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise StoreError(f"{path}: the device's calibration cannot be written ({error})") from error
 
@@ -226,43 +222,40 @@ def read_refinement(path: Path) -> Refinement | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path}: cannot be read ({error}); remove it with `emoinv calibrate --reset`") from None
+    keys = [field.name for field in dataclasses.fields(Refinement) if field.name != "file_sha256"]
     try:
-        values: Any = json.loads(text)
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise ValueError("its format is not known")
-        # Files of before a model could be calibrated anew name one hash, which was both.
-        values.setdefault("file_sha256", values.get("model_fingerprint"))
-        if values.keys() != {field.name for field in dataclasses.fields(Refinement)}:
-            raise ValueError("keys are missing or unknown")
-        kinds = {"model_fingerprint": str, "file_sha256": str, "num_impostor_speakers": int, "num_genuine": int}
-        for name, kind in kinds.items():
-            if type(values[name]) is not kind:
-                raise ValueError(f"{name} should be {kind.__name__}")
+        values = read_fields(read_json(text), ("format", *keys), "refinement", optional=("file_sha256",))
+        if values["format"] != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, got {values['format']!r}")
+        raises = [read_list(entry, "raises") for entry in read_list(values["raises"], "raises")]
+        fingerprint = read_text(values["model_fingerprint"], "model_fingerprint")
         return Refinement(
-            **{
-                **values,
-                "shift": float(values["shift"]),
-                "raises": tuple((float(rate), float(rise)) for rate, rise in values["raises"]),
-                "created": datetime.datetime.fromisoformat(values["created"]),
-            }
+            model_fingerprint=fingerprint,
+            shift=read_number(values["shift"], "shift"),
+            raises=tuple((read_number(rate, "rate"), read_number(rise, "rise")) for rate, rise in raises),
+            num_impostor_speakers=read_count(values["num_impostor_speakers"], "num_impostor_speakers"),
+            num_genuine=read_count(values["num_genuine"], "num_genuine"),
+            created=datetime.datetime.fromisoformat(read_text(values["created"], "created")),
+            # Files of before a model could be calibrated anew hold one hash, which was both.
+            file_sha256=read_text(values["file_sha256"] or fingerprint, "file_sha256"),
         )
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise CalibrationError(
             f"{path}: not a device's calibration of this version ({error}); "
             "calibrate again, or remove it with `emoinv calibrate --reset`"
         ) from None
 
 
-def device_calibration(encoder: Encoder, store_path: Path) -> Calibration | None:
+def refined_calibration(encoder: Encoder, store_path: Path) -> Calibration | None:
     """The encoder's calibration as this device refined it; the model's own where it did not.
 
-    A refinement made for another model says nothing about this one and is left alone.
+    A refinement made for another model does not apply to this one and is left alone.
 
     Raises
     ------
     CalibrationError
         If the refinement cannot be read, or was made for another calibration of this same model: its shift and its
-        thresholds do not fit these scores, and without them the device might accept more than it was told to.
+        thresholds do not fit these scores, and without them the device might accept more than was asked for.
     """
     own = encoder.calibration
     path = refinement_path(store_path)
