@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..encoder import Encoder
-    from ..enrolment import Enroller, EnrolmentFeedback
+    from ..enrolment import Enroller
     from ..profiles import Profile
     from ..store import ProfileStore
 
@@ -109,7 +109,7 @@ def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Con
             message = str(error).removeprefix(f"{path}: ")
             yield {"file": str(path), "notes": [], "accepted": False, "reason": "unreadable", "message": message}
         else:
-            yield {"file": str(path), "notes": list(notes), **answer(enroller.add(waveform, rate))}
+            yield {"file": str(path), "notes": list(notes), **dataclasses.asdict(enroller.add(waveform, rate))}
 
 
 def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
@@ -138,14 +138,9 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
             if isinstance(take, Gap):
                 yield {"file": name, "notes": [], "accepted": False, "reason": "gap", "message": take.reason}
                 continue
-            yield {"file": name, "notes": [], **answer(enroller.add(take, rate))}
+            yield {"file": name, "notes": [], **dataclasses.asdict(enroller.add(take, rate))}
             if enroller.progress >= 1.0:
                 return
-
-
-def answer(feedback: EnrolmentFeedback) -> dict[str, Any]:
-    """The feedback on one utterance as a JSON object."""
-    return dataclasses.asdict(feedback)
 
 
 def run(args: argparse.Namespace) -> int:
