@@ -63,7 +63,7 @@ def _check_samples(waveform: object) -> None:
     """Refuse what no chunk and no waveform may be: a foreign type, dtype or shape."""
     if not isinstance(waveform, np.ndarray):
         if isinstance(waveform, (bytes, bytearray, memoryview)):
-            cure = "take 16-bit samples out with numpy.frombuffer(data, numpy.int16), or a file's with read_audio"
+            cure = "use numpy.frombuffer(data, numpy.int16) for raw samples, read_audio(io.BytesIO(data)) for a file"
         elif isinstance(waveform, (str, os.PathLike)):
             cure = "read the file with emoinv_edge.read_audio"
         else:
