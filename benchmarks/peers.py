@@ -123,9 +123,12 @@ def kaldi_features(window: str, scale: float) -> Callable[[NDArray[np.float32]],
 
 def onnx_embed(path: Path, features: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Embed:
     """Features -> embedding by ONNX Runtime on one thread."""
-    from emoinv_edge.session import open_session
+    from emoinv_edge.session import import_onnxruntime
 
-    session = open_session(path.read_bytes())
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     source, sink = session.get_inputs()[0].name, session.get_outputs()[0].name
     return lambda waveform: np.asarray(session.run([sink], {source: features(waveform)[None]})[0][0])
 

@@ -316,8 +316,7 @@ def readme_table(folder: Path = RESULTS) -> str:
         "FRR, enrolled led %", "EER telephone %",
     ]  # fmt: skip
     shown = [column for column in range(len(head)) if all(row[column] for row in rows)]
-    table = table_markdown([head[c] for c in shown], [[row[c] for c in shown] for row in rows])
-    return f"{table}\n\n{about(results)}"
+    return table_markdown([head[c] for c in shown], [[row[c] for c in shown] for row in rows])
 
 
 def fill(text: str, body: str) -> str:

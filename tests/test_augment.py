@@ -17,7 +17,6 @@ from train.augment import (
     crop,
     energy_mask,
     frame_energy_db,
-    mu_law,
     random_gain,
     reverberate,
     shift_prosody,
@@ -149,19 +148,6 @@ def test_masks_are_contiguous_spans():
     frames = masked_frames(features, out)
     runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
     assert len(runs) <= 8  # 60 frames in spans of 20; scattered frames would make about 48 runs
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 999, 16000])
-def test_a_telephone_call_keeps_length_and_level_and_ends_at_four_kilohertz(length):
-    wave = synthesise(1.0, 3)[:length]
-    called = mu_law(wave)
-    assert called.shape == wave.shape and called.dtype == np.float32 and np.isfinite(called).all()
-    if length == 16000:
-        power = np.abs(np.fft.rfft(called)) ** 2
-        hz = np.fft.rfftfreq(length, 1 / 16000)
-        assert power[hz > 4200].sum() < 0.02 * power.sum()
-        error = called - telephone_band(wave)
-        assert np.mean(error**2) < 0.05 * np.mean(called**2)
 
 
 def test_a_mask_of_another_length_or_region_is_refused():

@@ -104,7 +104,7 @@ LAYOUTS = {
     "banglaser": (
         {
             "dataset/03-01-01-01-03-03-15.wav": "",  # a copy of another take
-            "dataset/03-01-07-01-03-03-15.wav": "",  # no mood of the corpus
+            "dataset/03-01-07-01-03-03-15.wav": "",  # no emotion of the corpus
         },
         {
             "dataset/03-01-05-01-02-03-12.wav": ("banglaser-12", "female", "neutral"),
@@ -227,7 +227,7 @@ def test_evaluation_speech_has_no_recipe():
     assert not {"ravdess", "alphanumeric"} & CORPORA.keys()
 
 
-def test_unknown_corpus_missing_folder_and_wrong_folder_are_told_apart(tmp_path):
+def test_unknown_corpus_missing_folder_and_wrong_folder_are_refused_each_by_its_name(tmp_path):
     with pytest.raises(ValueError, match=r"no recipe for corpus 'nema'; known: .*nemo"):
         clips_of("nema", tmp_path)
     with pytest.raises(ValueError, match="not a folder; unpack ased there first"):

@@ -11,6 +11,7 @@ import torch
 from training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
 from train.finetune import fit
+from train.loop import Batches
 from train.model import load_checkpoint
 from train.pairs import PairBatches, Recipe, Source
 from train.schedule import Schedule
@@ -78,6 +79,22 @@ def test_losses_do_not_depend_on_the_number_of_workers(source, tmp_path):
     alone, a = run(source, tmp_path / "a", num_workers=0)
     shared, b = run(source, tmp_path / "b", num_workers=2)
     assert alone == shared and same(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_their_steps_from_whichever_a_run_begins_with(source, workers):
+    batches = PairBatches([source], TINY_SPEC, RECIPE, 3, 6, 1)
+    ahead = Batches(batches, 6, workers)
+    for step in (3, 4, 5, 0, 1):
+        assert torch.equal(ahead(step)["features"], batches[step]["features"])
+
+
+def test_what_another_version_left_is_refused_with_its_path(source, tmp_path):
+    torch.save({"trained": {}, "step": 3}, tmp_path / "last.pt")
+    with pytest.raises(
+        ValueError, match=r"last\.pt: no run to go on with, \['average', 'module', 'optimizer'\] missing"
+    ):
+        run(source, tmp_path)
 
 
 def test_a_finished_run_does_nothing_more(source, tmp_path):

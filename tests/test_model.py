@@ -86,7 +86,7 @@ def test_shape_survives_the_round_trip_through_plain_values():
     assert EncoderShape.from_dict(as_json) == TINY_SHAPE
 
 
-def test_a_checkpoint_gives_back_the_encoder_its_spec_and_what_was_said_with_it(tmp_path):
+def test_a_checkpoint_gives_back_the_encoder_its_spec_and_what_was_saved_with_it(tmp_path):
     model = tiny_encoder(3)
     save_checkpoint(tmp_path / "a.pt", model, TINY_SPEC, step=7, provenance={"corpora": ["x"]})
     loaded, spec, extra = load_checkpoint(tmp_path / "a.pt")

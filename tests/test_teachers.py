@@ -101,7 +101,7 @@ def test_another_teacher_or_another_set_has_targets_of_its_own(clips, checkpoint
     assert len(paths) == 4
 
 
-def test_long_clips_are_taught_by_their_middle():
+def test_of_a_long_clip_the_middle_is_embedded():
     wave = np.arange(10, dtype=np.float32)
     assert middle(wave, 4).tolist() == [3, 4, 5, 6] and middle(wave, 20) is not None and len(middle(wave, 20)) == 10
 

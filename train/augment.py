@@ -15,7 +15,6 @@ __all__ = [
     "crop",
     "energy_mask",
     "frame_energy_db",
-    "mu_law",
     "random_gain",
     "reverberate",
     "shift_prosody",
@@ -201,17 +200,6 @@ def telephone_band(waveform: Waveform, low_hz: float = 300.0, high_hz: float = 3
     hz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
     spectrum *= np.clip((hz - low_hz) / 100.0, 0, 1) * np.clip((high_hz - hz) / 100.0, 0, 1)
     return np.asarray(np.fft.irfft(spectrum, len(waveform)), np.float32)
-
-
-def mu_law(waveform: Waveform) -> Waveform:
-    """What a telephone call leaves: the narrow band at 8 kHz, each sample in 8 bits of the mu-law (ITU-T G.711)."""
-    band = telephone_band(waveform)
-    narrow = np.clip(band[::2], -1.0, 1.0)  # nothing is left above 3.5 kHz that could fold back
-    coded = np.sign(narrow) * np.log1p(255.0 * np.abs(narrow)) / np.log(256.0)
-    steps = np.rint(coded * 127.0) / 127.0
-    decoded = np.sign(steps) * np.expm1(np.abs(steps) * np.log(256.0)) / 255.0
-    places = np.arange(len(waveform)) / 2.0
-    return np.asarray(np.interp(places, np.arange(len(decoded)), decoded), np.float32)
 
 
 def shift_prosody(waveform: Waveform, rng: np.random.Generator) -> Waveform:

@@ -80,10 +80,9 @@ def run(
             continue
         done, finished = number + 1, number + 1 == schedule.steps
         progress(done, schedule.steps)
-        judged = judge is not None and schedule.judge_every > 0 and (finished or done % schedule.judge_every == 0)
-        if judged or finished or done % LOG_EVERY == 0:
-            figures = {name: float(value.detach()) for name, value in losses.items()}
-            _log(out / "log.csv", done, figures | (judge(state.averaged()) if judge is not None and judged else {}))
+        judged = judge(state.averaged()) if judge and schedule.judges(done) else None
+        if judged is not None or finished or done % LOG_EVERY == 0:
+            _log(out / "log.csv", done, {name: float(loss.detach()) for name, loss in losses.items()} | (judged or {}))
         if finished or time.monotonic() - saved_at > schedule.checkpoint_every_s:
             state.save(out, done, schedule)
             saved_at = time.monotonic()
@@ -149,11 +148,19 @@ class State:
         )  # fmt: skip
 
     def resume(self, folder: Path) -> int:
-        """Take up what `save` left, if anything; the number of the step to go on with."""
-        if not (folder / "last.pt").is_file():
+        """Take up what `save` left, if anything; the number of the step to go on with.
+
+        Raises
+        ------
+        ValueError
+            If another version of training left it.
+        """
+        last = folder / "last.pt"
+        if not last.is_file():
             return 0
-        device = next(self.module.parameters()).device
-        saved = torch.load(folder / "last.pt", map_location=device, weights_only=True)
+        saved = torch.load(last, map_location=next(self.module.parameters()).device, weights_only=True)
+        if missing := {"module", "optimizer", "average", "step"} - saved.keys():
+            raise ValueError(f"{last}: no run to go on with, {sorted(missing)} missing; give another folder")
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.average = saved["average"]

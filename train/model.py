@@ -197,7 +197,7 @@ def load_public_weights(path: Path) -> ResidualEncoder:
     for block in (block for stage in model.blocks() for block in stage):
         shortcut = [block.shortcut] if isinstance(block.shortcut, nn.Conv2d) else []
         targets += [block.conv1, *shortcut, block.conv2]
-    # The graph lists a projecting block's shortcut before or after its second convolution: tell them by kernel.
+    # The graph lists a projecting block's shortcut before or after its second convolution: distinguish them by kernel.
     if len(targets) != len(convolutions):
         raise ValueError(f"{path}: expected {len(targets)} convolutions of ResNet34-LM, got {len(convolutions)}")
     for position, layer in enumerate(targets):

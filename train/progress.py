@@ -29,7 +29,7 @@ def silent(done: int, total: int) -> None:
 
 
 class Progress:
-    """A line that says how far the work is; call it with (done, total).
+    """A line of how far the work is; call it with (done, total).
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Progress:
         self._first: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        """Say that `done` of `total` are done, if it is time to say so."""
+        """Show that `done` of `total` are done, if the last time is long enough ago."""
         now = time.monotonic()
         if self._first is None:
             self._first = done - 1  # what was there before this work began is not part of its speed

@@ -45,3 +45,7 @@ class Schedule:
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def judges(self, done: int) -> bool:
+        """Whether the encoder is judged after so many steps: every ``judge_every`` and at the end."""
+        return self.judge_every > 0 and (done % self.judge_every == 0 or done == self.steps)

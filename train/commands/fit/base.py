@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from . import Commands
-from .fit import add_fit, finish, read_setting
+from .. import Commands
+from .options import add_fit, finish, read_setting
 
 
 def add(commands: Commands) -> None:
@@ -24,8 +24,8 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train it."""
-    from ..distributed import process_group
-    from ..recipes import fit_base
+    from ...distributed import process_group
+    from ...recipes import fit_base
 
     given = read_setting(arguments)
     with process_group():

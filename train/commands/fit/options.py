@@ -1,4 +1,4 @@
-"""``python -m train fit``: what its four commands share, ``fit base``, ``small``, ``pairs`` and ``research``."""
+"""What the four commands of ``python -m train fit`` share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import Commands, add_command
+from .. import Commands, add_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,29 +16,14 @@ if TYPE_CHECKING:
 
     from emoinv_edge.spec import EncoderSpec
 
-    from ..model import ResidualEncoder
+    from ...model import ResidualEncoder
 
-OPTIONS = "The run goes on where it stopped if the output folder holds one. Several GPUs or hosts: start with torchrun."
-
-
-def add(commands: Commands) -> None:
-    """Add the group of commands."""
-    from . import fit_base, fit_pairs, fit_research, fit_small
-
-    parser = add_command(
-        commands,
-        "fit",
-        "Train an encoder: base, small by compression and then on pairs, or the research variant.",
-        "Each has --help with examples.",
-    )
-    models = parser.add_subparsers(dest="model", required=True, metavar="MODEL")
-    for command in (fit_base, fit_small, fit_pairs, fit_research):
-        command.add(models)
+TEXT = "The run goes on where it stopped if the output folder holds one. Several GPUs or hosts: start with torchrun."
 
 
 def add_fit(commands: Commands, name: str, summary: str, text: str, start: str) -> argparse.ArgumentParser:
     """A parser with the options of every fit."""
-    parser = add_command(commands, name, summary, f"{OPTIONS}\n\n{text}")
+    parser = add_command(commands, name, summary, f"{TEXT}\n\n{text}")
     parser.add_argument("--start", type=Path, required=True, help=start)
     parser.add_argument("--prepared", type=Path, required=True, help="the prepared root")
     parser.add_argument("--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings")
@@ -68,10 +53,10 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
     """Open the start and the noises, make the rooms."""
     import torch
 
-    from ..model import load_start
-    from ..noise_and_rooms import read_noises, simulate_rooms
-    from ..progress import Progress
-    from ..recipes import Judge
+    from ...model import load_start
+    from ...noise_and_rooms import read_noises, simulate_rooms
+    from ...progress import Progress
+    from ...recipes import Judge
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import Commands
-from .fit import add_fit, finish, read_setting
+from .. import Commands
+from .options import add_fit, finish, read_setting
 
 
 def add(commands: Commands) -> None:
@@ -33,10 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Train it."""
     import dataclasses
 
-    from ..compress import StageTeacher
-    from ..distributed import process_group
-    from ..model import load_start
-    from ..recipes import SMALL_HINTS, SMALL_SHAPE, SMALL_STAGES, credited, fit_small
+    from ...compress import StageTeacher
+    from ...distributed import process_group
+    from ...model import load_start
+    from ...recipes import SMALL_HINTS, SMALL_SHAPE, SMALL_STAGES, credited, fit_small
 
     changes = {name: getattr(arguments, name) for name in ("steps", "rate") if getattr(arguments, name) is not None}
     for name, value in {**changes, "batch": arguments.batch}.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from . import Commands
-from .fit import add_fit, finish, read_setting
+from .. import Commands
+from .options import add_fit, finish, read_setting
 
 
 def add(commands: Commands) -> None:
@@ -23,8 +23,8 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train it."""
-    from ..distributed import process_group
-    from ..recipes import BASE_PAIRS, RESEARCH_RUN, fit_run
+    from ...distributed import process_group
+    from ...recipes import BASE_PAIRS, RESEARCH_RUN, fit_run
 
     given = read_setting(arguments)
     with process_group():

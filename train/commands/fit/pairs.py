@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import Commands
-from .fit import add_fit, finish, read_setting
+from .. import Commands
+from .options import add_fit, finish, read_setting
 
 
 def add(commands: Commands) -> None:
@@ -25,9 +25,9 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train it."""
-    from ..distributed import process_group
-    from ..recipes import fit_pairs
-    from ..teachers import open_teacher
+    from ...distributed import process_group
+    from ...recipes import fit_pairs
+    from ...teachers import open_teacher
 
     given = read_setting(arguments)
     with process_group():
