@@ -118,6 +118,9 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for person, voice in (("ana", "awb"), ("bob", "slt")):
         for clip in FAMILY:
             write(f"people/{person}/{clip}", f"{voice}/{clip}")
+    clips = sorted(folder.glob("people/*/*.wav"))
+    lines = [f"{clip.relative_to(folder)},{clip.parent.name},{clip.stem.partition('-')[0]}" for clip in clips]
+    (folder / "my-clips.csv").write_text("path,speaker,emotion\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
@@ -130,9 +133,10 @@ def reader(tmp_path: Path, recordings: Path) -> Iterator[Path]:
     (place / "keys").mkdir()
     home.mkdir()
     tools.mkdir()
-    program = tools / "emoinv"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emoinv_edge "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
+    for name, call in (("emoinv", "-m emoinv_edge"), ("python", "")):
+        program = tools / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
     before = Path.cwd()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EMOINV_")}
     new = {
@@ -141,6 +145,7 @@ def reader(tmp_path: Path, recordings: Path) -> Iterator[Path]:
         "LOCALAPPDATA": str(home / "data"),
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(home / "cache"),
     }
     with mock.patch.dict(os.environ, {**kept, **new}, clear=True):
         os.chdir(place)
