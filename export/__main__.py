@@ -81,7 +81,7 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--eer-clips", type=int, default=Options().eer_clips, metavar="N", help="0 leaves the EER out")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the fit (the timing always has one)")
     parser.add_argument(
-        "--keep-going", action="store_true", help="write the file even if a gate fails; the card says which"
+        "--keep-going", action="store_true", help="write the file even if a gate fails; its metadata name which"
     )
     parser.set_defaults(run=_make)
 

@@ -46,7 +46,7 @@ __all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "quantise"
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 1.2
-# Metadata in this order: a file cut anywhere behind the spec still says that it should end with a digest.
+# Metadata in this order: a file cut anywhere behind the spec still holds the mark that a digest should end it.
 KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.calibration", "emoinv.spec")
 
 
@@ -110,8 +110,8 @@ def quantise(
     return encoder_graph(model, spec, activations, weights)
 
 
-def golden_inputs(spec: EncoderSpec) -> list[NDArray[np.float32]]:
-    """Waveforms of the golden test: the bundled synthetic voices, `GOLDEN_SECONDS` of one clip each."""
+def golden_inputs(spec: EncoderSpec, flavour: str = "waveform") -> list[NDArray[np.float32]]:
+    """Inputs of the golden test: `GOLDEN_SECONDS` of one clip of each of three bundled synthetic voices."""
     clips = Path(emoinv_edge.__file__).parent / "demo" / "clips"
     out = []
     for voice in sorted(path for path in clips.iterdir() if path.is_dir())[:3]:
@@ -120,7 +120,7 @@ def golden_inputs(spec: EncoderSpec) -> list[NDArray[np.float32]]:
         out.append(waveform[: round(GOLDEN_SECONDS * spec.sample_rate)])
     if not out:
         raise FileNotFoundError(f"expected the demonstration clips in {clips}, found none; use a whole checkout")
-    return out
+    return out if flavour == "waveform" else [log_mel(waveform, spec) for waveform in out]
 
 
 def write_model(path: Path, graph: onnx.ModelProto, values: dict[str, Any]) -> None:
@@ -190,10 +190,8 @@ def export_model(
 
     Parameters
     ----------
-    checkpoint : Path
-        From `train.model.save_checkpoint`.
-    out : Path
-        The model file to write.
+    checkpoint, out : Path
+        From `train.model.save_checkpoint`, and the model file to write.
     speech : sequence of Path
         Prepared sets: half of their speakers to fit ranges and weights on, half for the gates.
     options : Options
@@ -235,22 +233,8 @@ def export_model(
         check(gate)
     if options.flavour == "waveform":
         graph = add_frontend(graph, spec)
-    trained = extra.get("provenance") or {}
-    provenance = {
-        "format": PROVENANCE_FORMAT,
-        "sealed": True,  # the file ends with its digest, and is refused without
-        "corpora": trained.get("corpora", []),
-        "training": {key: value for key, value in trained.items() if key != "corpora"} | {"step": extra.get("step")},
-        "parents": {
-            "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-            "float_graph": hashlib.sha256(exact_graph.SerializeToString()).hexdigest(),
-        },
-        "scheme": dataclasses.asdict(options.scheme),
-        "flavour": options.flavour,
-        "fitted_on": sorted(set(fit.corpus)),
-        "machine": processor()[0],
-        **_made_now(),
-    }
+    parents = {"checkpoint": checkpoint.read_bytes(), "float_graph": exact_graph.SerializeToString()}
+    provenance = _provenance(extra, parents, options, fit)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
         values: dict[str, Any] = {"emoinv.spec": spec.to_json()}
@@ -260,9 +244,7 @@ def export_model(
             report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
             values["emoinv.calibration"] = calibrating.fit(encoder)
             provenance |= calibrating.provenance()
-        waveforms = golden_inputs(spec)
-        inputs = waveforms if options.flavour == "waveform" else [log_mel(w, spec) for w in waveforms]
-        values["emoinv.golden"] = make_golden(encoder, inputs, processor()[0])
+        values["emoinv.golden"] = make_golden(encoder, golden_inputs(spec, options.flavour), processor()[0])
         check(gates.file_size(spec.name, draft.stat().st_size + len(json.dumps(values))))
         values["emoinv.provenance"] = provenance | {
             "gates": {gate.name: {"passed": gate.passed, **gate.figures} for gate in passed}
@@ -273,6 +255,25 @@ def export_model(
         os.replace(draft, out)
     report(_written(out, final))
     return passed
+
+
+def _provenance(
+    extra: Mapping[str, Any], parents: Mapping[str, bytes], options: Options, fit: Portion
+) -> dict[str, Any]:
+    """Where a file comes from: the training's own record, the hashes of what it was made of, and how."""
+    trained = extra.get("provenance") or {}
+    return {
+        "format": PROVENANCE_FORMAT,
+        "sealed": True,  # the file ends with its digest, and is refused without
+        "corpora": trained.get("corpora", []),
+        "training": {key: value for key, value in trained.items() if key != "corpora"} | {"step": extra.get("step")},
+        "parents": {name: hashlib.sha256(content).hexdigest() for name, content in parents.items()},
+        "scheme": dataclasses.asdict(options.scheme),
+        "flavour": options.flavour,
+        "fitted_on": sorted(set(fit.corpus)),
+        "machine": processor()[0],
+        **_made_now(),
+    }
 
 
 def _compare(

@@ -47,7 +47,7 @@ def compare_schemes(
     fit: Portion,
     held: Portion,
     trials: Portion,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """One row for float and for each of `SCHEMES`."""
     exact_graph = encoder_graph(model, spec)
@@ -73,7 +73,7 @@ def compare_schemes(
                 "ratio": speed["ratio"],
             }
         )
-        say(f"{name}: {rows[-1]}")
+        log(f"{name}: {rows[-1]}")
     return rows
 
 

@@ -44,7 +44,7 @@ def test_the_benchmark_suite_runs_on_tiny_inputs(tiny_encoder_path: Path) -> Non
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None and int(passed.group(1)) >= 30
-    # What needs a network or the peers is skipped, and says so.
+    # What needs a network or the peers is skipped, with the reason.
     assert "ask for it with --install" in done.stdout and "no --peers FOLDER was given" in done.stdout
 
 

@@ -33,7 +33,7 @@ from train.prepare import write_set
 
 SPEC = EncoderSpec(name="tiny", embedding_dim=16)
 SHAPE = EncoderShape(blocks=(1, 1), widths=(8, 16), strides=((2, 2), (2, 2)), embedding_dim=16)
-# Loose where a random network of a hundred kilobytes has nothing to say: its speed and its EER.
+# Loose where a random network of a hundred kilobytes shows nothing: its speed and its EER.
 QUICK = Options(fit_clips=6, held_clips=4, eer_clips=0, speed_rounds=3)
 
 
@@ -344,7 +344,7 @@ def test_a_file_whose_golden_test_fails_here_is_not_calibrated(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["make", "best.pt"], "required: --speech"),
         (["calibrate", "old.onnx"], "required: SET"),
@@ -358,12 +358,12 @@ def test_a_file_whose_golden_test_fails_here_is_not_calibrated(
     ],
 )
 def test_a_command_names_what_it_lacks(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "-o", str(tmp_path / "out.onnx")])
     assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_study_compares_schemes_and_layers(checkpoint: Path, two_corpora: list[Path], tmp_path: Path) -> None:
