@@ -8,7 +8,7 @@ import pytest
 from tests.calibration.development import along_an_axis, in_noise
 from train.calibration.emotion_axis import fit_axis
 from train.calibration.fit import fit_speech
-from train.calibration.select import leave_one_corpus_out
+from train.calibration.select import corpus_by_corpus, left_out_scores
 from train.calibration.speech import DevelopmentSpeech
 from train.calibration.trials import teaching_trials, with_axis
 
@@ -20,7 +20,9 @@ def test_an_axis_along_which_emotion_moves_everybody_is_found_and_explains_their
     found = fit_axis(acted, CORPORA)
     assert float(found.array() @ axis) > 0.7
     teaching = with_axis(teaching_trials(acted), acted, found)
-    without, along = (leave_one_corpus_out(teaching, names) for names in (("cosine",), ("cosine", "emotion_shift")))
+    without, along = (
+        corpus_by_corpus(left_out_scores(teaching, names)) for names in (("cosine",), ("cosine", "emotion_shift"))
+    )
     # Corpus 0 gave nothing to the axis.
     assert all(along[corpus]["min_cllr"] < without[corpus]["min_cllr"] for corpus in (*CORPORA, "corpus0"))
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.calibration.development import in_noise, speech
 from train.calibration.fit import fit_speech
-from train.calibration.select import leave_one_corpus_out, select_terms, unseen_cllr
+from train.calibration.select import corpus_by_corpus, left_out_scores, select_terms, unseen_cllr
 from train.calibration.speech import DevelopmentSpeech
 from train.calibration.thresholds import at_one_threshold
 from train.calibration.trials import Evidence, draw_trials, teaching_trials
@@ -35,10 +35,10 @@ def test_a_corpus_that_is_too_easy_is_not_judged_on(teaching: list[Evidence]) ->
 
 
 def test_a_corpus_left_out_is_judged_by_the_weights_of_the_others(teaching: list[Evidence]) -> None:
-    own = leave_one_corpus_out(teaching, ("cosine",))
+    own = corpus_by_corpus(left_out_scores(teaching, ("cosine",)))
     assert set(own) == {"corpus0", "corpus1", "corpus2"}
     others = [each for each in teaching if each.corpus != "corpus0"]
-    judged = leave_one_corpus_out(others, ("cosine",), judged=teaching)
+    judged = corpus_by_corpus(left_out_scores(others, ("cosine",), judged=teaching))
     assert judged["corpus0"]["cllr"] == pytest.approx(own["corpus0"]["cllr"], abs=0.02)
     for figures in own.values():
         assert figures["min_cllr"] <= figures["affine_cllr"] <= figures["cllr"] + 1e-6
@@ -50,7 +50,7 @@ def test_what_noise_does_to_a_score_is_fitted_on_tests_in_noise(development: Dev
     names = fitted.term_names
     assert "norm_below" in names
     everyone, teaching = draw_trials(noisy), teaching_trials(noisy)
-    knowing, cosine = (leave_one_corpus_out(teaching, some, noisy=True) for some in (names, ("cosine",)))
+    knowing, cosine = (corpus_by_corpus(left_out_scores(teaching, some, noisy=True)) for some in (names, ("cosine",)))
     assert all(knowing[corpus]["eer"] < cosine[corpus]["eer"] for corpus in cosine)
     clear = at_one_threshold(everyone, teaching, names)
     harmed = at_one_threshold(everyone, teaching, names, noisy=True)

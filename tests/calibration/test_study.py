@@ -92,16 +92,16 @@ def test_another_term_a_negative_count_and_a_model_without_scores_are_refused(
     assert "expected a model with a calibration" in capsys.readouterr().err
 
 
-def test_without_noise_nothing_is_said_of_noise(
+def test_without_noise_nothing_is_lines_of_noise(
     model: Path, two_corpora: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     found = study(
-        Encoder(model), [PreparedSet(path) for path in two_corpora], (), tries=0, sessions=0, report=said.append
+        Encoder(model), [PreparedSet(path) for path in two_corpora], (), tries=0, sessions=0, report=lines.append
     )
     assert found["left_out"]["noisy"] == {} and found["second_voices"] == {}
     assert "noisy" not in format_study(found)
-    assert said[:2] == ["measure ased", "measure nemo"]
+    assert lines[:2] == ["measure ased", "measure nemo"]
 
 
 def test_a_corpus_that_gave_the_emotion_axis_is_judged_by_an_axis_of_the_others(
@@ -117,12 +117,12 @@ def test_a_corpus_that_gave_the_emotion_axis_is_judged_by_an_axis_of_the_others(
         return fit_axis(speech, corpora)
 
     monkeypatch.setattr("train.calibration.study.fit_axis", fit)
-    said: list[str] = []
+    lines: list[str] = []
     sets = [PreparedSet(path) for path in two_corpora]
-    found = study(Encoder(model), sets, (), ["norm", "emotion_shift"], tries=0, sessions=0, report=said.append)
+    found = study(Encoder(model), sets, (), ["norm", "emotion_shift"], tries=0, sessions=0, report=lines.append)
     # For nemo, and for the choice of terms; ased, left out of the axis, has no other to give one.
     assert asked == [("ased",), ("ased",)] and found["axis_corpora"] == ["ased"]
-    assert [line.split(" + ")[-1] for line in said if "all" in line] == ["emotion_shift", "norm_below"]
+    assert [line.split(" + ")[-1] for line in lines if "all" in line] == ["emotion_shift", "norm_below"]
     ranked = found["left_out"]["clean"]
     assert list(ranked) == ["cosine", "all"] and all(set(figures) == {"ased", "nemo"} for figures in ranked.values())
     assert "along the emotion axis of ased" in format_study(found)
