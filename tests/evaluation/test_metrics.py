@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.metrics import (
+from train.evaluation.metrics import (
     DetCurve,
-    act_dcf,
     bootstrap_far_frr,
     bootstrap_interval,
     cllr,
@@ -23,7 +22,6 @@ from train.metrics import (
     min_cllr,
     min_dcf,
     pav_llr,
-    rule_of_three,
 )
 
 # Few distinct values, so that most draws hold ties within and across the two kinds.
@@ -66,9 +64,7 @@ def test_min_dcf_equals_the_least_cost_found_by_counting(targets, nontargets, pr
 @given(scores, scores, st.sampled_from([0.0, 0.01, 0.05, 0.1, 1 / 3, 0.5, 1.0]))
 def test_frr_at_far_equals_the_least_found_by_counting(targets, nontargets, far_limit):
     # Equality with rates such as 1/3 is compared as counts would compare.
-    least = min(
-        frr for _, far, frr in every_operating_point(targets, nontargets) if far <= far_limit * (1 + 1e-12)
-    )
+    least = min(frr for _, far, frr in every_operating_point(targets, nontargets) if far <= far_limit * (1 + 1e-12))
     assert frr_at_far(targets, nontargets, far_limit) == pytest.approx(least, abs=1e-12)
 
 
@@ -193,22 +189,6 @@ def test_pav_llrs_rise_and_reproduce_min_cllr(targets, nontargets):
     assert cllr(calibrated(targets), calibrated(nontargets)) == pytest.approx(min_cllr(targets, nontargets), abs=1e-9)
 
 
-def test_act_dcf_is_the_cost_at_the_bayes_threshold():
-    targets, nontargets = [5.0, 4.0, 6.0], [-5.0, 4.7, -7.0]
-    # At prior 0.01 the threshold is log(99) = 4.595: one miss of three, one false accept of three.
-    assert act_dcf(targets, nontargets, 0.01) == pytest.approx((0.01 / 3 + 0.99 / 3) / 0.01)
-    assert act_dcf(targets, nontargets, 0.01) >= min_dcf(targets, nontargets, 0.01)
-
-
-def test_rule_of_three_is_three_over_n_for_many_trials():
-    assert rule_of_three(1000) == pytest.approx(3 / 1000, rel=5e-3)
-    assert rule_of_three(1) == pytest.approx(0.95)
-    # None of 59 trials failed: 5 % is just excluded at 95 %, as (1 - 0.05)^59 < 0.05 < (1 - 0.05)^58.
-    assert rule_of_three(59) < 0.05 < rule_of_three(58)
-    with pytest.raises(ValueError, match="at least 1 trial"):
-        rule_of_three(0)
-
-
 def speakers_and_trials(num_speakers, clips, seed, spread=0.5):
     """All pairs of clips; each speaker has their own difficulty, so that trials of one are alike."""
     rng = np.random.default_rng(seed)
@@ -222,9 +202,7 @@ def speakers_and_trials(num_speakers, clips, seed, spread=0.5):
 
 def interval_of(values, same, left, right, seed=0, **options):
     others = np.stack((left[~same], right[~same]), axis=1)
-    return bootstrap_interval(
-        values[same], values[~same], left[same], others, np.random.default_rng(seed), **options
-    )
+    return bootstrap_interval(values[same], values[~same], left[same], others, np.random.default_rng(seed), **options)
 
 
 def test_bootstrap_equals_evaluating_each_resample_with_its_trials_repeated():
