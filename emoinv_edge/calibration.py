@@ -178,7 +178,7 @@ class Calibration:
         _require(len(set(names)) == len(names), f"each term should appear once, got {names}")
         _require("cosine" in names, f"the term 'cosine' is missing from {names}")
         for term in self.terms:
-            _require(term.name in TERMS, f"term {term.name!r} is unknown; this version knows {TERMS}")
+            _require(term.name in TERMS, f"term {term.name!r} is unknown, expected one of {TERMS}")
             values = (term.weight, term.low, term.high)
             _require(all(map(is_finite, values)), f"term {term.name!r} should hold finite numbers, got {values}")
             _require(term.low <= term.high, f"term {term.name!r} should have low <= high, got {values}")

@@ -59,7 +59,7 @@ def exemplar(embedding: NDArray[np.float32], measured: SpeechQuality = GOOD) -> 
     return Exemplar(embedding, measured, NOW)
 
 
-def test_adapted_exemplars_vouch_for_nobody() -> None:
+def test_adapted_exemplars_are_no_evidence_for_others() -> None:
     """A chain of impostors, each close to the one before, is stopped where the enrolment stops it."""
     own = (exemplar(at(1.0, 1)),)
     held = own

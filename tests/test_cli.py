@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emoinv_edge.calibration import FarTable, Term
-from emoinv_edge.cli import COMMANDS, build_parser, doctor, enroll, main, verify
+from emoinv_edge.cli import COMMANDS, build_parser, doctor, main, verify
 from emoinv_edge.cli.options import parse_far
 from emoinv_edge.cli.terminal import one_in
 from emoinv_edge.microphone import Gap
@@ -130,9 +130,7 @@ def test_what_was_done_to_the_audio_is_reported(with_ana: Shell, recording: Call
     assert with_ana.answer()["notes"] == ["resampled from 48000 to 16000 Hz"]
 
 
-def test_a_clear_accept_joins_the_profile_only_when_asked(
-    with_ana: Shell, recording: Callable[..., Path]
-) -> None:
+def test_a_clear_accept_joins_the_profile_only_when_asked(with_ana: Shell, recording: Callable[..., Path]) -> None:
     later = recording("later", seconds=4.0, seed=9)
     assert with_ana("verify", "ana", later, "--json") == 0
     assert with_ana.answer()["adapted"] is False
@@ -572,6 +570,6 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "a week", "1e9"])
-def test_an_expiry_must_lie_ahead(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="days"):
-        enroll.parse_days(text)
+def test_an_expiry_must_lie_ahead(emoinv: Shell, text: str) -> None:
+    assert emoinv("enroll", "ana", "more.wav", "--expires", text) == 3
+    assert "expected days above 0, at most 36525" in emoinv.err

@@ -236,18 +236,6 @@ def test_a_model_calibrated_anew_keeps_its_profiles_and_asks_for_the_devices_ref
     assert before is not None and after == pytest.approx(before - 0.5)
 
 
-def test_a_refinement_of_before_files_had_two_hashes_is_read(store: Path, model: Path) -> None:
-    encoder = Encoder(model)
-    path = refinement_path(store)
-    write_refinement(path, dataclasses.replace(refinement(), model_fingerprint=encoder.fingerprint))
-    values = json.loads(path.read_text())
-    del values["file_sha256"]
-    path.write_text(json.dumps(values))
-    found = read_refinement(path)
-    assert found is not None and found.file_sha256 == encoder.fingerprint
-    assert refined_calibration(encoder, store) == found.apply(CALIBRATION)
-
-
 def test_a_refinement_of_another_model_is_left_alone(store: Path, model: Path) -> None:
     write_refinement(refinement_path(store), refinement())
     encoder = Encoder(model)

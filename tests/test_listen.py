@@ -144,7 +144,7 @@ def test_the_accept_that_ends_listening_is_counted_once(house: House) -> None:
 def test_counts_are_written_once_a_minute_and_at_the_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, written = [0.0], []
     monkeypatch.setattr("emoinv_edge.cli.listen.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("emoinv_edge.cli.listen.note_outcome", lambda store, *count: written.append(count))
+    monkeypatch.setattr("emoinv_edge.cli.listen.note_verified", lambda store, *count: written.append(count))
     decision = types.SimpleNamespace(
         verdict=Verdict.REJECT, final=True, speaker="ana", score=-1.0, start=0, end=2 * RATE, reason=""
     )
@@ -157,9 +157,9 @@ def test_counts_are_written_once_a_minute_and_at_the_end(house: House, monkeypat
         if second % 10 == 0:
             view.decided(decision)
         view.heard(noise(0.02), stream)
-    assert written == [("ana", "reject", 7), ("ana", "reject", 6)]
+    assert written == [("ana", Verdict.REJECT, 7), ("ana", Verdict.REJECT, 6)]
     view.end(stream)
-    assert written[2:] == [("ana", "reject", 2)]
+    assert written[2:] == [("ana", Verdict.REJECT, 2)]
 
 
 def test_a_store_that_cannot_be_written_does_not_end_listening(

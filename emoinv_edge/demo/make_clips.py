@@ -5,7 +5,7 @@
     apt-get install flite
     python emoinv_edge/demo/make_clips.py
 
-Four of flite's voices say the same sentences, four of them neutrally and one in each of four
+Four of flite's voices speak the same sentences, four of them neutrally and one in each of four
 other emotions. An emotion is a pitch, a range of pitch and a rate, which flite synthesises, and a level
 and a tilt of the spectrum, which stand for vocal effort and are applied here. The voice ``rms``
 ignores flite's pitch settings: its emotions differ in rate, level and tilt only.
@@ -72,7 +72,7 @@ MEAN_F0_HZ = {"slt": 169.0, "rms": 101.0, "awb": 133.0, "kal": 92.0}
 
 
 def synthesise(voice: str, emotion: Emotion, text: str) -> NDArray[np.float64]:
-    """Let flite say `text`; shape (samples,), in [-1, 1], 16 kHz."""
+    """Let flite speak `text`; shape (samples,), in [-1, 1], 16 kHz."""
     settings = {"f0_shift": emotion.pitch, "duration_stretch": emotion.stretch}
     if emotion.pitch_sd:
         settings["int_f0_target_stddev"] = emotion.pitch_sd * MEAN_F0_HZ[voice] * emotion.pitch
