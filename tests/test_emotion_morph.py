@@ -1,4 +1,4 @@
-"""A mood moves F0 and effort and leaves the vocal tract; without any change the features are those of the front end."""
+"""A morph moves F0 and effort and leaves the vocal tract; without a change, features are those of the front end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training import TINY_SPEC
 
 from emoinv_edge import features as front_end
 from emoinv_edge.spec import EncoderSpec
-from train.emotion_morph import Mood
+from train.emotion_morph import EmotionMorph
 from train.spectrum import log_mel_of, mean_normalise, power_spectrum
 
 POVEY = EncoderSpec(name="povey", window="povey", waveform_scale=1.0)
@@ -27,7 +27,7 @@ def unchanged(frames, **changes):
         "pitch": torch.ones(1, frames), "formants": torch.ones(1), "effort": torch.zeros(1),
         "level": torch.zeros(1, frames), "breath": torch.zeros(1),
     }  # fmt: skip
-    return Mood(**(same | changes))
+    return EmotionMorph(**(same | changes))
 
 
 @pytest.mark.parametrize("spec", [TINY_SPEC, POVEY], ids=["hamming", "povey"])
@@ -42,7 +42,7 @@ def test_the_features_of_the_power_spectrum_are_those_of_the_front_end(spec, sam
     np.testing.assert_allclose(mean_normalise(found), normal, atol=2e-3)
 
 
-def test_a_mood_that_changes_nothing_leaves_the_spectrum():
+def test_a_morph_that_changes_nothing_leaves_the_spectrum():
     power = spectrum(synthesise(1.0, 4))
     same = unchanged(power.shape[1])(power)
     np.testing.assert_allclose(log_mel_of(same, TINY_SPEC), log_mel_of(power, TINY_SPEC), atol=0.02)
@@ -93,11 +93,11 @@ def test_effort_brightens_loud_frames_alone():
 
 
 @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(0, 3), frames=st.integers(1, 60))
-def test_every_mood_of_anything_is_finite_and_positive(seed, batch, frames):
+def test_every_morph_of_anything_is_finite_and_positive(seed, batch, frames):
     rng = np.random.default_rng(seed)
     power = torch.from_numpy((rng.random((batch, frames, 257)) * 10.0 ** rng.uniform(-12, 6)).astype(np.float32))
     power[torch.from_numpy(rng.random((batch, frames)) < 0.3)] = 0.0
-    changed = Mood.draw(batch, frames, rng)(power)
+    changed = EmotionMorph.draw(batch, frames, rng)(power)
     assert changed.shape == power.shape and changed.dtype == torch.float32
     assert torch.isfinite(changed).all() and (changed >= 0).all()
 
@@ -105,11 +105,11 @@ def test_every_mood_of_anything_is_finite_and_positive(seed, batch, frames):
 def test_a_voice_is_changed_the_same_whoever_else_is_in_the_batch():
     rng = np.random.default_rng(6)
     power = torch.cat([spectrum(synthesise(0.5, seed)) for seed in range(3)])
-    mood = Mood.draw(3, power.shape[1], rng)
-    alone = Mood(*(getattr(mood, name)[1:2] for name in ("pitch", "formants", "effort", "level", "breath")))
-    torch.testing.assert_close(mood(power)[1:2], alone(power[1:2]))
+    morph = EmotionMorph.draw(3, power.shape[1], rng)
+    alone = morph.rows(torch.tensor([1]))
+    torch.testing.assert_close(morph(power)[1:2], alone(power[1:2]))
 
 
-def test_moods_of_other_frames_are_refused():
+def test_morphs_of_other_frames_are_refused():
     with pytest.raises(ValueError, match=r"expected \(1, 5\) crops and frames"):
-        Mood.draw(1, 5, np.random.default_rng(0))(torch.ones(1, 6, 257))
+        EmotionMorph.draw(1, 5, np.random.default_rng(0))(torch.ones(1, 6, 257))

@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 from training import TINY_SPEC, prepared, random_embeddings, write_morphs
 
 from emoinv_edge.features import log_mel, mean_normalise
-from train.pairs import MorphedSet, PairBatches, Recipe, Source
+from train import pairs
+from train.pairs import PairBatches, Recipe, Source
+from train.prosody_morphs import MorphedSet
 
 PLAIN = Recipe(
     copy_paste=0.0, morph=0.0, mask=0.0, channel=0.0, own_share=0.0, min_s=0.5, max_s=0.5, speaker_target=1.0,
@@ -136,50 +138,24 @@ def test_masks_silence_frames_and_no_mask_does_not(toy):
     assert 0.2 < masked < 0.3
 
 
-def test_hard_batches_are_of_one_corpus_gender_and_sentence(root, toy):
-    clips = prepared(root / "said", "said", speakers=12, takes=2, seconds=0.4)
-    # Half of the speakers of each gender say one sentence in their first takes; all say it in no second take.
-    clips.clips = [
-        dataclasses.replace(clip, sentence="yes" if int(clip.speaker.split("-")[1]) < 10 and i % 2 == 0 else f"{i}")
-        for i, clip in enumerate(clips.clips)
-    ]
-    sources = [Source(clips, random_embeddings(clips), 1.0), toy]
-    batches = PairBatches(sources, TINY_SPEC, dataclasses.replace(PLAIN, hard=1.0), 12, 40, 3)
-    names = sorted({clip.speaker for clip in clips.clips})
-    gender = {clip.speaker: clip.gender for clip in clips.clips}
-    said = others = 0
-    for step in range(40):
-        labels = batches[step]["labels"].tolist()
-        if max(labels) < 12:  # of the first corpus
-            others += 1
-            assert len({gender[names[label]] for label in labels}) == 1
-            said += not {10, 11} & {int(names[label].split("-")[1]) for label in labels}
-        else:  # too few of one gender in the toy: its speakers as they are
-            assert min(labels) >= 12
-    assert 5 < others < 35 and said > others / 4
-    plain = PairBatches(sources, TINY_SPEC, PLAIN, 12, 1, 3)[0]["labels"]
-    assert len({label >= 12 for label in plain.tolist()}) == 2
+def test_the_margin_rises_over_the_first_quarter_of_the_steps():
+    recipe = Recipe(margin=0.2)
+    assert [recipe.margin_at(step, 100) for step in (0, 10, 25, 99)] == pytest.approx([0.0, 0.08, 0.2, 0.2])
 
 
-def test_lambda_rises_over_the_share_of_the_steps_asked_for():
-    recipe = Recipe(pair_weight=2.0, pair_rise=0.5)
-    assert [recipe.pair_weight_at(done) for done in (0.0, 0.25, 0.5, 1.0)] == [0.0, 1.0, 2.0, 2.0]
-    assert Recipe(pair_weight=2.0).pair_weight_at(0.0) == 2.0
-
-
-def test_morphs_are_drawn_as_often_as_asked(toy, morphs):
+def test_morphs_are_drawn_as_often_as_asked(toy, morphs, monkeypatch):
     """The test's morphs are the clips at half their level, which shows in the level before normalisation."""
     seen = []
 
-    class Spy(PairBatches):
-        def _features(self, waveform, rng, mask):
-            seen.append(float(np.abs(waveform).max()))
-            return super()._features(waveform, rng, mask)
+    def heard(waveform, spec):
+        seen.append(float(np.abs(waveform).max()))
+        return log_mel(waveform, spec)
 
+    monkeypatch.setattr(pairs, "log_mel", heard)
     for share, expected in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0)):
         seen.clear()
         recipe = dataclasses.replace(PLAIN, morph=share, min_s=0.7, max_s=0.7)
-        batches = Spy([toy], TINY_SPEC, recipe, 10, 6, 0, [morphs])
+        batches = PairBatches([toy], TINY_SPEC, recipe, 10, 6, 0, [morphs])
         for step in range(6):
             batches[step]
         assert np.mean(np.array(seen) < 0.3) == pytest.approx(expected, abs=0.15)
@@ -203,19 +179,6 @@ def test_no_speaker_at_all_is_refused(root, toy):
     everyone = frozenset(clip.speaker for clip in toy.clips.clips)
     with pytest.raises(ValueError, match="no clip with a speaker"):
         PairBatches([dataclasses.replace(toy, held_out=everyone)], TINY_SPEC, PLAIN, 1, 1, 0)
-
-
-def test_a_morphed_set_that_was_stopped_gives_what_is_whole(root, toy):
-    write_morphs(root / "cut", toy.clips)
-    table = root / "cut" / "manifest.csv"
-    whole = MorphedSet(root / "cut")
-    count = sum(len(whole.waveforms("toy", i)) for i in range(len(toy.clips.clips)))
-    assert count == len(toy.clips.clips)
-    table.write_text(table.read_text() + "toy,3,9999")  # the last line was not finished
-    audio = root / "cut" / "audio.i16"
-    audio.write_bytes(audio.read_bytes()[:-100])
-    cut = MorphedSet(root / "cut")
-    assert sum(len(cut.waveforms("toy", i)) for i in range(len(toy.clips.clips))) == count - 1
 
 
 @pytest.mark.parametrize("name", ["copy_paste", "channel", "mask"])

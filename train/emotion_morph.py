@@ -1,7 +1,7 @@
-"""Another mood of the same voice, made in the power spectrum of its frames: F0, effort, level and breath.
+"""Another emotion of the same voice, made in the power spectrum of its frames: F0, effort, level and breath.
 
 `augment.shift_prosody` takes speech apart and puts it together again (WORLD), at a quarter of a second for each
-second; this needs a few milliseconds, so that a crop has another mood each time it is heard. Each frame's
+second; this needs a few milliseconds, so that a crop is morphed anew each time it is heard. Each frame's
 spectrum is parted by its cepstrum into an envelope, which carries the vocal tract, and what is left, which carries
 the harmonics. The harmonics are spread or pressed together along a contour; the envelope is tilted the more, the
 louder the frame is. Phases are not needed, since only features are made of it.
@@ -9,7 +9,7 @@ louder the frame is. Phases are not needed, since only features are made of it.
 References
 ----------
 Cepstral separation: Noll 1967. Ranges of the changes: those that bring the cosine of two pieces of a clip, one of
-them in another mood, to what RAVDESS has across emotions (0.51 in the median; 0.45 here, 0.62 without).
+them morphed, to what RAVDESS has across emotions (0.51 in the median; 0.45 here, 0.62 without).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from .spectrum import read_along
 
-__all__ = ["Mood", "contours", "uniform"]
+__all__ = ["EmotionMorph", "contours", "uniform"]
 
 # Where the envelope ends and the harmonics begin, in seconds of quefrency: above an F0 of 380 Hz they mix.
 ENVELOPE_S = 42 / 16000
 SOFTNESS_S = 2 / 16000
 QUIETEST, LOUDEST = -4.0, 3.0  # of a frame against the median, natural logarithm of power
-RAISED = 0.7  # share of moods that raise F0
+RAISED = 0.7  # share of morphs that raise F0
 
 
 def uniform(rng: np.random.Generator, low: float, high: float, count: int, device: torch.device) -> Tensor:
@@ -49,8 +49,8 @@ def _mirrored(positions: Tensor, last: int) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mood:
-    """What a mood does to each voice of a batch; all tensors float32 on one device.
+class EmotionMorph:
+    """What is changed in each voice of a batch; all tensors float32 on one device.
 
     Parameters
     ----------
@@ -73,8 +73,10 @@ class Mood:
     breath: Tensor
 
     @classmethod
-    def draw(cls, batch: int, frames: int, rng: np.random.Generator, device: torch.device | str = "cpu") -> Mood:
-        """Random moods: seven of ten raise F0 by 5 to 70 %, the others lower it by 3 to 25 %."""
+    def draw(
+        cls, batch: int, frames: int, rng: np.random.Generator, device: torch.device | str = "cpu"
+    ) -> EmotionMorph:
+        """Random morphs: seven of ten raise F0 by 5 to 70 %, the others lower it by 3 to 25 %."""
         device = torch.device(device)
         raised = rng.random(batch) < RAISED
         shift = np.where(raised, rng.uniform(1.05, 1.7, batch), rng.uniform(0.75, 0.97, batch)).astype(np.float32)
@@ -88,17 +90,21 @@ class Mood:
             breath=uniform(rng, 0.0, 0.5, batch, device) * breathy,
         )
 
+    def rows(self, numbers: Tensor) -> EmotionMorph:
+        """The morphs of some of the voices."""
+        return EmotionMorph(*(getattr(self, field.name)[numbers] for field in dataclasses.fields(self)))
+
     def __call__(self, power: Tensor, sample_rate: int = 16000) -> Tensor:
-        """The power spectra (batch, frames, bins) in these moods; silence stays silence.
+        """The power spectra (batch, frames, bins) morphed; silence stays silence.
 
         Raises
         ------
         ValueError
-            If the moods were drawn for another number of crops or frames.
+            If the morphs were drawn for another number of crops or frames.
         """
         if power.shape[:2] != self.pitch.shape:
             expected, got = tuple(self.pitch.shape), tuple(power.shape[:2])
-            raise ValueError(f"expected {expected} crops and frames, as the moods were drawn for, got {got}")
+            raise ValueError(f"expected {expected} crops and frames, as the morphs were drawn for, got {got}")
         if not power.numel():
             return power
         bins = power.shape[2]

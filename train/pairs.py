@@ -1,17 +1,16 @@
 """Prepared sets -> batches of parallel pairs.
 
-A batch holds pairs of views of one speaker. A view is a piece of a clip in one manner, a prosody
-morph, or a CopyPaste of two manners; it may be masked where its energy is high, and gets noise,
-rooms, channels and gain. Batch number `step` depends on (seed, step) alone, so results do not
+A batch holds pairs of views of one speaker. A view is a piece of a clip in one emotion, a prosody
+morph, or a CopyPaste of two; it may be masked where its energy is high, and gets noise, rooms,
+telephone bands and gain. Batch number `step` depends on (seed, step) alone, so results do not
 depend on the number of workers and a run resumes where it stopped.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,12 +23,12 @@ from emoinv_edge.spec import EncoderSpec
 
 from . import augment
 from .prepare import SAMPLE_RATE, PreparedSet, by_speaker
+from .prosody_morphs import MorphedSet
 
-__all__ = ["MorphedSet", "PairBatches", "Recipe", "Source"]
+__all__ = ["PairBatches", "Recipe", "Source"]
 
 # Lengths of views: few, since a CPU prepares its kernels for each shape anew, which takes longer than a step.
 LENGTHS = 5
-HARD_SPEAKERS = 4  # fewer that are alike do not make a batch of hard negatives
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,29 +38,23 @@ class Recipe:
     Parameters
     ----------
     copy_paste, morph : float
-        Probability that a view joins two manners; that it is a prosody morph, where there is one.
-    mask, mask_region, mask_fraction, mask_span, mask_fill : float, str, float, int, str
-        Probability of energy masking of a view, where, how much of it, in spans of how many frames, and with what
+        Probability that a view joins two emotions; that it is a prosody morph, where there is one.
+    mask, mask_region, mask_fraction, mask_span : float, str, float, int
+        Probability of energy masking of a view, where, how much of it, in spans of how many frames
         (`augment.energy_mask`).
-    channel, codec : float
-        Probability of noise, room, telephone band and gain on a view; of those views, the share that goes through a
-        telephone call (`augment.mu_law`).
-    hard : float
-        Probability that a batch's speakers are of one corpus and gender, and its clips of one sentence where the
-        corpus says sentences: hard negatives.
-    pair_weight, pair_rise : float
-        Lambda of the cosine loss on pairs; the share of the steps in which it rises from 0 to that.
-    contrast_weight : float
-        Of the loss against the batch's other speakers.
+    channel : float
+        Probability of noise, room, telephone band and gain on a view.
+    pair_weight : float
+        Lambda of the cosine loss on pairs.
     relation_weight : float
         Of the loss between the batch's cosines and those of its targets.
     margin, softmax_weight : float
-        Of AAM-softmax.
+        Of AAM-softmax; the margin rises over the first quarter of the steps.
     speaker_target, own_target : float
         Weights of the pull to the speaker's place in the initial space, and of an untouched clip to its own.
     own_weight : float
         That place, between the speaker's mean embedding (0) and the untouched source clip's own (1).
-        A speaker's mean alone is soon learnt by heart: there are too few speakers.
+        A speaker's mean alone overfits: there are too few speakers.
     own_share : float
         Share of first views that are untouched clips held to their own initial embedding (replay).
     min_s, max_s : float
@@ -74,13 +67,8 @@ class Recipe:
     mask_region: str = "high"
     mask_fraction: float = 0.15
     mask_span: int = 12
-    mask_fill: str = "mean"
     channel: float = 0.4
-    codec: float = 0.0
-    hard: float = 0.0
     pair_weight: float = 0.1
-    pair_rise: float = 0.0
-    contrast_weight: float = 0.0
     relation_weight: float = 0.0
     margin: float = 0.15
     softmax_weight: float = 0.0
@@ -91,32 +79,9 @@ class Recipe:
     min_s: float = 1.2
     max_s: float = 3.0
 
-    def pair_weight_at(self, done: float) -> float:
-        """Lambda after the share `done` of the steps, 0 to 1."""
-        return self.pair_weight * (min(1.0, done / self.pair_rise) if self.pair_rise > 0.0 else 1.0)
-
-
-class MorphedSet:
-    """Prosody morphs of prepared clips: ``audio.i16`` and ``manifest.csv`` (corpus, index, start, samples)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.of: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
-        self.audio = np.memmap(folder / "audio.i16", "<i2", "r")
-        with open(folder / "manifest.csv", newline="", encoding="utf-8") as rows:
-            for row in csv.DictReader(rows):
-                if row["samples"] is None:  # the last line of a run that was stopped
-                    continue
-                start, samples = int(row["start"]), int(row["samples"])
-                if start + samples <= len(self.audio):
-                    self.of[row["corpus"], int(row["index"])].append((start, samples))
-
-    def waveforms(self, corpus: str, index: int) -> list[NDArray[np.float32]]:
-        """The morphs of one clip, float32 in [-1, 1]."""
-        return [self.read(start, samples) for start, samples in self.of.get((corpus, index), [])]
-
-    def read(self, start: int, samples: int) -> NDArray[np.float32]:
-        """One morph by its place in the file, float32 in [-1, 1]."""
-        return self.audio[start : start + samples].astype(np.float32) / np.float32(32768.0)
+    def margin_at(self, step: int, steps: int) -> float:
+        """The margin at one of so many steps."""
+        return self.margin * min(1.0, step / max(1, steps // 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,26 +102,26 @@ class PairBatches(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        sources: list[Source],
+        sources: Sequence[Source],
         spec: EncoderSpec,
         recipe: Recipe,
         pairs: int,
         steps: int,
         seed: int,
-        morphs: list[MorphedSet] | None = None,
-        noises: list[NDArray[np.float32]] | None = None,
-        rooms: list[NDArray[np.float32]] | None = None,
+        morphs: Sequence[MorphedSet] = (),
+        noises: Sequence[NDArray[np.float32]] = (),
+        rooms: Sequence[NDArray[np.float32]] = (),
     ) -> None:
         self.spec, self.recipe, self.pairs, self.steps, self.seed = spec, recipe, pairs, steps, seed
-        self.sources, self.morphs, self.noises, self.rooms = sources, morphs or [], noises or [], rooms or []
+        self.sources, self.morphs, self.noises, self.rooms = sources, morphs, noises, rooms
         self._speakers: list[list[tuple[int, list[int]]]] = []  # per source: (label, clip numbers)
         self._morphed: dict[tuple[int, int], list[int]] = {}  # (source, label) -> clips that have morphs
-        centres = []
+        centres: list[NDArray[np.float32]] = []
         for number, source in enumerate(sources):
             speakers = []
             for _, indices in sorted(by_speaker(source.clips.clips, source.held_out).items()):
                 label = len(centres)
-                centres.append(_mean_over_manners(source, indices))
+                centres.append(_speaker_mean(source, indices))
                 speakers.append((label, indices))
                 corpus = source.clips.clips[indices[0]].corpus
                 self._morphed[number, label] = [
@@ -175,44 +140,26 @@ class PairBatches(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        recipe = self.recipe
-        samples = round(rng.choice(np.linspace(recipe.min_s, recipe.max_s, LENGTHS)) * SAMPLE_RATE)
-        views: list[list[NDArray[np.float32]]] = [[], []]
-        labels, targets, weights = [], [[], []], [[], []]
-        # Drawn only where it is asked for, so that the batches of the other recipes stay as they are.
-        among = self._alike(rng) if recipe.hard > 0.0 and rng.random() < recipe.hard else None
+        samples = round(rng.choice(np.linspace(self.recipe.min_s, self.recipe.max_s, LENGTHS)) * SAMPLE_RATE)
+        features: tuple[list[NDArray[np.float32]], ...] = ([], [])
+        targets: tuple[list[NDArray[np.float32]], ...] = ([], [])
+        weights: tuple[list[float], ...] = ([], [])
+        labels = []
         for _ in range(self.pairs):
-            if among is None:
-                number = int(rng.choice(len(self.sources), p=self._shares))
-                label, indices = self._speakers[number][int(rng.integers(len(self._speakers[number])))]
-            else:
-                number = among[0]
-                label, indices = among[1][int(rng.integers(len(among[1])))]
+            number = int(rng.choice(len(self.sources), p=self._shares))
+            label, indices = self._speakers[number][int(rng.integers(len(self._speakers[number])))]
             labels.append(label)
             for side in (0, 1):
-                features, target, weight = self._view(number, label, indices, samples, rng, own=side == 0)
-                views[side].append(features)
+                view, target, weight = self._view(number, label, indices, samples, rng, own=side == 0)
+                features[side].append(view)
                 targets[side].append(target)
                 weights[side].append(weight)
         return {
-            "features": torch.from_numpy(np.stack(views[0] + views[1])),
+            "features": torch.from_numpy(np.stack(features[0] + features[1])),
             "labels": torch.tensor(labels + labels),
             "targets": torch.from_numpy(np.stack(targets[0] + targets[1])),
             "weights": torch.tensor(weights[0] + weights[1], dtype=torch.float32),
         }
-
-    def _alike(self, rng: np.random.Generator) -> tuple[int, list[tuple[int, list[int]]]]:
-        """A source, and its speakers of one gender with their clips of one sentence, where enough of them said it."""
-        number = int(rng.choice(len(self.sources), p=self._shares))
-        clips, speakers = self.sources[number].clips.clips, self._speakers[number]
-        model = speakers[int(rng.integers(len(speakers)))][1]
-        like = clips[model[int(rng.integers(len(model)))]]
-        alike = [each for each in speakers if clips[each[1][0]].gender == like.gender]
-        said = [(label, [i for i in indices if clips[i].sentence == like.sentence]) for label, indices in alike]
-        said = [each for each in said if each[1]]
-        if like.sentence and len(said) >= HARD_SPEAKERS:
-            return number, said
-        return number, alike if len(alike) >= HARD_SPEAKERS else speakers
 
     def _view(
         self, number: int, label: int, indices: list[int], samples: int, rng: np.random.Generator, own: bool
@@ -224,10 +171,10 @@ class PairBatches(Dataset[dict[str, Tensor]]):
             # Replay: an untouched clip stays where the initial encoder put it.
             waveform = augment.crop(source.clips.waveform(index), samples, rng)
             return self._features(waveform, rng, mask=False), source.embeddings[index], recipe.own_target
-        waveform, index = self._manner(number, label, indices, index, rng)
+        waveform, index = self._clip_or_morph(number, label, indices, index, rng)
         embedding = source.embeddings[index]
         if rng.random() < recipe.copy_paste:
-            other, index = self._manner(number, label, indices, indices[int(rng.integers(len(indices)))], rng)
+            other, index = self._clip_or_morph(number, label, indices, indices[int(rng.integers(len(indices)))], rng)
             embedding = embedding + source.embeddings[index]
             waveform = augment.copy_paste(waveform, other, rng, samples, match_level=rng.random() < 0.7)
         else:
@@ -239,7 +186,7 @@ class PairBatches(Dataset[dict[str, Tensor]]):
         target = recipe.own_weight * embedding + (1.0 - recipe.own_weight) * self.centres[label]
         return features, np.asarray(target, np.float32), recipe.speaker_target
 
-    def _manner(
+    def _clip_or_morph(
         self, number: int, label: int, indices: list[int], index: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], int]:
         """A clip as it is, or a morph of one; and which clip."""
@@ -258,8 +205,6 @@ class PairBatches(Dataset[dict[str, Tensor]]):
             waveform = augment.reverberate(waveform, self.rooms[int(rng.integers(len(self.rooms)))])
         elif kind > 0.9:
             waveform = augment.telephone_band(waveform)
-        if self.recipe.codec > 0.0 and rng.random() < self.recipe.codec:
-            waveform = augment.mu_law(waveform)
         if self.noises and rng.random() < 0.6:
             noise = self.noises[int(rng.integers(len(self.noises)))]
             waveform = augment.add_noise(waveform, noise, rng.uniform(5.0, 25.0), rng)
@@ -269,14 +214,14 @@ class PairBatches(Dataset[dict[str, Tensor]]):
         features = mean_normalise(log_mel(np.ascontiguousarray(waveform), self.spec))
         if mask:
             energy = augment.frame_energy_db(waveform, self.spec.frame_length, self.spec.frame_shift)
+            recipe = self.recipe
             features = augment.energy_mask(
-                features, energy, rng, self.recipe.mask_fraction, self.recipe.mask_span, self.recipe.mask_region,
-                fill=self.recipe.mask_fill,
-            )  # fmt: skip
+                features, energy, rng, recipe.mask_fraction, recipe.mask_span, recipe.mask_region
+            )
         return features
 
 
-def _mean_over_manners(source: Source, indices: list[int]) -> NDArray[np.float32]:
+def _speaker_mean(source: Source, indices: list[int]) -> NDArray[np.float32]:
     """Unit-norm mean of a speaker's embeddings, each emotion counting the same."""
     of_emotion: dict[str, list[int]] = defaultdict(list)
     for index in indices:

@@ -18,7 +18,7 @@ import dataclasses
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from emoinv_edge.audio import read_audio, to_mono
 from emoinv_edge.errors import AudioError
 
 from .corpora import Clip
+from .progress import Report, silent
 
 __all__ = [
     "HELD_OUT",
@@ -142,7 +143,7 @@ def _in_order(pool: ProcessPoolExecutor, clips: Iterable[Clip]) -> Iterator[tupl
 
 @contextlib.contextmanager
 def write_set(out: Path) -> Iterator[Callable[[tuple[str, ...], NDArray[np.int16], str], None]]:
-    """Write a prepared set, which appears whole or not at all.
+    """Write a prepared set, whose audio and manifest appear when the block ends.
 
     Yields
     ------
@@ -169,20 +170,16 @@ def write_set(out: Path) -> Iterator[Callable[[tuple[str, ...], NDArray[np.int16
     os.replace(out / "manifest.csv.part", out / "manifest.csv")
 
 
-def prepare(
-    clips: Iterable[Clip], out: Path, num_workers: int = 2, progress: Callable[[int], None] = lambda done: None
-) -> tuple[int, int]:
+def prepare(clips: Sequence[Clip], out: Path, num_workers: int = 2, progress: Report = silent) -> tuple[int, int]:
     """Decode, trim and store clips as a prepared set.
 
     Parameters
     ----------
-    clips : iterable of Clip
+    clips : sequence of Clip
     out : Path
-        Folder to make; it appears whole or not at all.
+        Folder to make; audio and manifest appear when all clips are done.
     num_workers : int
         Processes that decode. The result does not depend on it.
-    progress : callable
-        Called with the number of clips done.
 
     Returns
     -------
@@ -203,7 +200,7 @@ def prepare(
             else:
                 add(dataclasses.astuple(clip)[1:], samples, "/".join(clip.path.parts[-3:]))
                 kept += 1
-            progress(kept + skipped)
+            progress(kept + skipped, len(clips))
     return kept, skipped
 
 
@@ -213,7 +210,7 @@ class PreparedSet:
     Raises
     ------
     ValueError
-        If the folder is no prepared set, or its audio is shorter than the manifest says.
+        If the folder is no prepared set, or its audio is shorter than in the manifest.
     """
 
     def __init__(self, folder: Path) -> None:

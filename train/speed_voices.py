@@ -8,13 +8,13 @@ copies lie in a prepared set of their own, named ``CORPUS+voices``, whose speake
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from . import augment
 from .prepare import SAMPLE_RATE, PreparedSet, by_speaker, write_set
+from .progress import Report, silent
 
 __all__ = ["VOICES", "revoice"]
 
@@ -29,14 +29,14 @@ def revoice(
     per_voice: int,
     without: frozenset[str] = frozenset(),
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
 ) -> int:
     """Make `per_voice` clips of each of `VOICES_PER_SPEAKER` further voices of every speaker of a prepared set.
 
     Parameters
     ----------
     folder : Path
-        The set; the copies go into ``FOLDER+voices``, which appears whole or not at all.
+        The set; the copies go into ``FOLDER+voices``, whose files appear when all are made.
     without : frozenset of str
         Speakers that are held out of training.
 

@@ -1,33 +1,59 @@
 """Teachers: encoders whose embeddings are computed once for every clip of a prepared set, and kept.
 
-A teacher is a checkpoint of this project, one of its .onnx files, or a foreign .onnx file whose front end
-is said by an `EncoderSpec` (the published ResNet34-LM takes 80 mel bins, Hamming, int16 scale: the default).
+A teacher is a checkpoint of this project, one of its .onnx files, or a foreign .onnx file with the front end
+of an `EncoderSpec` (the published ResNet34-LM takes 80 mel bins, Hamming, int16 scale: the default).
 
 Targets are kept as one .npy a set, named after the teacher's fingerprint and what was embedded, so that a
 changed teacher or set is never mistaken for another. A stopped run goes on where it was; under ``torchrun``
 each rank embeds its share and rank 0 joins them.
+
+Teachers of other shapes and training err on other trials: the mean of their cosines beats each of them.
+That mean is the cosine of their unit embeddings laid side by side. `fit_projection` brings the long
+vector down to the first teacher's dimensions by the principal axes (which keep the cosines) and turns
+it onto the first teacher's embeddings (orthogonal Procrustes: Schönemann 1966), so that an encoder
+started from that teacher has little way to go.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emoinv_edge.errors import ModelFormatError
 from emoinv_edge.features import log_mel, mean_normalise
+from emoinv_edge.files import write_atomically
+from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
 
-from .prepare import PreparedSet
+from .distributed import barrier, rank, share, world_size
+from .model import ResidualEncoder, embed_waveforms, load_checkpoint
+from .prepare import SAMPLE_RATE, PreparedSet
+from .progress import Report, silent
 
-__all__ = ["PUBLIC_SPEC", "Teacher", "fused_similarity", "open_teacher", "targets_path", "teach"]
+__all__ = [
+    "LONGEST_S",
+    "PUBLIC_SPEC",
+    "Teacher",
+    "embed_initial",
+    "fit_projection",
+    "fuse",
+    "fused_similarity",
+    "middle",
+    "open_teacher",
+    "project",
+    "save_rows",
+    "targets_path",
+    "teach",
+]
 
 PUBLIC_SPEC = EncoderSpec(name="resnet34-lm")
-LONGEST_S = 4.0  # of a clip: its middle; a speaker's voice is known by then, and time grows with length
+LONGEST_S = 4.0  # of a clip: a speaker's voice is known by then, and time grows with length
 FORMAT = 1
 
 
@@ -44,7 +70,7 @@ class Teacher:
 def open_teacher(path: Path, spec: EncoderSpec | None = None, num_threads: int = 1) -> Teacher:
     """An .onnx file or a checkpoint of this project.
 
-    The front end of an .onnx file is what its own metadata say, else `spec`, else the JSON of an
+    The front end of an .onnx file is that of its own metadata, else `spec`, else the JSON of an
     `EncoderSpec` beside it (``NAME.json``), else `PUBLIC_SPEC`.
 
     Raises
@@ -79,14 +105,10 @@ def _features(waveform: NDArray[np.float32], spec: EncoderSpec) -> NDArray[np.fl
 
 
 def _onnx(path: Path, spec: EncoderSpec | None, num_threads: int) -> Teacher:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise ValueError(f"{path}: onnxruntime cannot read it ({error})") from error
+        session = open_session(path.read_bytes(), num_threads)
+    except ModelFormatError as error:
+        raise ValueError(f"{path}: {error}") from error
     text = session.get_modelmeta().custom_metadata_map.get("emoinv.spec")
     found = EncoderSpec.from_json(text) if text else spec or PUBLIC_SPEC
     source = session.get_inputs()[0]
@@ -108,9 +130,6 @@ def _onnx(path: Path, spec: EncoderSpec | None, num_threads: int) -> Teacher:
 
 def _checkpoint(path: Path, num_threads: int) -> Teacher:
     import torch
-
-    from .embed import embed_waveforms
-    from .model import load_checkpoint
 
     torch.set_num_threads(num_threads)
     model, spec, _ = load_checkpoint(path)
@@ -143,7 +162,7 @@ def teach(
     teacher: Teacher,
     prepared: PreparedSet,
     folder: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Report = silent,
     chunk: int = 64,
 ) -> NDArray[np.float32] | None:
     """Embed every clip of a set, or read what an earlier run kept.
@@ -152,8 +171,6 @@ def teach(
     -------
     ndarray, shape (clips, embedding_dim), float32 of unit norm; None on ranks other than 0
     """
-    from .distributed import barrier, rank, share, world_size
-
     path = targets_path(teacher, prepared, folder)
     if path.is_file():
         return np.load(path) if rank() == 0 else None
@@ -164,7 +181,7 @@ def teach(
     missing = np.flatnonzero(np.isnan(rows[:, 0]))
     missing = missing[np.argsort([prepared.clips[mine[i]].samples for i in missing], kind="stable")]
     done = len(mine) - len(missing)
-    samples = round(LONGEST_S * PUBLIC_SPEC.sample_rate)
+    samples = round(LONGEST_S * SAMPLE_RATE)
     for first in range(0, len(missing), chunk):
         batch = missing[first : first + chunk]
         rows[batch] = teacher.embed([middle(prepared.waveform(mine[i]), samples) for i in batch])
@@ -174,16 +191,46 @@ def teach(
     barrier()
     if rank() != 0:
         return None
-    whole = np.empty((len(prepared.clips), teacher.embedding_dim), np.float32)
-    parts = [path.with_suffix(f".{r}of{world_size()}.part") for r in range(world_size())]
-    for r, each in enumerate(parts):
-        whole[r :: world_size()] = np.load(each)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, whole)
-    os.replace(temporary, path)
-    for each in parts:
-        each.unlink()
-    return whole
+    return _join([path.with_suffix(f".{r}of{world_size()}.part") for r in range(world_size())], path)
+
+
+def embed_initial(encoder: ResidualEncoder, spec: EncoderSpec, folder: Path, progress: Report = silent) -> None:
+    """Embed the beginning of every clip of a prepared set by the initial encoder, into ``public.npy`` beside it."""
+    clips = PreparedSet(folder)
+    mine = share(len(clips.clips))
+    longest = round(LONGEST_S * SAMPLE_RATE)
+    embeddings = embed_waveforms(
+        encoder,
+        spec,
+        lambda i: clips.waveform(mine[i])[:longest],
+        [min(clips.clips[i].samples, longest) for i in mine],
+        progress,
+    )
+    parts = [folder / f"public.{r}of{world_size()}.part.npy" for r in range(world_size())]
+    np.save(parts[rank()], embeddings)
+    barrier()
+    if rank() == 0:
+        _join(parts, folder / "public.npy")
+    barrier()
+
+
+def save_rows(path: Path, rows: NDArray[np.float32]) -> None:
+    """Write an .npy file atomically."""
+    content = io.BytesIO()
+    np.save(content, rows)
+    write_atomically(path, content.getvalue(), 0o666)
+
+
+def _join(parts: Sequence[Path], path: Path) -> NDArray[np.float32]:
+    """The rows of all ranks, in the order of the clips, into one file; the parts go."""
+    of_rank = [np.load(part) for part in parts]
+    rows = np.empty((sum(map(len, of_rank)), of_rank[0].shape[1]), np.float32)
+    for number, each in enumerate(of_rank):
+        rows[number :: len(parts)] = each
+    save_rows(path, rows)
+    for part in parts:
+        part.unlink()
+    return rows
 
 
 def _open_part(path: Path, shape: tuple[int, int]) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
@@ -210,3 +257,57 @@ def fused_similarity(*embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     if not count or len({len(each) for each in embeddings}) != 1:
         raise ValueError(f"expected embeddings of the same clips, got {[len(each) for each in embeddings]}")
     return np.concatenate([_unit(each, "a teacher") / np.float32(np.sqrt(count)) for each in embeddings], axis=1)
+
+
+def fit_projection(first: NDArray[np.float32], *others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The projection from `fused_similarity` of the teachers to the first one's space.
+
+    Parameters
+    ----------
+    first, others : ndarray, shape (clips, each its own dim)
+        Embeddings of the same clips.
+
+    Returns
+    -------
+    ndarray, shape (sum of the dims, first dim), orthonormal columns
+
+    Raises
+    ------
+    ValueError
+        If there are fewer clips than the first teacher has dimensions: its axes would be undetermined.
+    """
+    clips, dim = first.shape
+    if clips < dim:
+        raise ValueError(f"expected at least {dim} clips to fit a projection to {dim} dimensions, got {clips}")
+    together = fused_similarity(first, *others).astype(np.float64)
+    _, axes = np.linalg.eigh(together.T @ together)
+    axes = axes[:, ::-1][:, :dim]
+    left, _, right = np.linalg.svd((together @ axes).T @ first.astype(np.float64))
+    return np.asarray(axes @ (left @ right), np.float32)
+
+
+def project(projection: NDArray[np.float32], *embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Targets of unit norm, shape (clips, dim), of the teachers' embeddings in the order of the fit."""
+    targets = fused_similarity(*embeddings) @ projection
+    return np.asarray(targets / np.maximum(np.linalg.norm(targets, axis=1, keepdims=True), 1e-9), np.float32)
+
+
+def fuse(folders: Sequence[Path], others: Sequence[Teacher]) -> NDArray[np.float32]:
+    """Write ``fused.npy`` beside each taught set: the joint target of the initial encoder and `others`.
+
+    Raises
+    ------
+    ValueError
+        If a set was not taught by the initial encoder, or not by one of the others.
+    """
+    taught = []
+    for folder in folders:
+        paths = [folder / "public.npy", *(targets_path(o, PreparedSet(folder), folder / "teachers") for o in others)]
+        for path in paths:
+            if not path.is_file():
+                raise ValueError(f"{path} is missing; make it with `python -m train teach START SET --beside TEACHER`")
+        taught.append([np.load(path) for path in paths])
+    projection = fit_projection(*(np.concatenate(each) for each in zip(*taught, strict=True)))
+    for folder, embeddings in zip(folders, taught, strict=True):
+        save_rows(folder / "fused.npy", project(projection, *embeddings))
+    return projection

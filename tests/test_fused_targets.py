@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from training import prepared, random_embeddings
 
-from train.fusion import fit_projection, fuse, project
-from train.teachers import Teacher, fused_similarity, targets_path
+from train.teachers import Teacher, fit_projection, fuse, fused_similarity, project, targets_path
 
 
 def unit(rows):
