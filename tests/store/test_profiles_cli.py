@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from builders import calibration, in_file
 from profile_samples import MODEL, cheap_derive, sample_exemplar, sample_profile
 from raw_store import alter
-from test_cli import CALIBRATION
 
 from emoinv_edge.cli import main
 from emoinv_edge.cli import options as cli_options
@@ -178,7 +178,7 @@ def test_speech_that_was_kept_is_enrolled_again_with_one_command(
 def test_speech_kept_by_enroll_is_enough_for_another_model(
     shell: Shell, make_encoder: Callable[..., Path], speechlike: Callable[..., np.ndarray]
 ) -> None:
-    old, new = (make_encoder(seed=seed, metadata={"emoinv.calibration": CALIBRATION}) for seed in (1, 2))
+    old, new = (make_encoder(seed=seed, metadata=in_file(calibration())) for seed in (1, 2))
     files = [shell.folder / f"{seed}.wav" for seed in (1, 2, 3)]
     for seed, file in enumerate(files, 1):
         pause = np.zeros(4000, np.float32)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -117,6 +118,14 @@ def test_a_change_that_is_refused_leaves_the_old_store_as_it_is(folder: Path) ->
     with pytest.raises(SealError):
         ProfileStore(store.path, b"x" * 32).put(sample_profile("cy"))
     assert store.path.read_bytes() == before
+
+
+def test_an_old_store_is_read_where_it_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ProfileStore(recorded(folder, "sealed"), KEY)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert store.get("bo").name == "bo" and not [info.problem for info in store.list() if info.problem]
+    with pytest.raises(StoreError, match="read-only media"):
+        store.note_verified("bo", "accept")
 
 
 def test_a_damaged_profile_of_an_old_store_stays_damaged_and_costs_no_other(folder: Path) -> None:

@@ -22,6 +22,7 @@ from emoinv_edge.store import (
     ProfileStore,
     default_store_path,
 )
+from emoinv_edge.store.keys import Seal
 
 UTC = datetime.timezone.utc
 
@@ -52,6 +53,37 @@ def test_a_second_put_of_a_name_replaces_or_is_refused(store: ProfileStore) -> N
     with pytest.raises(StoreError, match="already"):
         store.put(sample_profile("ana", (4,)), replace=False)
     assert store.get("ana") == sample_profile("ana", (2, 3))
+
+
+def test_no_change_opens_what_it_has_just_sealed(store: ProfileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put(sample_profile("ana"))
+    sealed: set[bytes] = set()
+    close, open_ = Seal.close, Seal.open
+
+    def closing(seal: Seal, *arguments) -> bytes:
+        made = close(seal, *arguments)
+        sealed.add(made)
+        return made
+
+    def opening(seal: Seal, data: bytes, aad: bytes) -> bytes:
+        assert data not in sealed
+        return open_(seal, data, aad)
+
+    monkeypatch.setattr(Seal, "close", closing)
+    monkeypatch.setattr(Seal, "open", opening)
+    for change in (
+        lambda: store.put(sample_profile("bo")),
+        lambda: store.put(sample_profile("bo", (3,))),
+        lambda: store.adapt("ana", sample_exemplar(3)),
+        lambda: store.extend("ana", [sample_exemplar(4)]),
+        lambda: store.rollback("ana"),
+        lambda: store.note_verified("ana", "accept"),
+        lambda: store.remove("bo"),
+        store.rotate,
+    ):
+        sealed.clear()
+        change()
+        assert sealed
 
 
 def test_an_unknown_name_is_an_error_that_names_it(store: ProfileStore) -> None:
