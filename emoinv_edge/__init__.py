@@ -97,35 +97,25 @@ __all__ = [
     "read_audio",
 ]
 
-# Public name -> the module that defines it; loaded on first use (PEP 562).
-_HOME = {
-    "Adapter": "adaptation",
-    "PLAINTEXT": "store",
-    "Calibration": "calibration",
-    "Decision": "decision",
-    "Embedding": "encoder",
-    "Encoder": "encoder",
-    "EncoderSpec": "spec",
-    "Enroller": "enrolment",
-    "EnrolmentFeedback": "enrolment",
-    "Exemplar": "profiles",
-    "Gap": "microphone",
-    "KeyFile": "store",
-    "KeyVariable": "store",
-    "LogMelStream": "features",
-    "Microphone": "microphone",
-    "Passphrase": "store",
-    "Profile": "profiles",
-    "ProfileStore": "store",
-    "SpeechQuality": "quality",
-    "SpeechSegment": "vad",
-    "SpeechSegmenter": "vad",
-    "Verdict": "decision",
-    "VerificationStream": "stream",
-    "Verifier": "verifier",
-    "log_mel": "features",
-    "read_audio": "audio",
+# Public names by the module that defines them; loaded on first use (PEP 562).
+_MODULES = {
+    "adaptation": "Adapter",
+    "audio": "read_audio",
+    "calibration": "Calibration",
+    "decision": "Decision Verdict",
+    "encoder": "Embedding Encoder",
+    "enrolment": "Enroller EnrolmentFeedback",
+    "features": "LogMelStream log_mel",
+    "microphone": "Gap Microphone",
+    "profiles": "Exemplar Profile",
+    "quality": "SpeechQuality",
+    "spec": "EncoderSpec",
+    "store": "PLAINTEXT KeyFile KeyVariable Passphrase ProfileStore",
+    "stream": "VerificationStream",
+    "vad": "SpeechSegment SpeechSegmenter",
+    "verifier": "Verifier",
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:

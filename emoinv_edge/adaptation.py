@@ -5,8 +5,8 @@ does, and after a clear ACCEPT on good speech adds that utterance to the stored 
 comes to cover the owner's other emotions and rooms. What keeps an impostor from creeping in:
 
 - the score must be clear: above the strictest threshold that the calibration supports, by a margin;
-- it must be clear against the exemplars of the *enrolment alone*. Adapted exemplars vouch for
-  nobody, so that each of a chain of impostors, every one a little further off, is measured against
+- it must be clear against the exemplars of the *enrolment alone*. Adapted exemplars are no
+  evidence for others, so that each of a chain of impostors, every one a little further off, is measured against
   the owner and not against the one before;
 - the speech must be good, and no replay of an exemplar;
 - at most `limit` adapted exemplars are kept, the oldest goes first, the enrolment's never;

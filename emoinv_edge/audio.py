@@ -7,17 +7,30 @@ nothing is guessed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .channels import ChannelComparison
+from .decoding import Source, decode, shown
 from .errors import AudioError
 
-__all__ = ["MAX_SAMPLE_RATE", "MIN_SAMPLE_RATE", "ResampleStream", "level_dbfs", "mono_chunk", "read_audio", "to_mono"]
+__all__ = [
+    "MAX_DURATION_S",
+    "MAX_SAMPLE_RATE",
+    "MIN_SAMPLE_RATE",
+    "ResampleStream",
+    "level_dbfs",
+    "mono_chunk",
+    "read_audio",
+    "read_channels",
+    "to_mono",
+]
 
 MIN_SAMPLE_RATE = 8000
 MAX_SAMPLE_RATE = 192000
@@ -26,12 +39,16 @@ MAX_CHANNELS = 64
 # Lossy decoders and float mixes overshoot full scale by a few dB; beyond twice full scale (6 dB)
 # the samples are on another scale, most often int16 values cast to float.
 MAX_PEAK = 2.0
+MAX_DURATION_S = 7200.0
+BLOCK_SAMPLES = 1 << 16
 
 _SCALES = {np.dtype(np.int16): 2.0**-15, np.dtype(np.int32): 2.0**-31}
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _check_rate(sample_rate: int, name: str = "sample_rate") -> int:
+def _check_rate(sample_rate: float, name: str = "sample_rate") -> int:
+    if isinstance(sample_rate, (float, np.floating)) and float(sample_rate).is_integer():
+        sample_rate = int(sample_rate)  # as json, ffprobe and PortAudio give rates
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, np.integer)):
         raise TypeError(f"expected {name} as an int in Hz, got {sample_rate!r}; pass e.g. 16000")
     if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
@@ -42,10 +59,16 @@ def _check_rate(sample_rate: int, name: str = "sample_rate") -> int:
     return int(sample_rate)
 
 
-def _check_samples(waveform: NDArray[Any]) -> None:
+def _check_samples(waveform: object) -> None:
     """Refuse what no chunk and no waveform may be: a foreign type, dtype or shape."""
     if not isinstance(waveform, np.ndarray):
-        raise TypeError(f"expected a NumPy array, got {type(waveform).__name__}; convert it with numpy.asarray")
+        if isinstance(waveform, (bytes, bytearray, memoryview)):
+            cure = "use numpy.frombuffer(data, numpy.int16) for raw samples, read_audio(io.BytesIO(data)) for a file"
+        elif isinstance(waveform, (str, os.PathLike)):
+            cure = "read the file with emoinv_edge.read_audio"
+        else:
+            cure = "convert it with numpy.asarray(waveform, numpy.float32), floats in [-1, 1]"
+        raise TypeError(f"expected a NumPy array, got {type(waveform).__name__}; {cure}")
     if waveform.dtype not in _SCALES and waveform.dtype not in _FLOATS:
         raise AudioError(
             f"expected int16, int32, float32 or float64 samples, got {waveform.dtype}; "
@@ -60,6 +83,11 @@ def _check_samples(waveform: NDArray[Any]) -> None:
             f"expected shape (samples, channels) with 1 to {MAX_CHANNELS} channels, got {waveform.shape}; "
             "if the channels come first, pass waveform.T"
         )
+
+
+def _peak(samples: NDArray[Any]) -> float:
+    """The largest magnitude among floats, without a copy of them; NaN if one of them is."""
+    return float(max(samples.max(), -samples.min())) if samples.size else 0.0
 
 
 def mono_chunk(chunk: NDArray[Any]) -> NDArray[np.float32]:
@@ -88,7 +116,7 @@ def mono_chunk(chunk: NDArray[Any]) -> NDArray[np.float32]:
         samples = chunk.astype(np.float32)
         samples *= np.float32(_SCALES[chunk.dtype])
     else:
-        peak = float(np.abs(chunk).max()) if chunk.size else 0.0
+        peak = _peak(chunk)
         if not np.isfinite(peak):
             bad = int(np.count_nonzero(~np.isfinite(chunk)))
             raise AudioError(
@@ -151,33 +179,52 @@ def to_mono(waveform: NDArray[Any], sample_rate: int, target_rate: int = 16000) 
             f"expected shape (samples, channels), got {waveform.shape}, more channels than samples; "
             "if the channels come first, pass waveform.T"
         )
-    mono = mono_chunk(waveform)
-    if not mono.any():
-        if waveform.ndim == 2 and waveform.shape[1] > 1 and waveform.any():
-            raise AudioError(
-                f"the {waveform.shape[1]} channels cancel each other to silence when mixed down; "
-                "pass one of them, e.g. waveform[:, 0]"
-            )
+    if sample_rate == target_rate and waveform.ndim == 1:
+        mono = mono_chunk(waveform)
+        silent = not mono.any()
+    else:
+        mono, silent = _mix(waveform, sample_rate, target_rate)
+    if silent:
         raise AudioError(
             f"expected sound, got {waveform.shape[0]} samples that are all zero; "
             "check that the microphone is not muted and that the right device or channel was recorded"
         )
-    return _resample(mono, sample_rate, target_rate)
+    return mono
+
+
+def _mix(waveform: NDArray[Any], sample_rate: int, target_rate: int) -> tuple[NDArray[np.float32], bool]:
+    """Mix and resample block by block, which takes no memory but the result's; and whether the mix is all zero."""
+    track = _Track(target_rate)
+    comparison = ChannelComparison()
+    blocks = waveform if waveform.ndim == 2 else waveform[:, np.newaxis]
+    step = max(1, BLOCK_SAMPLES // blocks.shape[1])
+    silent = True
+    for first in range(0, len(blocks), step):
+        block = blocks[first : first + step]
+        mono = mono_chunk(block)
+        silent = silent and not mono.any()
+        track.add(mono, sample_rate)
+        comparison.add(block, sample_rate)
+    cancelled = _cancelled(comparison, silent and bool(waveform.any()))
+    if cancelled:
+        raise AudioError(f"{cancelled[0]}waveform[:, {cancelled[1] - 1}]")
+    return track.waveform(), silent
+
+
+def _cancelled(comparison: ChannelComparison, silenced: bool) -> tuple[str, int] | None:
+    """What mixing made of the channels if it cancelled them, with the beginning of its cure, and a channel to take."""
+    opposed = comparison.opposed()
+    if opposed is None and not silenced:
+        return None
+    first, second = opposed or (1, 2)
+    what = f"channels {first} and {second} are inverted against each other and" if opposed else "the channels"
+    return f"{what} cancel each other when mixed down; take one of them alone: ", first
 
 
 def level_dbfs(waveform: NDArray[np.float32]) -> float:
     """The level of a mono waveform: its mean power in dB below full scale; -120 for silence or no samples."""
     power = float(np.mean(np.square(waveform, dtype=np.float64))) if len(waveform) else 0.0
     return 10.0 * math.log10(max(power, 1e-12))
-
-
-def _resample(mono: NDArray[np.float32], in_rate: int, out_rate: int) -> NDArray[np.float32]:
-    if in_rate == out_rate:
-        return mono
-    import soxr  # here, not above: it is needed only where rates differ
-
-    resampled: NDArray[np.float32] = soxr.resample(np.ascontiguousarray(mono), in_rate, out_rate)
-    return np.clip(resampled, np.float32(-1.0), np.float32(1.0), out=resampled)
 
 
 class ResampleStream:
@@ -244,71 +291,185 @@ class ResampleStream:
         return np.clip(resampled, np.float32(-1.0), np.float32(1.0), out=resampled)
 
 
-def _looks_like_text(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError:  # not to be opened at all, which the caller's own error says
-        return False
-    if b"\0" in head:
-        return False
-    text = head.decode("utf-8", errors="replace")
-    return sum(character.isprintable() or character.isspace() for character in text) > 0.95 * len(text)
+class _Track:
+    """A waveform at one rate that grows as blocks of any rate come."""
+
+    def __init__(self, target_rate: int) -> None:
+        self._target_rate = target_rate
+        self._resampler: ResampleStream | None = None
+        self._samples = np.empty(1 << 16, np.float32)
+        self._length = 0
+
+    def add(self, mono: NDArray[np.float32], sample_rate: int) -> None:
+        if self._resampler is None or self._resampler.in_rate != sample_rate:
+            self._flush()
+            self._resampler = ResampleStream(sample_rate, self._target_rate)
+        self._append(self._resampler.process(mono))
+
+    def waveform(self) -> NDArray[np.float32]:
+        """All that came, at the end of it."""
+        self._flush()
+        self._samples.resize(self._length, refcheck=False)
+        return self._samples
+
+    def _flush(self) -> None:
+        if self._resampler is not None:
+            self._append(self._resampler.flush())
+
+    def _append(self, more: NDArray[np.float32]) -> None:
+        end = self._length + len(more)
+        if end > len(self._samples):
+            self._samples.resize(max(end, len(self._samples) * 9 // 8), refcheck=False)  # in place, where it can be
+        self._samples[self._length : end] = more
+        self._length = end
 
 
-def read_audio(path: str | os.PathLike[str], target_rate: int = 16000) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Read an audio file as mono float32 at `target_rate`.
+def read_audio(
+    source: Source,
+    target_rate: int = 16000,
+    *,
+    channel: int | Literal["mix"] = "mix",
+    max_duration_s: float = MAX_DURATION_S,
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Read a recording as mono float32 at `target_rate`, to its end.
+
+    Memory is that of the result. What comes through a pipe is held besides, as it came.
 
     Parameters
     ----------
-    path : str or path-like
-        Any format that libsndfile reads: WAV, FLAC, OGG, MP3, AIFF and others.
+    source : str, path-like or binary file
+        A path, ``"-"`` for standard input, a named pipe, or a binary file, which is read from its
+        position on and left open. Any format that libsndfile reads: WAV, FLAC, OGG, MP3, AIFF and
+        others; with PyAV (the extra ``media``) M4A, WebM, AMR and others as well.
     target_rate : int
         Rate of the result, 8000 to 192000 Hz.
+    channel : "mix" or int
+        The mean of all channels, or one of them, counted from 1.
+    max_duration_s : float
+        Longer recordings are refused, before they are read where the header says so.
 
     Returns
     -------
     waveform : ndarray, shape (samples,), float32 in [-1, 1]
+        All zeros if the recording is.
     notes : tuple of str
-        What was done to the audio on the way, for the user to read: a mix-down, a resampling,
-        limited overshoots. Empty if nothing was.
+        What was done to the audio on the way and what is odd about it, for the user to read: a
+        mix-down and what it did harm to, a resampling, limited overshoots, a missing end with both
+        lengths. Empty if there is nothing to say.
 
     Raises
     ------
+    TypeError, ValueError
+        If an argument is of another kind.
     AudioError
-        If the file is missing, is no audio, or holds audio that `to_mono` refuses. The message
-        begins with the path.
+        If the source cannot be read, is no audio or empty, is too long, has no such channel, or
+        holds a NaN, an infinite sample or one far beyond full scale; or if its channels are inverted
+        against each other, so that mixing would cancel them. The message begins with the source.
     """
-    path = Path(path)
-    if not path.exists():
-        raise AudioError(f"{path}: no such file; check the path")
-    if not path.is_file():
-        raise AudioError(f"{path}: expected an audio file, got a folder or device; name one file")
-    import soundfile  # here, not above: the library also works on arrays alone
+    if channel != "mix" and (isinstance(channel, bool) or not isinstance(channel, (int, np.integer)) or channel < 1):
+        raise ValueError(f"expected channel as 'mix' or a number from 1, got {channel!r}; 1 is the left one of two")
+    (waveform,), notes = _read(source, target_rate, channel, max_duration_s)
+    return waveform, notes
 
+
+def read_channels(
+    source: Source, target_rate: int = 16000, *, max_duration_s: float = MAX_DURATION_S
+) -> tuple[tuple[NDArray[np.float32], ...], tuple[str, ...]]:
+    """Read every channel of a recording as a waveform of its own; otherwise as `read_audio`.
+
+    Parameters
+    ----------
+    source, target_rate
+        As of `read_audio`.
+    max_duration_s : float
+        Of all channels together.
+
+    Returns
+    -------
+    waveforms : tuple of ndarray, shape (samples,), float32 in [-1, 1]
+    notes : tuple of str
+
+    Raises
+    ------
+    TypeError, AudioError
+        As `read_audio`; also if parts of the file have different numbers of channels.
+    """
+    return _read(source, target_rate, "each", max_duration_s)
+
+
+def _read(
+    source: Source, target_rate: int, channel: int | str, max_duration_s: float
+) -> tuple[tuple[NDArray[np.float32], ...], tuple[str, ...]]:
+    target_rate = _check_rate(target_rate, "target_rate")
+    if not max_duration_s > 0.0:
+        raise ValueError(f"expected max_duration_s above 0, got {max_duration_s!r}")
+    missing: list[str] = []
     try:
-        if path.stat().st_size == 0:
-            raise AudioError(f"{path}: the file is empty (0 bytes); record or copy it again")
-        with soundfile.SoundFile(path) as file:
-            sample_rate = int(file.samplerate)
-            samples = file.read(dtype="float32", always_2d=True)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error}); check its permissions") from error
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless .raw file
-        what = "the file holds text" if _looks_like_text(path) else str(error)
-        raise AudioError(
-            f"{path}: expected an audio file that libsndfile reads (WAV, FLAC, OGG, MP3), but {what}; "
-            "convert it, e.g. `ffmpeg -i INPUT -ac 1 -ar 16000 OUTPUT.wav`"
-        ) from error
-    try:
-        waveform = to_mono(samples, sample_rate, target_rate)
+        with contextlib.closing(decode(source, max_duration_s, missing)) as blocks:
+            waveforms, notes = _receive(blocks, target_rate, channel, max_duration_s)
     except AudioError as error:
-        raise AudioError(f"{path}: {error}") from error
-    notes = []
-    if samples.shape[1] > 1:
-        notes.append(f"mixed {samples.shape[1]} channels down to their mean")
-    if np.abs(samples).max() > 1.0:
-        notes.append("limited samples beyond full scale")
-    if sample_rate != target_rate:
-        notes.append(f"resampled from {sample_rate} to {target_rate} Hz")
-    return waveform, tuple(notes)
+        raise AudioError(f"{shown(source)}: {error}") from error
+    except MemoryError as error:
+        raise AudioError(
+            f"{shown(source)}: out of memory; cut the recording, e.g. `ffmpeg -i INPUT -t 600 OUTPUT.wav`"
+        ) from error
+    return waveforms, (*notes, *missing)
+
+
+def _receive(
+    blocks: Iterable[tuple[int, NDArray[np.float32]]], target_rate: int, channel: int | str, max_duration_s: float
+) -> tuple[tuple[NDArray[np.float32], ...], list[str]]:
+    """Mix, choose or split the channels of decoded blocks, and resample them."""
+    tracks: list[_Track] = []
+    comparison = ChannelComparison()
+    seconds, loudest = 0.0, 0.0
+    sounded = False
+    notes: dict[str, None] = {}  # in order, each once
+    resampled: dict[str, None] = {}
+    for sample_rate, block in blocks:
+        sample_rate = _check_rate(sample_rate)
+        channels = block.shape[1]
+        if channel == "each":
+            wanted = [block[:, number] for number in range(channels)]
+            seconds += channels * len(block) / sample_rate
+            if seconds > max_duration_s:
+                raise AudioError(
+                    f"expected at most {max_duration_s:g} s of all {channels} channels together; "
+                    "cut the recording, or allow more with max_duration_s (--max-duration)"
+                )
+        elif channel == "mix":
+            wanted = [block]
+            comparison.add(block, sample_rate)
+            if channels > 1:
+                notes[f"mixed {channels} channels down to their mean"] = None
+        else:
+            number = int(channel)
+            if number > channels:
+                raise AudioError(f"expected a channel from 1 to {channels}, got {number}; the recording has no more")
+            wanted = [block[:, number - 1]]
+            if channels > 1:
+                notes[f"took channel {number} of {channels}"] = None
+        tracks = tracks or [_Track(target_rate) for _ in wanted]
+        if len(tracks) != len(wanted):
+            raise AudioError(
+                f"its parts have {len(tracks)} and {len(wanted)} channels; "
+                "take one of them with channel=1 (--channel 1)"
+            )
+        for track, samples in zip(tracks, wanted, strict=True):
+            mono = mono_chunk(samples)
+            track.add(mono, sample_rate)
+            sounded = sounded or bool(mono.any())
+            loudest = max(loudest, _peak(samples))
+        if sample_rate != target_rate:
+            resampled[f"resampled from {sample_rate} to {target_rate} Hz"] = None
+    if not tracks:
+        raise AudioError("expected some samples, got an empty recording; check that the microphone delivered audio")
+    if loudest > 1.0:
+        notes["limited samples beyond full scale"] = None
+    notes |= resampled
+    cancelled = _cancelled(comparison, loudest > 0.0 and not sounded)
+    if cancelled:
+        raise AudioError(f"{cancelled[0]}channel={cancelled[1]} (--channel {cancelled[1]})")
+    if not sounded:
+        notes["silent: every sample is zero; is the microphone muted?"] = None
+    return tuple(track.waveform() for track in tracks), [*notes, *comparison.notes()]

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CalibrationError, ModelFormatError
-from .fields import is_finite, read_fields, read_json, read_list
+from .fields import is_finite, read_fields, read_json, read_list, read_text
 
 __all__ = [
     "CALIBRATION_FORMAT",
@@ -37,7 +37,7 @@ __all__ = [
     "bayes_threshold",
 ]
 
-CALIBRATION_FORMAT = 2  # 1 has no emotion axis, and is still read, and written where there is none
+CALIBRATION_FORMAT = 3
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
 # difference, test minus profile: the owner's voice rises with emotion more easily than it falls.
@@ -113,64 +113,36 @@ class Threshold:
 class EmotionAxis:
     """What emotions do to an embedding, whoever speaks.
 
-    The axis is the mean direction from a speaker's neutral profile to the same speaker's emotional speech: how far
-    a test lies from a profile along it, ``axis @ (test - profile)``, is the evidence ``emotion_shift``.
-
-    Of each direction v in which emotions move embeddings, a share s of what profile and test have in common there is
-    left out of the cosine, ``c . e - sum of s (v . c)(v . e)``: with a share of 1 the direction is taken out (nuisance
-    attribute projection, Solomonoff et al., ICASSP 2005, without scaling the rest to 1 again).
+    The axis is the mean direction from a speaker's neutral profile to the same speaker's emotional speech; how far a
+    test lies from a profile along it, ``axis @ (test - profile)``, is the evidence ``emotion_shift``.
 
     Parameters
     ----------
-    directions : bytes
-        Orthonormal, as float32 in little-endian order, one after the other.
-    shares : tuple of float
-        0 to 1, one for each direction.
     axis : bytes
-        One vector of unit norm, float32 in little-endian order.
+        A vector of unit norm, float32 in little-endian order.
 
     Raises
     ------
     ModelFormatError
-        If the numbers are not finite, the directions not orthonormal, a share beyond 0 to 1, or the sizes do not fit.
+        If it is anything else.
     """
 
-    directions: bytes = dataclasses.field(repr=False)
-    shares: tuple[float, ...]
     axis: bytes = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
-        for name, values in (("directions", self.directions), ("axis", self.axis)):
-            fits = isinstance(values, bytes) and len(values) > 0 and len(values) % 4 == 0
-            _require(fits, f"the emotion axis: {name} should be float32 numbers as bytes")
-            _require(
-                bool(np.isfinite(np.frombuffer(values, "<f4")).all()), f"the emotion axis: {name} should be finite"
-            )
-        _require(
-            bool(self.shares) and all(is_finite(share) and 0.0 <= share <= 1.0 for share in self.shares),
-            f"the emotion axis: shares should lie between 0 and 1, got {self.shares!r}",
-        )
-        _require(
-            len(self.directions) == len(self.axis) * len(self.shares),
-            f"the emotion axis should have one direction for each of {len(self.shares)} shares, as long as the axis",
-        )
-        rows = np.frombuffer(self.directions, "<f4").reshape(len(self.shares), -1)
-        _require(
-            float(np.abs(rows @ rows.T - np.eye(len(rows))).max()) < 1e-3,
-            "the emotion axis: directions should be orthonormal: others would add to the cosine instead of taking out",
-        )
-        length = float(np.linalg.norm(np.frombuffer(self.axis, "<f4")))
+        fits = isinstance(self.axis, bytes) and len(self.axis) > 0 and len(self.axis) % 4 == 0
+        _require(fits, "the emotion axis should be float32 numbers as bytes")
+        length = float(np.linalg.norm(self.array()))
         _require(abs(length - 1.0) < 1e-3, f"the emotion axis should be of unit norm, got {length:.3g}")
 
     @property
     def dim(self) -> int:
-        """Size of the embeddings that it describes."""
+        """Size of the embeddings that it is an axis of."""
         return len(self.axis) // 4
 
-    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Directions (directions, dim), shares (directions,) and axis (dim,)."""
-        rows = np.frombuffer(self.directions, "<f4").reshape(len(self.shares), -1).astype(np.float32)
-        return rows, np.asarray(self.shares, np.float32), np.frombuffer(self.axis, "<f4").astype(np.float32)
+    def array(self) -> NDArray[np.float32]:
+        """The axis, shape (dim,)."""
+        return np.frombuffer(self.axis, "<f4").astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -206,7 +178,7 @@ class Calibration:
         _require(len(set(names)) == len(names), f"each term should appear once, got {names}")
         _require("cosine" in names, f"the term 'cosine' is missing from {names}")
         for term in self.terms:
-            _require(term.name in TERMS, f"term {term.name!r} is unknown; this version knows {TERMS}")
+            _require(term.name in TERMS, f"term {term.name!r} is unknown, expected one of {TERMS}")
             values = (term.weight, term.low, term.high)
             _require(all(map(is_finite, values)), f"term {term.name!r} should hold finite numbers, got {values}")
             _require(term.low <= term.high, f"term {term.name!r} should have low <= high, got {values}")
@@ -316,18 +288,10 @@ class Calibration:
     def to_json(self) -> str:
         """The calibration as one JSON object with its format number."""
         axis = self.emotion_axis
-        values: dict[str, Any] = {"format": 1}  # without an axis: one of before, so that versions of before can read it
-        if axis is not None:
-            parts = {name: base64.b64encode(getattr(axis, name)).decode() for name in ("directions", "axis")}
-            values = {"format": CALIBRATION_FORMAT, "moods": {**parts, "shares": list(axis.shares)}}
-        terms = [dataclasses.asdict(term) for term in self.terms]
-        values |= {
-            "pooling": "centroid",
-            "bias": self.bias,
-            "terms": [{**term, "name": _NAMES_OF_2.get(term["name"], term["name"])} for term in terms],
-            "far_tables": [dataclasses.asdict(table) for table in self.far_tables],
-            "num_impostor_speakers": self.num_impostor_speakers,
-            "source": self.source,
+        values = {
+            **dataclasses.asdict(self),
+            "format": CALIBRATION_FORMAT,
+            "emotion_axis": None if axis is None else base64.b64encode(axis.axis).decode(),
         }
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
@@ -348,43 +312,32 @@ class Calibration:
             raise ModelFormatError(f"calibration: {error}; it is damaged or foreign, calibrate again") from None
 
 
-# What format 2 calls a term.
-_NAMES_OF_2 = {"emotion_shift": "mood_shift"}
-
-
 def _read(values: Any) -> Calibration:
-    if isinstance(values, dict) and values.get("format") not in (1, CALIBRATION_FORMAT):
+    if isinstance(values, dict) and values.get("format") != CALIBRATION_FORMAT:
         raise ModelFormatError(
-            f"calibration: expected format 1 or {CALIBRATION_FORMAT}, got {values.get('format')!r}; "
-            "install the emoinv-edge version that wrote it, or calibrate again"
+            f"calibration: expected format {CALIBRATION_FORMAT}, got {values.get('format')!r}; "
+            "calibrate the model again (python -m export calibrate), or install the emoinv-edge version that wrote it"
         )
-    keys = ("format", "pooling", "bias", "terms", "far_tables", "num_impostor_speakers", "source")
-    fields = read_fields(values, keys, "calibration", optional=("moods",))
-    _require(fields["pooling"] == "centroid", f"pooling should be 'centroid', got {fields['pooling']!r}")
-    terms = []
-    names = {old: new for new, old in _NAMES_OF_2.items()}
-    for entry in read_list(fields["terms"], "terms"):
-        term = read_fields(entry, ("name", "weight", "low", "high"), "term")
-        terms.append(Term(**{**term, "name": names.get(term["name"], term["name"])}))
+    fields = read_fields(values, [*(field.name for field in dataclasses.fields(Calibration)), "format"], "calibration")
+    terms = [
+        Term(**read_fields(entry, ("name", "weight", "low", "high"), "term"))
+        for entry in read_list(fields["terms"], "terms")
+    ]
     tables = []
     for entry in read_list(fields["far_tables"], "far_tables"):
         table = read_fields(entry, ("num_profiles", "rates", "thresholds"), "far table")
         rates, thresholds = (tuple(read_list(table[key], key)) for key in ("rates", "thresholds"))
         tables.append(FarTable(table["num_profiles"], rates, thresholds))
-    axis = None if fields["moods"] is None else _read_axis(fields["moods"])
+    axis = None if fields["emotion_axis"] is None else EmotionAxis(_decoded(fields["emotion_axis"]))
     count, source = fields["num_impostor_speakers"], fields["source"]
     return Calibration(fields["bias"], tuple(terms), tuple(tables), count, source, axis)
 
 
-def _read_axis(values: Any) -> EmotionAxis:
-    fields = read_fields(values, ("directions", "shares", "axis"), "moods")
-    parts: dict[str, bytes] = {}
-    for name in ("directions", "axis"):
-        try:
-            parts[name] = base64.b64decode(fields[name], validate=True)
-        except (TypeError, ValueError, binascii.Error):
-            _require(False, f"the emotion axis: {name} should be base64")
-    return EmotionAxis(parts["directions"], tuple(read_list(fields["shares"], "shares")), parts["axis"])
+def _decoded(text: Any) -> bytes:
+    try:
+        return base64.b64decode(read_text(text, "the emotion axis"), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"the emotion axis should be base64 ({error})") from None
 
 
 def _require(holds: bool, message: str) -> None:

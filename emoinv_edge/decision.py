@@ -59,7 +59,7 @@ class Decision:
     speaker : str
         The profile that fits best, whatever the verdict.
     cosine : float or None
-        The cosine behind the score, without what emotions share where the calibration has an axis.
+        The cosine behind the score.
     quality : SpeechQuality or None
         Of the test speech, as far as it could be measured.
     start, end : int
@@ -187,19 +187,13 @@ class Comparator:
         if not math.isfinite(score):
             return self.no_decision("no score: it is not finite", quality, start=start, end=end, final=final)
         accepted = score >= threshold
-        return Decision(
+        return dataclasses.replace(
+            self.no_decision("", quality, start=start, end=end, final=final),
             verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,
             score=score,
             reason=f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}",
-            threshold=threshold,
-            target_far=self._threshold.target_far,
             speaker=self._bank.names[best],
             cosine=float(cosines[best]),
-            quality=quality,
-            start=start,
-            end=end,
-            final=final,
-            extrapolated=self._threshold.extrapolated,
         )
 
     def no_decision(

@@ -222,22 +222,20 @@ def read_refinement(path: Path) -> Refinement | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path}: cannot be read ({error}); remove it with `emoinv calibrate --reset`") from None
-    keys = [field.name for field in dataclasses.fields(Refinement) if field.name != "file_sha256"]
+    keys = [field.name for field in dataclasses.fields(Refinement)]
     try:
-        values = read_fields(read_json(text), ("format", *keys), "refinement", optional=("file_sha256",))
+        values = read_fields(read_json(text), ("format", *keys), "refinement")
         if values["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT}, got {values['format']!r}")
         raises = [read_list(entry, "raises") for entry in read_list(values["raises"], "raises")]
-        fingerprint = read_text(values["model_fingerprint"], "model_fingerprint")
         return Refinement(
-            model_fingerprint=fingerprint,
+            model_fingerprint=read_text(values["model_fingerprint"], "model_fingerprint"),
             shift=read_number(values["shift"], "shift"),
             raises=tuple((read_number(rate, "rate"), read_number(rise, "rise")) for rate, rise in raises),
             num_impostor_speakers=read_count(values["num_impostor_speakers"], "num_impostor_speakers"),
             num_genuine=read_count(values["num_genuine"], "num_genuine"),
             created=datetime.datetime.fromisoformat(read_text(values["created"], "created")),
-            # Files of before a model could be calibrated anew hold one hash, which was both.
-            file_sha256=read_text(values["file_sha256"] or fingerprint, "file_sha256"),
+            file_sha256=read_text(values["file_sha256"], "file_sha256"),
         )
     except ValueError as error:
         raise CalibrationError(

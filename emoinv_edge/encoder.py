@@ -6,7 +6,7 @@ in it, and the spec is checked against the graph before anything runs.
 Two flavours of graph are read:
 
 - input ``features`` (batch, frames, num_mel_bins): this library computes the log-mels, with the
-  mean over frames removed where the spec says so;
+  mean over frames removed where the spec asks for it;
 - input ``waveform`` (batch, samples): the graph holds its own front end.
 
 Both give ``embedding`` (batch, embedding_dim), not yet of unit norm.
@@ -43,6 +43,8 @@ MODEL_NAMES = ("base", "small")
 # Less than this holds no dynamics at all (one frame minus its own mean is zero), and an embedding
 # of nothing would still look like one. How much speech a decision needs is the verifier's matter.
 MIN_FRAMES = 10
+# The memory of an inference on more than this is given back to the system after it; shorter ones come again soon.
+LONG_S = 8.0
 
 # Every key that this version understands. A key of ours that is not here was written by another
 # version and might change what the embedding means, so it is refused; foreign keys are ignored.
@@ -118,7 +120,10 @@ class Encoder:
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
-            raise ModelFormatError(f"{self._path}: no such model file; check the path") from None
+            names = " and ".join(MODEL_NAMES)
+            raise ModelFormatError(
+                f"{self._path}: no such model file; check the path (only {names} are opened by name)"
+            ) from None
         except OSError as error:
             raise ModelFormatError(f"{self._path}: the model file cannot be read ({error})") from error
         # The hash and the session see the same bytes, whatever happens to the file meanwhile.
@@ -254,7 +259,7 @@ class Encoder:
                 f"got {len(mono)} ({1000 * len(mono) / rate:g} ms); record longer speech, ideally 3 s or more"
             )
         if self._input == "waveform":
-            return self._run(mono[np.newaxis])
+            return self._run(mono[np.newaxis], len(mono) / self._spec.sample_rate)
         return self.embed_features(log_mel(mono, self._spec))
 
     def embed_features(self, features: NDArray[np.float32]) -> Embedding:
@@ -264,7 +269,7 @@ class Encoder:
         ----------
         features : ndarray, shape (frames, num_mel_bins), float32
             From `log_mel` with this encoder's spec; at least `MIN_FRAMES` frames. The mean over frames is
-            removed here where the spec says so.
+            removed here where the spec asks for it.
 
         Raises
         ------
@@ -290,12 +295,12 @@ class Encoder:
             raise AudioError("expected finite features, got NaN or infinite ones; check the waveform behind them")
         if self._spec.mean_normalisation:
             features = mean_normalise(features)
-        return self._run(features[np.newaxis])
+        return self._run(features[np.newaxis], len(features) * self._spec.frame_shift_ms / 1000.0)
 
-    def _run(self, batch: NDArray[np.float32]) -> Embedding:
+    def _run(self, batch: NDArray[np.float32], seconds: float) -> Embedding:
         """Run the session on one item; InferenceSession.run is safe from many threads at once."""
         try:
-            embedding = run_session(self._session, "embedding", {self._input: batch})
+            embedding = run_session(self._session, "embedding", {self._input: batch}, shrink=seconds > LONG_S)
         except EmoinvError as error:
             raise type(error)(f"{self._path}: {error}") from error
         if embedding.shape != (1, self._spec.embedding_dim):
@@ -353,7 +358,7 @@ def _first_exported(metadata: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _should_be_sealed(metadata: Mapping[str, Any]) -> bool:
-    """Whether the metadata say that the file was written with a digest at its end."""
+    """Whether the file was written with a digest at its end, by its metadata."""
     provenance = metadata.get(_PROVENANCE)
     return DIGEST_KEY in metadata or (isinstance(provenance, dict) and provenance.get("sealed") is True)
 

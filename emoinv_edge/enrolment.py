@@ -78,7 +78,7 @@ class EnrolmentFeedback:
     progress : float
         0 to 1; a profile can be made before 1 (see `Enroller.ready`).
     prompt : str
-        What to say next.
+        The next thing to say.
     quality : SpeechQuality or None
         Of this utterance, as far as it could be measured.
     """
@@ -151,13 +151,13 @@ class Enroller:
 
     @property
     def prompt(self) -> str:
-        """What to say next."""
+        """The next thing to say."""
         if self.progress >= 1.0 and len(self._exemplars) >= len(PROMPTS):
             return ENOUGH
         return PROMPTS[len(self._exemplars) % len(PROMPTS)]
 
     def add(self, waveform: NDArray[Any], sample_rate: int) -> EnrolmentFeedback:
-        """Take one utterance, or say why not.
+        """Take one utterance, or refuse it with the reason.
 
         Parameters
         ----------
@@ -207,7 +207,7 @@ class Enroller:
         if not self.ready:
             raise EnrolmentError(
                 f"expected at least {MIN_PROFILE_S:g} s of accepted speech, got {self.seconds:.1f} s in "
-                f"{len(self._exemplars)} utterances; add more (each answer of add() proposes what to say next)"
+                f"{len(self._exemplars)} utterances; add more (each answer of add() holds the next prompt)"
             )
         if self._base is not None:
             return dataclasses.replace(self._base, name=name, exemplars=tuple(self._exemplars))
@@ -297,7 +297,7 @@ def utterances(
     ------
     ndarray or Gap
         An utterance, shape (samples,), float32; or, where audio was lost, the gap: the utterance of that
-        moment is dropped, as splicing over a gap would make speech that nobody said.
+        moment is dropped, as splicing over a gap would make speech that nobody spoke.
     """
     segmenter = SpeechSegmenter(rate, hang_over_ms=PAUSE_MS, longest_ms=LONGEST_MS)
     margin = round(MARGIN_S * rate)

@@ -1,10 +1,9 @@
-"""What besides the voice changes a score: net speech, noise, clipping, level and manner of speaking.
+"""What besides the voice changes a score: net speech, noise, clipping, level, pitch and vocal effort.
 
-Manner is described by the pitch (mean and spread of log F0 over the voiced frames) and by the
-vocal effort (how much of the voiced energy lies high: a raised voice flattens the spectrum). Both
-come from one short-time spectrum, computed at most once per `HOP_S` of speech, so that the whole
-measurement costs less than a millisecond per second of audio. The same spectrum gives the long-term
-envelope of the voice, which an encoder whose features are mean-normalised never sees.
+The pitch is described by mean and spread of log F0 over the voiced frames, vocal effort by how much of the
+voiced energy lies high: a raised voice flattens the spectrum. Both come from one short-time spectrum, computed
+at most once per `HOP_S` of speech. The same spectrum gives the long-term envelope of the voice, which an
+encoder whose features are mean-normalised never sees.
 """
 
 from __future__ import annotations
@@ -68,11 +67,11 @@ class SpeechQuality:
     envelope : tuple of float, or None
         Shape of the mean spectrum (of its logarithm) of the voiced frames, level and tilt left out: 8
         coefficients, scaled so that the Euclidean distance of two is an RMS difference in dB. None when
-        nothing is voiced, when the recording ends below 7 kHz, or in profiles of before it was measured.
+        nothing is voiced, when the recording ends below 7 kHz, or in a profile where it was not measured.
     log_embedding_norm : float or None
         Natural logarithm of the norm that the embedding had before it was scaled to 1
         (`Embedding.norm`), by the encoder whose profile this is or is compared with. None where nothing
-        was embedded, and in profiles of before it was kept.
+        was embedded, or in a profile where it was not kept.
     """
 
     net_speech_s: float

@@ -20,7 +20,7 @@ from .quality import ENVELOPE_SIZE, SpeechQuality
 if TYPE_CHECKING:
     from .profiles import Exemplar, Profile
 
-__all__ = ["ProfileBank", "without_shares"]
+__all__ = ["ProfileBank"]
 
 # The norm's evidence is of the logarithm of the embedding's norm: an owner whom the encoder represents less well than
 # at the enrolment gets a lower cosine. 0, which favours neither, where one side's norm is unknown.
@@ -29,20 +29,6 @@ __all__ = ["ProfileBank", "without_shares"]
 # towards 0 where there is little speech: so many seconds make up for what the words do to an envelope.
 ENVELOPE_UNIT_DB = 4.5
 ENVELOPE_SETTLES_S = 2.0
-
-
-def without_shares(
-    embeddings: NDArray[np.float32], directions: NDArray[np.float32], shares: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Test embeddings less the emotions' shares: their dot products with a profile's are the cosines without them.
-
-    Parameters
-    ----------
-    embeddings : ndarray, shape (..., dim), float32
-    directions, shares : ndarray
-        From `EmotionAxis.arrays`.
-    """
-    return np.asarray(embeddings - (embeddings @ directions.T * shares) @ directions, np.float32)
 
 
 class ProfileBank:
@@ -127,10 +113,8 @@ class ProfileBank:
         self._envelope = np.stack([self._mean(column) for column in zip(*shapes, strict=True)], axis=1)
         self._norm = self._mean([quality.log_embedding_norm for quality in qualities])
         self._centroids = self._means(np.ascontiguousarray(embeddings, np.float32), sizes)
-        self._on_axis: NDArray[np.float32] | None = None
-        if emotion_axis is not None:
-            self._directions, self._shares, self._axis = emotion_axis.arrays()
-            self._on_axis = self._centroids @ self._axis
+        self._axis = None if emotion_axis is None else emotion_axis.array()
+        self._on_axis = None if self._axis is None else self._centroids @ self._axis
 
     def __len__(self) -> int:
         return len(self.names)
@@ -150,9 +134,7 @@ class ProfileBank:
         return np.asarray(means, np.float32)
 
     def cosines(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The cosine with each profile's mean embedding, shape (profiles,), without what emotions share."""
-        if self.emotion_axis is not None:
-            embedding = without_shares(embedding, self._directions, self._shares)
+        """The cosine with each profile's mean embedding, shape (profiles,)."""
         return np.clip((self._centroids @ embedding).astype(np.float64), -1.0, 1.0)
 
     def _envelope_evidence(self, quality: SpeechQuality) -> NDArray[np.float64]:
@@ -196,7 +178,7 @@ class ProfileBank:
             f0 = np.where(np.isnan(self._f0), 0.0, quality.log_f0_mean - self._f0)
         if quality.log_embedding_norm is not None:
             rise = np.where(np.isnan(self._norm), 0.0, quality.log_embedding_norm - self._norm)
-        if self._on_axis is not None:
+        if self._axis is not None and self._on_axis is not None:
             shift = np.asarray(self._axis @ embedding - self._on_axis, np.float64)
         found = {
             "cosine": self.cosines(embedding),
@@ -228,7 +210,6 @@ class ProfileBank:
         Returns
         -------
         llrs, cosines : ndarray, shape (profiles,), float64
-            The cosines are those without what emotions share.
 
         Raises
         ------

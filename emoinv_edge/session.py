@@ -120,7 +120,8 @@ def run_session(
                 "give it shorter recordings, free some memory, or take the small model"
             ) from error
         raise EmoinvError(
-            f"the model failed on an input of shape {shapes} ({_line(error)}); check the model file with `emoinv doctor`"
+            f"the model failed on an input of shape {shapes} ({_line(error)}); "
+            "check the model file with `emoinv doctor`"
         ) from error
     return np.asarray(result, np.float32)
 

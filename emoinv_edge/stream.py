@@ -1,11 +1,8 @@
 """VerificationStream: who is speaking, while they speak, at a cost that does not grow.
 
-Speech is cut out by a `SpeechSegmenter`. About every half second of new speech one embedding is
-made of the last second and a half of it (features are computed once per frame and kept), and the
-embeddings of the last few seconds of one utterance are averaged and compared with the profiles: as accurate as
-one embedding of everything so far, at a third of its cost.
-
-Each provisional decision is one more chance for an impostor: act on ``final`` if you need the nominal rate.
+Speech is cut out by a `SpeechSegmenter`. About every 0.5 s of new speech the last 1.5 s are embedded
+(features are cached per frame) and the mean embedding of the utterance is scored. Each provisional
+decision is one more chance for an impostor: act on ``final`` if you need the nominal rate.
 
 An utterance ends with a pause, or with lost or damaged audio. Nothing is carried from one
 utterance to the next, as another person may speak it.
@@ -165,7 +162,7 @@ class VerificationStream:
     def gap(self, num_samples: int) -> list[Decision]:
         """Note that `num_samples` samples (at `sample_rate`) were lost here.
 
-        An utterance that is under way ends with NO_DECISION, as what was said over the gap is not
+        An utterance that is under way ends with NO_DECISION, as what was spoken over the gap is not
         known; the clock moves on.
         """
         if num_samples < 0:
@@ -242,7 +239,7 @@ class VerificationStream:
                 self._watch_clipping(out)
 
     def _watch_clipping(self, out: list[Decision]) -> None:
-        """Report clipping that is not within an utterance, where the decision itself tells of it."""
+        """Report clipping that is not within an utterance, where the decision itself reports it."""
         clipping = self._full_scale > MAX_CLIPPED_FRACTION * self._watch
         if clipping and not self._clipping and self._utterance_start is None:
             end = self._origin + self._num_blocks * self._block

@@ -10,20 +10,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
-from .options import add_command, add_json, add_model, add_store, open_encoder, open_store, parse_name
+from .options import (
+    add_command,
+    add_json,
+    add_model,
+    add_store,
+    open_encoder,
+    open_store,
+    parse_device,
+    parse_name,
+    positive,
+)
 from .terminal import EXIT_ACCEPT, console, print_json, track
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..encoder import Encoder
-    from ..enrolment import Enroller, EnrolmentFeedback
+    from ..enrolment import Enroller
     from ..profiles import Profile
     from ..store import ProfileStore
 
 __all__ = ["add_parser", "run"]
 
 METER_FLOOR_DB = -60.0
+MOST_DAYS = 36525  # a hundred years
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,7 +59,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
     parser.add_argument("--consent", default="", metavar="TEXT", help="what the speaker agreed to, and how")
     parser.add_argument(
-        "--expires", type=parse_days, metavar="DAYS", help="refuse the profile after so many days (default: never)"
+        "--expires",
+        type=positive("days", MOST_DAYS),
+        metavar="DAYS",
+        help="refuse the profile after so many days (default: never)",
     )
     parser.add_argument(
         "--keep-audio", action="store_true", help="keep the speech too, so that another model can enrol it again"
@@ -57,22 +71,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_model(parser)
     add_json(parser)
     parser.set_defaults(run=run)
-
-
-def parse_days(text: str) -> float:
-    """A number of days above 0."""
-    try:
-        days = float(text)
-    except ValueError:
-        days = 0.0
-    if not 0.0 < days <= 36525.0:
-        raise argparse.ArgumentTypeError(f"expected days above 0, at most a hundred years, got {text!r}")
-    return days
-
-
-def parse_device(text: str) -> int | str:
-    """A microphone's index or a part of its name."""
-    return int(text) if text.isdigit() else text
 
 
 def existing_profile(store: ProfileStore, encoder: Encoder, args: argparse.Namespace) -> Profile | None:
@@ -109,7 +107,7 @@ def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Con
             message = str(error).removeprefix(f"{path}: ")
             yield {"file": str(path), "notes": [], "accepted": False, "reason": "unreadable", "message": message}
         else:
-            yield {"file": str(path), "notes": list(notes), **answer(enroller.add(waveform, rate))}
+            yield {"file": str(path), "notes": list(notes), **dataclasses.asdict(enroller.add(waveform, rate))}
 
 
 def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
@@ -138,14 +136,9 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
             if isinstance(take, Gap):
                 yield {"file": name, "notes": [], "accepted": False, "reason": "gap", "message": take.reason}
                 continue
-            yield {"file": name, "notes": [], **answer(enroller.add(take, rate))}
+            yield {"file": name, "notes": [], **dataclasses.asdict(enroller.add(take, rate))}
             if enroller.progress >= 1.0:
                 return
-
-
-def answer(feedback: EnrolmentFeedback) -> dict[str, Any]:
-    """The feedback on one utterance as a JSON object."""
-    return dataclasses.asdict(feedback)
 
 
 def run(args: argparse.Namespace) -> int:

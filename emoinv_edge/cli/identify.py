@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     decision = verifier.verify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
     if decision.accepted:
-        note_verified(store, decision.speaker, decision)
+        note_verified(store, decision.speaker, decision.verdict)
     who = decision.speaker if decision.accepted else "nobody"
     print_decision(args, decision, who, notes, took_ms, {"identified": decision.speaker if decision.accepted else None})
     return exit_status(decision)

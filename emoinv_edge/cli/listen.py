@@ -12,11 +12,20 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..errors import AudioError
-from .enroll import parse_device
-from .options import add_command, add_far, add_json, add_model, add_store, note_outcome, open_encoder, open_store
+from .options import (
+    add_command,
+    add_far,
+    add_json,
+    add_model,
+    add_store,
+    note_verified,
+    open_encoder,
+    open_store,
+    parse_device,
+)
 from .terminal import (
     EXIT_ACCEPT,
     EXIT_NO_DECISION,
@@ -33,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import RenderableType
 
-    from ..decision import Decision
+    from ..decision import Decision, Verdict
     from ..encoder import Encoder
     from ..microphone import Gap
     from ..store import ProfileStore
@@ -78,11 +87,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-class View(Protocol):
-    """What shows the events of a stream."""
+class View:
+    """What shows the events of a stream; this one shows nothing."""
+
+    rate = 16000  # of the times in decisions, from the start of listening on
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Listening begins."""
+        self.rate = stream.verifier.encoder.spec.sample_rate
 
     def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
         """A chunk was taken."""
@@ -96,18 +108,21 @@ class View(Protocol):
     def end(self, stream: VerificationStream) -> None:
         """Listening is over."""
 
+    def is_blip(self, decision: Decision) -> bool:
+        """Whether this is a click or a cough, which a person watching need not read about."""
+        return decision.score is None and 0 < decision.end - decision.start < BLIP_S * self.rate
 
-class Json:
+
+class Json(View):
     """One JSON object a line: ``start``, ``speech``, ``decision``, ``gap``, ``end``."""
 
     def __init__(self) -> None:
-        self._rate = 16000
         self._speaking = False
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Print what is listened to, for whom, and from which LLR on a speaker is accepted."""
+        super().start(stream, source)
         verifier = stream.verifier
-        self._rate = verifier.encoder.spec.sample_rate
         print_json(
             {
                 "event": "start",
@@ -115,7 +130,7 @@ class Json:
                 "speakers": list(verifier.speakers),
                 "model": verifier.encoder.spec.name,
                 "fingerprint": verifier.encoder.fingerprint,
-                "sample_rate": self._rate,
+                "sample_rate": self.rate,
                 "threshold": verifier.threshold.llr,
                 "target_far": verifier.threshold.target_far,
                 "extrapolated": verifier.threshold.extrapolated,
@@ -143,41 +158,38 @@ class Json:
         print_json({"event": "end"})
 
     def _seconds(self, samples: int) -> float:
-        return round(samples / self._rate, 3)
+        return round(samples / self.rate, 3)
 
 
-class Lines:
+class Lines(View):
     """A line for each final decision: what is shown where there is no terminal."""
-
-    def __init__(self) -> None:
-        self._rate = 16000
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Print on standard error what is listened to."""
-        self._rate = stream.verifier.encoder.spec.sample_rate
+        super().start(stream, source)
         print_error(f"listening to {source} for {', '.join(stream.verifier.speakers)}; ctrl-C ends")
-
-    def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
-        """Nothing to show."""
 
     def decided(self, decision: Decision) -> None:
         """Print a final decision."""
-        if decision.final and not is_blip(decision, self._rate):
-            console().print(decision_line(decision, self._rate), soft_wrap=True)
+        if decision.final and not self.is_blip(decision):
+            console().print(self.line(decision), soft_wrap=True)
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
         """Print on standard error what was lost."""
         print_error(gap.reason)
 
-    def end(self, stream: VerificationStream) -> None:
-        """Nothing to show."""
+    def line(self, decision: Decision) -> str:
+        """A decision for a rich console: its times, the verdict, the speaker and why."""
+        from rich.markup import escape
+
+        times = f"{decision.start / self.rate:8.2f}-{decision.end / self.rate:.2f} s"
+        return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(decision.reason)}"
 
 
 class Screen(Lines):
     """A live display: level, speech, the running score against the threshold, the last decisions."""
 
     def __init__(self) -> None:
-        super().__init__()
         from rich.live import Live
 
         self._live = Live(console=console(), auto_refresh=False, transient=False)
@@ -189,7 +201,7 @@ class Screen(Lines):
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Open the display."""
-        self._rate = stream.verifier.encoder.spec.sample_rate
+        View.start(self, stream, source)
         self._source = source
         self._live.start()
 
@@ -206,8 +218,8 @@ class Screen(Lines):
     def decided(self, decision: Decision) -> None:
         """Keep it for the next drawing."""
         self._running = None if decision.final else decision
-        if decision.final and not is_blip(decision, self._rate):
-            self._last.append(decision_line(decision, self._rate))
+        if decision.final and not self.is_blip(decision):
+            self._last.append(self.line(decision))
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
         """Show it among the decisions."""
@@ -229,7 +241,7 @@ class Screen(Lines):
         from rich.markup import escape
         from rich.text import Text
 
-        clock = time.strftime("%H:%M:%S", time.gmtime(stream.position / self._rate))
+        clock = time.strftime("%H:%M:%S", time.gmtime(stream.position / self.rate))
         filled = round(BAR * min(1.0, max(0.0, 1.0 - self._level / METER_FLOOR_DB)))
         colour = "green" if stream.in_speech else "dim"
         lines = [
@@ -259,7 +271,7 @@ class Screen(Lines):
         return f"{''.join(bar)} {decision.score:5.1f}  {verdict_text(decision)} {escape(decision.speaker)}"
 
 
-class Audited:
+class Audited(View):
     """A view whose decisions are counted in the profiles' audit trails too.
 
     The counts are written once a minute at most and when listening ends: a device's flash outlives its microphone.
@@ -267,14 +279,13 @@ class Audited:
 
     def __init__(self, view: View, store: ProfileStore) -> None:
         self._view, self._store = view, store
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[str, Verdict]] = Counter()
         self._pending: Decision | None = None
         self._written = time.monotonic()
-        self._rate = 16000
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Begin to count."""
-        self._rate = stream.verifier.encoder.spec.sample_rate
+        super().start(stream, source)
         self._view.start(stream, source)
 
     def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
@@ -288,7 +299,7 @@ class Audited:
         self._view.decided(decision)
         accepted = decision.verdict.name == "ACCEPT"
         self._pending = decision if accepted and not decision.final else None
-        if decision.final and not is_blip(decision, self._rate):
+        if decision.final and not self.is_blip(decision):
             self._count(decision)
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
@@ -304,25 +315,12 @@ class Audited:
 
     def _count(self, decision: Decision) -> None:
         if decision.speaker:
-            self._counts[decision.speaker, decision.verdict.name.lower()] += 1
+            self._counts[decision.speaker, decision.verdict] += 1
 
     def _write(self) -> None:
         counts, self._counts, self._written = self._counts, Counter(), time.monotonic()
-        for (name, outcome), count in counts.items():
-            note_outcome(self._store, name, outcome, count)
-
-
-def is_blip(decision: Decision, rate: int) -> bool:
-    """Whether this is a click or a cough, which a person watching need not read about."""
-    return decision.score is None and 0 < decision.end - decision.start < BLIP_S * rate
-
-
-def decision_line(decision: Decision, rate: int) -> str:
-    """A decision for a rich console: its times, the verdict, the speaker and why."""
-    from rich.markup import escape
-
-    times = f"{decision.start / rate:8.2f}-{decision.end / rate:.2f} s"
-    return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(decision.reason)}"
+        for (name, verdict), count in counts.items():
+            note_verified(self._store, name, verdict, count)
 
 
 def file_chunks(path: Path, rate: int, realtime: bool) -> Iterator[NDArray[np.float32]]:

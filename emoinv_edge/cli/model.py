@@ -97,8 +97,8 @@ def _card(encoder: Encoder) -> list[str]:
             f"{calibration.num_impostor_speakers} impostors"
         )
         if calibration.emotion_axis is not None:
-            corpora = provenance.get("calibration_axis") or provenance.get("calibration_moods")
-            lines.append(f"  emotion axis {', '.join(corpora or ['fitted on speech that the file does not name'])}")
+            corpora = provenance.get("calibration_axis")
+            lines.append(f"  emotion axis fitted on {', '.join(corpora or ['speech that the file does not name'])}")
     golden = metadata.get("emoinv.golden")
     if golden:
         lines.append(

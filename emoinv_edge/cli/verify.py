@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         verifier = Verifier(encoder, profile, args.far, extrapolate=args.extrapolate, calibration=calibration)
         decision = verifier.verify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
-    note_verified(store, profile.name, decision)
+    note_verified(store, profile.name, decision.verdict)
     print_decision(args, decision, profile.name, notes, took_ms, {"adapted": adapted})
     if adapted and not args.json:
         print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {profile.name}")
