@@ -260,8 +260,11 @@ def dead(words: list[str]) -> str | None:
     module = "emoinv_edge"
     if program == "python":
         _, module, *rest = rest
-        if module not in ("train", "export", "benchmarks", "emoinv_edge"):
+        package, _, part = module.partition(".")
+        if package not in ("train", "export", "benchmarks", "emoinv_edge"):
             return None
+        if part and not (ROOT / package / f"{part.replace('.', '/')}.py").is_file():
+            return f"no module {module}"
     if "..." in rest:
         rest = rest[: rest.index("...")]
     first = next((index for index, word in enumerate(rest) if word.startswith("-")), len(rest))
