@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
     from .features import LogMelStream, log_mel
+    from .heard import HeardBefore, Match
     from .microphone import Gap, Microphone
     from .profiles import Exemplar, Profile
     from .quality import SpeechQuality
@@ -71,9 +72,11 @@ __all__ = [
     "EnrolmentFeedback",
     "Exemplar",
     "Gap",
+    "HeardBefore",
     "KeyFile",
     "KeyVariable",
     "LogMelStream",
+    "Match",
     "Microphone",
     "MicrophoneError",
     "ModelFormatError",

@@ -8,7 +8,7 @@ comes to cover the owner's other emotions and rooms. What keeps an impostor from
 - it must be clear against the exemplars of the *enrolment alone*. Adapted exemplars are no
   evidence for others, so that each of a chain of impostors, every one a little further off, is measured against
   the owner and not against the one before;
-- the speech must be good, and no replay of an exemplar;
+- the speech must be good, and no duplicate of an exemplar;
 - at most `limit` adapted exemplars are kept, the oldest goes first, the enrolment's never;
 - every change is in the store's audit trail, and ``emoinv profiles rollback`` undoes it.
 """
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from .calibration import Calibration
 from .decision import Decision, require_calibration
 from .encoder import Embedding, Encoder
-from .enrolment import REPLAY_COSINE
+from .enrolment import DUPLICATE_COSINE
+from .heard import HeardBefore
 from .profiles import Exemplar, Profile
 from .quality import SpeechQuality
 from .scoring import ProfileBank
@@ -57,7 +58,7 @@ def admissible(
     enrolled : tuple of Exemplar
         Those of the enrolment: the score is taken against them alone.
     held : tuple of Exemplar
-        All that the profile holds; none of them may be replayed.
+        All that the profile holds; none of them may be given again.
     embedding, quality
         Of the utterance.
     margin : float
@@ -65,7 +66,7 @@ def admissible(
     """
     if quality.net_speech_s < MIN_SPEECH_S or quality.snr_db < MIN_SNR_DB or quality.clipped_fraction > 0.0:
         return False
-    if any(float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in held):
+    if any(float(exemplar.embedding @ embedding) > DUPLICATE_COSINE for exemplar in held):
         return False
     bank = ProfileBank.of_exemplars(enrolled, calibration.emotion_axis)
     llr = float(bank.score(calibration, embedding, quality)[0][0])
@@ -93,6 +94,8 @@ class Adapter:
         Nats above the strictest supported threshold that an utterance must reach to be kept.
     calibration : Calibration, optional
         Instead of the model's own.
+    heard_before : HeardBefore, optional
+        As for `Verifier`.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Adapter:
         limit: int = LIMIT,
         margin: float = MARGIN,
         calibration: Calibration | None = None,
+        heard_before: HeardBefore | None = None,
     ) -> None:
         if limit < 1:
             raise ValueError(f"expected a limit of 1 or more adapted exemplars, got {limit}")
@@ -117,12 +121,19 @@ class Adapter:
         self._limit = limit
         self._margin = margin
         self._calibration = require_calibration(encoder, calibration)
+        self._heard_before = heard_before
         self._load(store.get(name, model_fingerprint=encoder.fingerprint, audio=False))
 
     def _load(self, profile: Profile) -> None:
         self._profile = profile
         self._num_enrolled = self._store.info(self._name).num_enrolled
-        self._verifier = Verifier(self._encoder, profile, self._target_far, calibration=self._calibration)
+        self._verifier = Verifier(
+            self._encoder,
+            profile,
+            self._target_far,
+            calibration=self._calibration,
+            heard_before=self._heard_before,
+        )
 
     @property
     def profile(self) -> Profile:

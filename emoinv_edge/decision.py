@@ -9,24 +9,28 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .calibration import Calibration, Threshold, bayes_threshold
 from .encoder import Encoder
 from .errors import CalibrationError, ModelMismatchError, ProfileExpiredError
+from .heard import HeardBefore, heard
 from .profiles import Profile
 from .quality import SpeechQuality
 from .scoring import ProfileBank
-from .utterance import unusable
+from .utterance import Refusal, unusable
 
 if TYPE_CHECKING:
     from .store import ProfileStore
 
-__all__ = ["Comparator", "Decision", "Verdict", "require_calibration", "require_model"]
+__all__ = ["Comparator", "Countermeasure", "Decision", "Verdict", "require_calibration", "require_model"]
+
+# Takes the waveform and its rate; a reason, or anything else that is true, turns an accept into no decision.
+Countermeasure: TypeAlias = Callable[[NDArray[Any], int], object]
 
 
 class Verdict(enum.Enum):
@@ -68,6 +72,9 @@ class Decision:
         Whether more audio can no longer change this decision.
     extrapolated : bool
         Whether the threshold lies beyond what the calibration data support.
+    code : str
+        The reason of a NO_DECISION for programs: that of a `Refusal`, ``no_score``, ``gap``, ``heard_before`` or
+        ``countermeasure``; empty for ACCEPT and REJECT.
     """
 
     verdict: Verdict
@@ -82,6 +89,7 @@ class Decision:
     end: int
     final: bool
     extrapolated: bool = False
+    code: str = ""
 
     @property
     def accepted(self) -> bool:
@@ -114,7 +122,8 @@ class Comparator:
 
     Parameters
     ----------
-    encoder, profiles, target_far, prior, cost_miss, cost_false_accept, extrapolate, calibration
+    encoder, profiles, target_far, prior, cost_miss, cost_false_accept, extrapolate, calibration, heard_before,
+    countermeasure
         As for `Verifier`, whose constructor this is.
     """
 
@@ -129,8 +138,12 @@ class Comparator:
         cost_false_accept: float = 1.0,
         extrapolate: bool = False,
         calibration: Calibration | None = None,
+        heard_before: HeardBefore | None = None,
+        countermeasure: Countermeasure | None = None,
     ) -> None:
         self._encoder = encoder
+        self._heard_before = heard_before
+        self._countermeasure = countermeasure
         self._calibration = require_calibration(encoder, calibration)
         found = tuple(_each(profiles, encoder))
         for profile in found:
@@ -161,6 +174,47 @@ class Comparator:
         """The names of the profiles."""
         return self._bank.names
 
+    @property
+    def guarded(self) -> bool:
+        """Whether `guard` can change a decision."""
+        return self._heard_before is not None or self._countermeasure is not None
+
+    def guard(self, decision: Decision, waveform: NDArray[Any], sample_rate: int) -> Decision:
+        """The decision, or NO_DECISION where its audio was heard before or the countermeasure objects to it.
+
+        Never an accept that `decision` is not. The audio of a final decision counts as heard from then on.
+
+        Parameters
+        ----------
+        decision : Decision
+        waveform, sample_rate
+            The audio that was decided on, as `to_mono` takes it.
+        """
+        if self._heard_before is not None:
+            match = heard(self._heard_before, waveform, sample_rate, remember=decision.final)
+            if match is not None and decision.verdict is not Verdict.NO_DECISION:
+                return self._withdraw(
+                    decision,
+                    "heard_before",
+                    f"heard before: this is a recording of what was heard on {match.when:%Y-%m-%d at %H:%M} UTC; "
+                    "say it anew",
+                )
+        if self._countermeasure is not None and decision.accepted:
+            try:
+                objection = self._countermeasure(waveform, sample_rate)
+            except Exception as error:  # whatever it raises, nothing is accepted that it has not passed
+                objection = f"it failed ({type(error).__name__}: {error})"
+            if objection:
+                reason = objection if isinstance(objection, str) else "it took this for no live speech"
+                return self._withdraw(decision, "countermeasure", f"the countermeasure objects: {reason}")
+        return decision
+
+    @staticmethod
+    def _withdraw(decision: Decision, code: str, reason: str) -> Decision:
+        return dataclasses.replace(
+            decision, verdict=Verdict.NO_DECISION, score=None, cosine=None, reason=reason, code=code
+        )
+
     def decide(
         self,
         embedding: ArrayLike,
@@ -177,18 +231,21 @@ class Comparator:
         """
         refusal = unusable(quality)
         if refusal is not None:
-            return self.no_decision(refusal.message, quality, start=start, end=end, final=final)
+            return self.no_decision(refusal, quality, start=start, end=end, final=final)
         try:
             llrs, cosines = self._bank.score(self._calibration, np.asarray(embedding), quality)
         except ValueError as error:
-            return self.no_decision(f"no score: {error}", quality, start=start, end=end, final=final)
+            return self.no_decision(
+                Refusal("no_score", f"no score: {error}"), quality, start=start, end=end, final=final
+            )
         best = int(np.argmax(llrs))
         score, threshold = float(llrs[best]), self._threshold.llr
         if not math.isfinite(score):
-            return self.no_decision("no score: it is not finite", quality, start=start, end=end, final=final)
+            refusal = Refusal("no_score", "no score: it is not finite")
+            return self.no_decision(refusal, quality, start=start, end=end, final=final)
         accepted = score >= threshold
         return dataclasses.replace(
-            self.no_decision("", quality, start=start, end=end, final=final),
+            self.no_decision(Refusal("", ""), quality, start=start, end=end, final=final),
             verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,
             score=score,
             reason=f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}",
@@ -198,7 +255,7 @@ class Comparator:
 
     def no_decision(
         self,
-        reason: str,
+        refusal: Refusal,
         quality: SpeechQuality | None = None,
         *,
         start: int = 0,
@@ -209,7 +266,7 @@ class Comparator:
         return Decision(
             verdict=Verdict.NO_DECISION,
             score=None,
-            reason=reason,
+            reason=refusal.message,
             threshold=self._threshold.llr,
             target_far=self._threshold.target_far,
             speaker=self._bank.names[0] if len(self._bank) == 1 else "",
@@ -219,6 +276,7 @@ class Comparator:
             end=end,
             final=final,
             extrapolated=self._threshold.extrapolated,
+            code=refusal.code,
         )
 
 

@@ -190,6 +190,8 @@ class Encoder:
         with importlib.resources.as_file(resource) as path:
             return cls(path, num_threads)
 
+    load = open
+
     @property
     def path(self) -> Path:
         """The file that the encoder was read from."""

@@ -21,6 +21,7 @@ from .calibration import Calibration, bayes_threshold
 from .decision import require_calibration, require_model
 from .encoder import Embedding, Encoder
 from .errors import EnrolmentError
+from .heard import HeardBefore
 from .microphone import Gap
 from .profiles import Exemplar, Profile
 from .quality import SpeechQuality, measure_quality
@@ -38,7 +39,7 @@ MAX_UTTERANCES = 40
 MIN_ENROL_SNR_DB = 5.0
 # An utterance nearer than this to an earlier one is the same recording again: even the same
 # sentence in the same emotion, spoken twice, stays below.
-REPLAY_COSINE = 0.985
+DUPLICATE_COSINE = 0.985
 # How sure the enrolment is beforehand that it hears one person: at first mention and within one clip.
 SAME_SPEAKER_PRIOR = 0.9
 SAME_CLIP_PRIOR = 0.9
@@ -69,7 +70,7 @@ class EnrolmentFeedback:
     accepted : bool
     reason : str
         ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``too_short``, ``clipped``,
-        ``too_quiet``, ``too_noisy``, ``replay``, ``second_voice``, ``other_speaker``, ``full``,
+        ``too_quiet``, ``too_noisy``, ``duplicate``, ``second_voice``, ``other_speaker``, ``full``,
         ``no_embedding``.
     message : str
         The same in a sentence, with the cure.
@@ -107,6 +108,8 @@ class Enroller:
     keep_audio : bool
         Keep the speech itself (16-bit mono at the model's rate) in each exemplar, so that another
         model can enrol the speaker again without asking. Off by default: audio is personal.
+    heard_before : HeardBefore, optional
+        The utterances that are taken are added to it, so that a played-back one is known later.
 
     Raises
     ------
@@ -123,10 +126,12 @@ class Enroller:
         calibration: Calibration | None = None,
         profile: Profile | None = None,
         keep_audio: bool = False,
+        heard_before: HeardBefore | None = None,
     ) -> None:
         self._encoder = encoder
         self._calibration = require_calibration(encoder, calibration)
         self._keep_audio = keep_audio
+        self._heard_before = heard_before
         self._base = profile
         self._exemplars: list[Exemplar] = []
         self._digests: set[bytes] = set()
@@ -184,6 +189,8 @@ class Enroller:
         if doubt is not None:
             return self._refuse(*doubt, quality)
         self._digests.add(digest)
+        if self._heard_before is not None:
+            self._heard_before.add(waveform, sample_rate)
         now = datetime.datetime.now(datetime.timezone.utc)
         self._exemplars.append(Exemplar(heard.embedding.vector, quality, now, audio if self._keep_audio else None))
         return EnrolmentFeedback(
@@ -222,12 +229,12 @@ class Enroller:
     def _doubt(
         self, embedding: Embedding, quality: SpeechQuality, speech: NDArray[np.float32], digest: bytes
     ) -> tuple[str, str] | None:
-        """Reason and message if this is a replay, a mixture of voices or another speaker."""
-        replayed = digest in self._digests or any(
-            float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in self._exemplars
+        """Reason and message if this is a duplicate, a mixture of voices or another speaker."""
+        duplicate = digest in self._digests or any(
+            float(exemplar.embedding @ embedding) > DUPLICATE_COSINE for exemplar in self._exemplars
         )
-        if replayed:
-            return "replay", "This recording was given before; say something new."
+        if duplicate:
+            return "duplicate", "This recording, or a copy of it, was given before; say something new."
         if self._mixed(speech):
             return "second_voice", "There seems to be a second voice in this recording; record it alone."
         if self._exemplars:

@@ -17,17 +17,21 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import logging
 import math
 import struct
+import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .audio import to_mono
+from .errors import AudioError, EmoinvError
 
-__all__ = ["FIXED_PHRASE", "FREE_SPEECH", "HeardBefore", "Match"]
+__all__ = ["FIXED_PHRASE", "FREE_SPEECH", "HeardBefore", "Match", "heard"]
 
 # Scores at and above which an utterance counts as heard before. People who repeat one phrase in one tone come
 # nearer to themselves than people who speak freely.
@@ -78,6 +82,9 @@ class _Fingerprint:
     frames: int
     packed: bytes  # 4 bits a number, FINE then ENVELOPE of each frame
 
+    def to_bytes(self) -> bytes:
+        return _HEADER.pack(self.when.timestamp(), self.frames) + self.packed
+
     def pictures(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         pairs = np.frombuffer(self.packed, np.uint8).reshape(self.frames, -1)
         values = np.empty((self.frames, 2 * pairs.shape[1]), np.float32)
@@ -98,6 +105,8 @@ class HeardBefore:
     threshold : float
         Score, above 0 and below 2, from which on an utterance counts as heard before: `FIXED_PHRASE` where
         people say one pass phrase again and again, `FREE_SPEECH` where the words change.
+    on_add : callable, optional
+        Called with the bytes of each fingerprint that `add` keeps, to seal and store them.
 
     Raises
     ------
@@ -121,13 +130,17 @@ class HeardBefore:
     survives a loudspeaker; the pictures and the score are our own.
     """
 
-    def __init__(self, keep: int = 64, threshold: float = FREE_SPEECH) -> None:
+    def __init__(
+        self, keep: int = 64, threshold: float = FREE_SPEECH, *, on_add: Callable[[bytes], None] | None = None
+    ) -> None:
         if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= 4096:
             raise ValueError(f"expected keep as an int from 1 to 4096, got {keep!r}; 64 is usual")
         if not 0.0 < threshold < 2.0:  # written so that NaN fails
             raise ValueError(f"expected a threshold between 0 and 2, got {threshold!r}; FREE_SPEECH is usual")
         self._threshold = float(threshold)
         self._kept: deque[_Fingerprint] = deque(maxlen=keep)
+        self._on_add = on_add
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Utterances that are kept now."""
@@ -163,7 +176,20 @@ class HeardBefore:
         found = _spectra(waveform, sample_rate)
         if found is not None:
             fine, envelope = _pictures(*found)
-            self._kept.append(_Fingerprint(when, len(fine), _pack(fine, envelope)))
+            self._keep(_Fingerprint(when, len(fine), _pack(fine, envelope)))
+
+    def extend(self, other: HeardBefore) -> None:
+        """Add what another one has heard."""
+        with other._lock:
+            heard = tuple(other._kept)
+        for fingerprint in heard:
+            self._keep(fingerprint)
+
+    def _keep(self, fingerprint: _Fingerprint) -> None:
+        with self._lock:
+            self._kept.append(fingerprint)
+        if self._on_add is not None:
+            self._on_add(fingerprint.to_bytes())
 
     def check(self, waveform: NDArray[Any], sample_rate: int) -> Match | None:
         """The earlier utterance that this one is a recording of, or None.
@@ -179,12 +205,14 @@ class HeardBefore:
             The best match of all that are kept; None where none reaches the threshold, and for less than 0.8 s.
         """
         found = _spectra(waveform, sample_rate)
-        if found is None or not self._kept:
+        with self._lock:
+            heard = tuple(self._kept)
+        if found is None or not heard:
             return None
         tests = [_pictures(*_at_speed(*found, speed)) for speed in SPEEDS]
         spectra: dict[int, list[_Spectra]] = {}  # of the tests, by length of the transform
-        best = Match(0.0, self._kept[0].when, 0.0)
-        for kept in self._kept:
+        best = Match(0.0, heard[0].when, 0.0)
+        for kept in heard:
             length = 1 << (len(tests[0][0]) * 33 // 32 + kept.frames).bit_length()
             if length not in spectra:
                 spectra[length] = [_Spectra(pictures, length) for pictures in tests]
@@ -197,18 +225,26 @@ class HeardBefore:
 
     def to_bytes(self) -> bytes:
         """All fingerprints as bytes, unsealed: seal them before they are written anywhere."""
-        return b"".join(_HEADER.pack(kept.when.timestamp(), kept.frames) + kept.packed for kept in self._kept)
+        with self._lock:
+            return b"".join(kept.to_bytes() for kept in self._kept)
 
     @classmethod
-    def from_bytes(cls, content: bytes, keep: int = 64, threshold: float = FREE_SPEECH) -> HeardBefore:
-        """What `to_bytes` gave.
+    def from_bytes(
+        cls,
+        content: bytes,
+        keep: int = 64,
+        threshold: float = FREE_SPEECH,
+        *,
+        on_add: Callable[[bytes], None] | None = None,
+    ) -> HeardBefore:
+        """What `to_bytes`, or several `on_add`, gave.
 
         Raises
         ------
         ValueError
             If the bytes are damaged or foreign.
         """
-        heard = cls(keep, threshold)
+        heard = cls(keep, threshold, on_add=on_add)
         size = _packed_size()
         position = 0
         while position < len(content):
@@ -222,6 +258,23 @@ class HeardBefore:
             when = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
             heard._kept.append(_Fingerprint(when, frames, packed))
         return heard
+
+
+def heard(before: HeardBefore, waveform: NDArray[Any], sample_rate: int, *, remember: bool) -> Match | None:
+    """The match of an attempt among what was heard; the attempt counts as heard from then on if `remember`.
+
+    Audio that `to_mono` refuses, as silence, matches nothing and leaves nothing. What cannot be stored is logged:
+    the decision on the attempt must not be lost to it.
+    """
+    try:
+        match = before.check(waveform, sample_rate)
+        if remember:
+            before.add(waveform, sample_rate)
+    except AudioError:
+        return None
+    except EmoinvError as error:
+        logging.getLogger(__name__).warning("an attempt was not remembered: %s", error)
+    return match
 
 
 class _Spectra:

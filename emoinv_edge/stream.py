@@ -33,6 +33,7 @@ BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the
 LEAST_S = 0.2  # of speech, for one embedding
 TAIL_S = 0.25  # less speech than this at the end of an utterance does not change the answer
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
+GUARDED_S = 20.0  # of one utterance's speech is kept for `Comparator.guard`
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 
 
@@ -169,7 +170,8 @@ class VerificationStream:
             raise ValueError(f"expected a gap of 0 samples or more, got {num_samples}")
         out: list[Decision] = []
         self._end_damage(out)
-        self._lose(num_samples, "audio was lost: the microphone or the program did not keep up; speak again", out)
+        lost = Refusal("gap", "audio was lost: the microphone or the program did not keep up; speak again")
+        self._lose(num_samples, lost, out)
         return out
 
     def flush(self) -> list[Decision]:
@@ -201,6 +203,7 @@ class VerificationStream:
         self._new_start = 0
         self._speech = 0  # samples of the utterance
         self._utterance_start: int | None = None
+        self._heard: list[NDArray[np.float32]] = []  # speech of the utterance, where the comparator guards
         self._doubt: str | None = None  # reason of the last provisional NO_DECISION
 
     def _forget_background(self, origin: int) -> None:
@@ -243,8 +246,8 @@ class VerificationStream:
         clipping = self._full_scale > MAX_CLIPPED_FRACTION * self._watch
         if clipping and not self._clipping and self._utterance_start is None:
             end = self._origin + self._num_blocks * self._block
-            reason = "clipped: sound at full scale that is no speech; lower the microphone's gain"
-            out.append(self._comparator.no_decision(reason, start=end - self._watch, end=end))
+            refusal = Refusal("clipped", "clipped: sound at full scale that is no speech; lower the microphone's gain")
+            out.append(self._comparator.no_decision(refusal, start=end - self._watch, end=end))
         self._clipping, self._full_scale = clipping, 0
 
     def _damaged(self, chunk: NDArray[Any], sound: NDArray[np.bool_], out: list[Decision]) -> None:
@@ -262,12 +265,15 @@ class VerificationStream:
             length, self._damage = self._damage, 0
             self._lose(
                 length,
-                f"not finite: {length} samples were NaN, infinite or far beyond full scale; "
-                "find the fault in the recording chain",
+                Refusal(
+                    "not_finite",
+                    f"not finite: {length} samples were NaN, infinite or far beyond full scale; "
+                    "find the fault in the recording chain",
+                ),
                 out,
             )
 
-    def _lose(self, num_samples: int, reason: str, out: list[Decision]) -> None:
+    def _lose(self, num_samples: int, refusal: Refusal, out: list[Decision]) -> None:
         self._feed(self._resampler.flush(), out)
         before = self._segmenter.position
         self._taken += num_samples
@@ -276,7 +282,7 @@ class VerificationStream:
         start = before if self._utterance_start is None else self._utterance_start
         self._forget_background(after)
         self._forget_utterance()
-        out.append(self._comparator.no_decision(reason, start=start, end=after))
+        out.append(self._comparator.no_decision(refusal, start=start, end=after))
 
     def _take(self, segment: SpeechSegment, out: list[Decision]) -> None:
         if self._utterance_start is None:
@@ -286,21 +292,28 @@ class VerificationStream:
         self._new.append(segment.waveform)
         self._new_length += len(segment.waveform)
         self._speech += len(segment.waveform)
+        if self._comparator.guarded and self._speech <= GUARDED_S * self._rate:
+            self._heard.append(segment.waveform)
         enough = self._speech >= MIN_SPEECH_S * self._rate
         due = self._new_length >= self._hop if self._steps or self._doubt else enough
         if enough and (due or segment.final):
             self._judge(segment.end, segment.final, out)
         elif segment.final:
             quality = self._measure(segment.end)
-            refusal = unusable(quality)
-            reason = refusal.message if refusal else "too little speech; speak a little longer"
-            out.append(self._no_decision(reason, quality, segment.end, final=True))
+            refusal = unusable(quality) or Refusal("too_short", "too little speech; speak a little longer")
+            out.append(self._guard(self._no_decision(refusal, quality, segment.end, final=True)))
         if segment.final:
             self._forget_utterance()
 
-    def _no_decision(self, reason: str, quality: SpeechQuality, end: int, final: bool) -> Decision:
+    def _no_decision(self, refusal: Refusal, quality: SpeechQuality, end: int, final: bool) -> Decision:
         start = end if self._utterance_start is None else self._utterance_start
-        return self._comparator.no_decision(reason, quality, start=start, end=end, final=final)
+        return self._comparator.no_decision(refusal, quality, start=start, end=end, final=final)
+
+    def _guard(self, decision: Decision) -> Decision:
+        """The decision, unless the audio of this utterance was heard before or is objected to."""
+        if not self._heard:
+            return decision
+        return self._comparator.guard(decision, np.concatenate(self._heard), self._rate)
 
     def _measure(self, end: int) -> SpeechQuality:
         """Quality of the new speech, its noise judged from all the audio of the last seconds."""
@@ -327,12 +340,14 @@ class VerificationStream:
             decision = self._no_decision(problem, quality, end, final)
         else:
             decision = self._decide(end, final)
+        if final or decision.accepted:
+            decision = self._guard(decision)
         doubt = decision.reason if decision.verdict is Verdict.NO_DECISION else None
         if final or doubt is None or self._doubt is None:
             out.append(decision)  # a provisional doubt is reported once, not twice a second
         self._doubt = doubt
 
-    def _step(self, quality: SpeechQuality, final: bool) -> str | None:
+    def _step(self, quality: SpeechQuality, final: bool) -> Refusal | None:
         """Add a step of the new speech; the reason why not, if it cannot be used."""
         # Only the whole window must be long enough, every part of it must be clean enough.
         refusal = unusable(quality, 0.0)
@@ -342,13 +357,14 @@ class VerificationStream:
         if refusal is not None:
             self._steps.clear()
             self._recent = None  # the next embedding must not see it either
-            return refusal.message
+            return refusal
         if self._recent is None or len(self._recent) < self._length(LEAST_S):  # as after a clipped stretch
-            return None if self._steps else "too little speech that can be used; speak a little longer"
+            too_short = Refusal("too_short", "too little speech that can be used; speak a little longer")
+            return None if self._steps else too_short
         found = embed_speech(self._encoder, np.ascontiguousarray(self._recent))
         if isinstance(found, Refusal):
             self._steps.clear()
-            return found.message
+            return found
         self._steps.append(_Step(found, float(len(self._recent)), quality, self._new_start))
         return None
 

@@ -39,6 +39,13 @@ class Verifier(Comparator):
         threshold on the safe side.
     calibration : Calibration, optional
         Instead of the model's own, e.g. one refined for this device (``emoinv calibrate``).
+    heard_before : HeardBefore, optional
+        What this device has heard. A recording of it is NO_DECISION with the code ``heard_before``, and every attempt
+        is added to it. `ProfileStore.heard` gives one that is sealed with a profile.
+    countermeasure : callable, optional
+        A detector of spoofed speech of your own, ``(waveform, sample_rate) -> object``, asked about every accept.
+        Anything true that it returns (a string is the reason), or raises, makes it NO_DECISION with the code
+        ``countermeasure``; it can make nothing an accept.
 
     Raises
     ------
@@ -78,9 +85,11 @@ class Verifier(Comparator):
         heard = hear(self.encoder, waveform, sample_rate)
         end = heard.num_samples
         if heard.refusal is not None:
-            return self.no_decision(heard.refusal.message, heard.quality, end=end), None
-        assert heard.embedding is not None and heard.quality is not None  # one of the two is there
-        return self.decide(heard.embedding, heard.quality, end=end), heard.embedding
+            decision = self.no_decision(heard.refusal, heard.quality, end=end)
+        else:
+            assert heard.embedding is not None and heard.quality is not None  # one of the two is there
+            decision = self.decide(heard.embedding, heard.quality, end=end)
+        return self.guard(decision, waveform, sample_rate), heard.embedding
 
     def stream(self, sample_rate: int = 16000) -> VerificationStream:
         """A stream of decisions on audio that arrives in chunks; each stream has its own state."""

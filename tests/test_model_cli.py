@@ -75,7 +75,7 @@ def test_the_card_names_source_licences_gates_and_the_golden_test(
         "fingerprint  " + Encoder(whole).fingerprint,
         "80 log-mels of 25 ms every 10 ms",
         "a corpus (CC BY 4.0)",
-        "taught by    a public encoder (Apache-2.0)",
+        "teacher      a public encoder (Apache-2.0)",
         "2026-01-02T03:04:05+00:00 by emoinv-edge 0.9.0",
         "checkpoint " + "ab" * 32,
         "in_float [stem]",

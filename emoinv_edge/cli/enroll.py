@@ -67,6 +67,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--keep-audio", action="store_true", help="keep the speech too, so that another model can enrol it again"
     )
+    parser.add_argument(
+        "--refuse-replays",
+        action="store_true",
+        help="keep sealed fingerprints of these recordings too, so that `verify --refuse-replays` knows them",
+    )
     add_store(parser)
     add_model(parser)
     add_json(parser)
@@ -145,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
     """Enrol from files or at the microphone; 0 when the profile was stored, 3 when not."""
     from ..device_calibration import refined_calibration
     from ..enrolment import Enroller
+    from ..heard import HeardBefore
 
     if args.mic == bool(args.files):
         raise EnrolmentError("name the recordings to enrol, or --mic to record here; see `emoinv enroll --help`")
@@ -152,7 +158,10 @@ def run(args: argparse.Namespace) -> int:
     store = open_store(args)
     existing = existing_profile(store, encoder, args)
     calibration = refined_calibration(encoder, store.path)
-    enroller = Enroller(encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio)
+    heard = HeardBefore() if args.refuse_replays else None
+    enroller = Enroller(
+        encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio, heard_before=heard
+    )
     answers = []
     out = console(stderr=args.json)
     source = from_microphone if args.mic else from_files
@@ -174,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
             expires=profile.expires,
             consent=profile.consent,
         )
+    if heard is not None:
+        store.heard(profile.name).extend(heard)
     if args.json:
         print_json(
             {

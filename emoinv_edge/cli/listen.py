@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ..errors import AudioError
+from ..errors import AudioError, EnrolmentError
 from .options import (
     add_command,
     add_far,
@@ -79,6 +79,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--until-accept", action="store_true", help="stop at the first accepted utterance")
     parser.add_argument(
         "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
+    )
+    parser.add_argument(
+        "--refuse-replays",
+        action="store_true",
+        help="no decision on a played-back recording of what was heard earlier; keeps sealed fingerprints (one name)",
     )
     add_far(parser)
     add_store(parser)
@@ -380,7 +385,16 @@ def open_stream(args: argparse.Namespace, encoder: Encoder, store: ProfileStore)
     names = dict.fromkeys(args.names)
     profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=False) for name in names]
     calibration = refined_calibration(encoder, store.path)
-    verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
+    if args.refuse_replays and len(profiles) > 1:
+        raise EnrolmentError("--refuse-replays listens for one speaker, whose profile keeps what was heard; name one")
+    verifier = Verifier(
+        encoder,
+        profiles,
+        args.far,
+        extrapolate=args.extrapolate,
+        calibration=calibration,
+        heard_before=store.heard(profiles[0].name) if args.refuse_replays else None,
+    )
     detector = SileroDetector() if args.vad == "silero" else None
     return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
 

@@ -26,6 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--adapt", action="store_true", help="add a clear accept to the profile (undo: emoinv profiles rollback)"
     )
+    parser.add_argument(
+        "--refuse-replays",
+        action="store_true",
+        help="no decision on a played-back recording of an earlier attempt; keeps sealed fingerprints of the attempts",
+    )
     add_far(parser)
     add_store(parser)
     add_model(parser)
@@ -44,18 +49,26 @@ def run(args: argparse.Namespace) -> int:
     store = open_store(args)
     profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
     calibration = refined_calibration(encoder, store.path)
+    heard_before = store.heard(profile.name) if args.refuse_replays else None
     waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
     start = time.perf_counter()
     adapted = False
     if args.adapt:
         from ..adaptation import Adapter
 
-        adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration)
+        adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration, heard_before=heard_before)
         decision, adapted = adapter.verify(waveform, encoder.spec.sample_rate)
     else:
         from ..verifier import Verifier
 
-        verifier = Verifier(encoder, profile, args.far, extrapolate=args.extrapolate, calibration=calibration)
+        verifier = Verifier(
+            encoder,
+            profile,
+            args.far,
+            extrapolate=args.extrapolate,
+            calibration=calibration,
+            heard_before=heard_before,
+        )
         decision = verifier.verify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
     note_verified(store, profile.name, decision.verdict)

@@ -85,7 +85,7 @@ class StoredSpeakers:
         )
         decision = verifier.verify(waveform, sample_rate)
         if decision.speaker:
-            note_verified(self._store, decision.speaker, decision)
+            note_verified(self._store, decision.speaker, decision.verdict)
         return decision
 
 

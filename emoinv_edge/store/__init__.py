@@ -39,7 +39,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import ModelMismatchError, ProfileExpiredError, StoreError, UnknownSpeakerError
+from ..heard import FREE_SPEECH, HeardBefore
 from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, checked_name, reenrolled
+from .codec import refusing
 from .file import StoreFile, default_store_path
 from .keys import KEY_VARIABLE, PLAINTEXT, KeyFile, KeySource, KeyVariable, Passphrase
 from .portable import read_profile_file, write_profile_file
@@ -316,6 +318,45 @@ class ProfileStore:
             profile = record.profile(rows.exemplars(record, record.exemplars))
             rows.write(record, noted(trail, "rolled back"), {})
         return profile
+
+    # -- what was heard --------------------------------------------------------------------------------------
+
+    def heard(self, name: str, *, keep: int = 64, threshold: float = FREE_SPEECH) -> HeardBefore:
+        """What was tried against the profile of that name, to know a played-back recording of it.
+
+        What is added to the object is sealed into the store beside the profile, and erased with it. A fingerprint
+        holds the pitch of a voice: it is biometric data.
+
+        Parameters
+        ----------
+        name : str
+        keep, threshold
+            As for `HeardBefore`; the oldest beyond `keep` is dropped.
+
+        Examples
+        --------
+        >>> verifier = Verifier(encoder, store.get("ana"), heard_before=store.heard("ana"))  # doctest: +SKIP
+
+        Raises
+        ------
+        UnknownSpeakerError
+            If there is no such profile; also by `HeardBefore.add`, if it was removed meanwhile.
+        """
+
+        def seal(fingerprint: bytes) -> None:
+            with self._profile(name, write=True) as (spelt, rows):
+                rows.write_heard(spelt, fingerprint, keep)
+
+        with self._profile(name) as (spelt, rows):
+            content = b"".join(rows.heard(spelt))
+        with refusing("what was heard before"):
+            return HeardBefore.from_bytes(content, keep, threshold, on_add=seal)
+
+    def forget_heard(self, name: str) -> None:
+        """Erase what was tried against the profile of that name."""
+        with self._profile(name, write=True) as (name, rows):
+            rows.drop_heard(name)
+        self._file.scrub()
 
     # -- audit ---------------------------------------------------------------------------------------------
 

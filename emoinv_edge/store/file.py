@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from ..errors import SchemaError, SealError, StoreError
 from .keys import KEY_BYTES, SCHEMA, KeyFile, KeySource, StoreKeys, key_kind, link_new
-from .rows import TABLES, Rows
+from .rows import HEARD, TABLES, Rows
 from .schema2 import SCHEMA_2
 
 __all__ = ["StoreFile", "default_store_path"]
@@ -127,6 +127,7 @@ class StoreFile:
                 db, rows = self._begin(write=write, immutable=immutable)
                 stack.callback(db.close)
                 if write and rows.keys.schema != SCHEMA:
+                    _run(db, HEARD)
                     rows.reseal(StoreKeys.fresh(self.key, rows.keys.store_id), leave_damaged=True)
                     rows.note(f"brought from schema {SCHEMA_2} to {SCHEMA}")
                     db.execute(f"PRAGMA user_version = {SCHEMA}")

@@ -9,6 +9,8 @@
               `trail` (its audit), both sealed
     exemplar  one row an exemplar, never changed: `vector` (the embedding, its quality and time) and
               `clip` (the utterance, only where it was kept), both sealed
+    heard     one row an utterance that was tried against a profile, only where the caller keeps them:
+              its `fingerprint` (`emoinv_edge.heard`), sealed; the root does not list them
 
 Every seal has as associated data the schema, the store's id, the column, the row's id and, for a
 profile's rows, the model's fingerprint and the row's version. So no sealed value opens in another
@@ -24,6 +26,7 @@ outside the file remembers.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -46,10 +49,10 @@ from .codec import (
     encode_trail,
     refusing,
 )
-from .keys import StoreKeys
+from .keys import SCHEMA, StoreKeys
 from .schema2 import turned_back
 
-__all__ = ["TABLES", "Entry", "Rows", "new_ids", "noted"]
+__all__ = ["HEARD", "TABLES", "Entry", "Rows", "new_ids", "noted"]
 
 MAX_EVENTS = 1000
 
@@ -78,6 +81,15 @@ CREATE TABLE exemplar (
 ) STRICT;
 CREATE INDEX exemplar_of_profile ON exemplar (profile_id);
 """
+HEARD = """
+CREATE TABLE IF NOT EXISTS heard (
+    id INTEGER PRIMARY KEY,
+    profile_id INTEGER NOT NULL REFERENCES profile (id) ON DELETE CASCADE,
+    fingerprint BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS heard_of_profile ON heard (profile_id);
+"""
+TABLES += HEARD  # schema 2 has the rest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,6 +202,19 @@ class Rows:
             found.append(exemplar)
         return tuple(found)
 
+    def heard(self, name: str) -> list[bytes]:
+        """The fingerprints of what was tried against a profile, the oldest first, without damaged ones."""
+        return [fingerprint for _, fingerprint in self._heard(self.entry(name).row)]
+
+    def _heard(self, row: int) -> list[tuple[int, bytes]]:
+        found = []
+        if self.keys.schema == SCHEMA:
+            query = "SELECT id, fingerprint FROM heard WHERE profile_id = ? ORDER BY id"
+            for id_, sealed in self._db.execute(query, (row,)).fetchall():
+                with contextlib.suppress(SealError):
+                    found.append((id_, self._open(sealed, "heard", row, id_)))
+        return found
+
     def profile(self, name: str, *, audio: bool = True) -> Profile:
         """The whole profile, opened and checked."""
         record = self.record(name)
@@ -295,6 +320,25 @@ class Rows:
             self._db.execute("INSERT OR REPLACE INTO exemplar VALUES (?, ?, ?, ?)", (id_, row, vector, clip))
         self.entries[record.name] = Entry(row, version, _digest(body), _digest(sealed_trail))
 
+    def write_heard(self, name: str, fingerprint: bytes, keep: int) -> None:
+        """Seal one more fingerprint, and drop the oldest beyond `keep`."""
+        row = self.entry(name).row
+        ((newest,),) = self._db.execute("SELECT coalesce(max(id), 0) FROM heard").fetchall()
+        self._seal_heard(row, newest + 1, fingerprint)
+        self._db.execute(
+            "DELETE FROM heard WHERE profile_id = ? AND id NOT IN "
+            "(SELECT id FROM heard WHERE profile_id = ? ORDER BY id DESC LIMIT ?)",
+            (row, row, keep),
+        )
+
+    def drop_heard(self, name: str) -> None:
+        """Drop all fingerprints of what was tried against a profile."""
+        self._db.execute("DELETE FROM heard WHERE profile_id = ?", (self.entry(name).row,))
+
+    def _seal_heard(self, row: int, id_: int, fingerprint: bytes) -> None:
+        sealed = self._close(fingerprint, "heard", row, id_)
+        self._db.execute("INSERT OR REPLACE INTO heard VALUES (?, ?, ?)", (id_, row, sealed))
+
     def write_trail(self, name: str, trail: AuditTrail) -> None:
         """Seal the audit of a profile into its row; its version stays."""
         entry = self.entry(name)
@@ -312,6 +356,7 @@ class Rows:
 
     def _delete(self, name: str) -> None:
         row = self.entry(name).row
+        self._db.execute("DELETE FROM heard WHERE profile_id = ?", (row,))
         self._db.execute("DELETE FROM exemplar WHERE profile_id = ?", (row,))
         self._db.execute("DELETE FROM profile WHERE id = ?", (row,))
         del self.entries[name]
@@ -319,7 +364,7 @@ class Rows:
     def drop_unlisted(self) -> None:
         """Drop the rows that the root does not list: they came from elsewhere."""
         listed = {entry.row for entry in self.entries.values()}
-        for table, column in (("exemplar", "profile_id"), ("profile", "id")):
+        for table, column in (("heard", "profile_id"), ("exemplar", "profile_id"), ("profile", "id")):
             for (row,) in self._db.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
                 if row not in listed:
                     self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (row,))
@@ -344,6 +389,8 @@ class Rows:
                 new.entries[name] = entry
             else:
                 new._write(entry.row, entry.version, record, trail, dict(zip(record.named(), exemplars, strict=True)))
+            for id_, fingerprint in self._heard(entry.row):
+                new._seal_heard(entry.row, id_, fingerprint)
         new.drop_unlisted()
         self.keys, self.entries, self._seal = new.keys, new.entries, new._seal
 

@@ -110,7 +110,7 @@ def test_the_file_is_what_the_documentation_says(store: ProfileStore) -> None:
         assert db.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"emoi", "big"),)
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         tables = db.execute("SELECT name, strict FROM pragma_table_list WHERE name NOT LIKE 'sqlite%'").fetchall()
-        assert sorted(tables) == [("exemplar", 1), ("profile", 1), ("store", 1)]
+        assert sorted(tables) == [("exemplar", 1), ("heard", 1), ("profile", 1), ("store", 1)]
 
 
 def test_every_connection_keeps_to_what_the_documentation_says(
