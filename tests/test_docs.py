@@ -32,6 +32,7 @@ import soundfile
 import soxr
 
 import emoinv_edge
+from benchmarks.conditions import CONDITIONS
 from emoinv_edge.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,8 +260,11 @@ def dead(words: list[str]) -> str | None:
     module = "emoinv_edge"
     if program == "python":
         _, module, *rest = rest
-        if module not in ("train", "export", "benchmarks", "emoinv_edge"):
+        package, _, part = module.partition(".")
+        if package not in ("train", "export", "benchmarks", "emoinv_edge"):
             return None
+        if part and not (ROOT / package / f"{part.replace('.', '/')}.py").is_file():
+            return f"no module {module}"
     if "..." in rest:
         rest = rest[: rest.index("...")]
     first = next((index for index, word in enumerate(rest) if word.startswith("-")), len(rest))
@@ -364,6 +368,64 @@ def test_the_table_is_small_and_its_figures_are_measured() -> None:
         for heading, cell in zip(headings, cells, strict=True):
             figure, digits = FIGURES[heading](timed[found], rated[found]["ravdess"])
             assert cell == f"{figure:.{digits}f}", f"{name}, {heading}"
+
+
+def tables(page: Path) -> dict[str, list[list[str]]]:
+    """The tables of a page by the heading above them, the last one where there are several."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            heading = line.strip("# ")
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if not set(cells[0]) <= set("-: ") or not cells[0]:
+                found.setdefault(heading, []).append(cells)
+    return found
+
+
+def encoder_called(label: str, rows: dict[str, dict]) -> dict:
+    """The row of an encoder by its key, its name or a part of it."""
+    label = re.sub(r"\*|, int8|, calibrated|, cosine", "", label)
+    (found,) = [rows[label]] if label in rows else [row for row in rows.values() if label in row["name"]]
+    return found
+
+
+def with_interval(row: dict) -> str:
+    low, high = row["eer_interval"]
+    return f"{100 * row['eer']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def test_the_results_page_says_what_was_measured() -> None:
+    results = ROOT / "benchmarks" / "results"
+    rated = json.loads((results / "accuracy.json").read_text(encoding="utf-8"))["encoders"]
+    robust = json.loads((results / "robustness.json").read_text(encoding="utf-8"))["encoders"]
+    page = tables(DOCS / "results.md")
+    for label, *cells in page["By cosine, beside the others"][1:]:
+        row = encoder_called(label, rated)
+        ravdess = row["ravdess"]
+        assert cells == [
+            f"{100 * ravdess['neutral']['eer']:.2f}",
+            f"{100 * ravdess['pairs']['eer']:.2f}",
+            with_interval(ravdess["enrol"]),
+            f"{100 * ravdess['enrol']['frr_at_far']['0.01']:.1f}",
+            f"{100 * row['librispeech']['same']['eer']:.2f}",
+        ], label
+    for label, eer, frr, *_ in page["By the calibrated score"][1:]:
+        row = encoder_called(label, rated)
+        figures = row["calibrated"] if "calibrated" in label else row["ravdess"]["enrol"]
+        assert (eer, frr) == (with_interval(figures), f"{100 * figures['frr_at_far']['0.01']:.1f}"), label
+    (_, *emotions), *rows = page["By emotion"]
+    for label, *cells in rows:
+        found = encoder_called(label, rated)["ravdess"]["enrol"]["by_emotion"]
+        assert cells == [f"{100 * found[emotion]['eer']:.1f}" for emotion in emotions], label
+    keys = {label: key for key, label in CONDITIONS.items()}
+    (_, *labels), *rows = page["In noise, rooms and channels"]
+    for name, *cells in (row for row in rows if row[0] != "seconds"):
+        for label, cell in zip(labels, cells, strict=True):
+            row = encoder_called(label, robust)
+            eer = row["seconds"]["librispeech"][name] if name[0].isdigit() else row["conditions"][keys[name]]["eer"]
+            assert cell == f"{100 * eer:.1f}", f"{name}, {label}"
 
 
 def drawing() -> ModuleType:
