@@ -51,6 +51,11 @@ def test_norms_can_be_loaded_instead_of_started():
         assert torch.equal(other.eval()(features(2)), normed.eval()(features(2)))
 
 
+def test_an_encoder_without_norms_is_folded_to_itself():
+    plain = tiny_encoder()
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in folded(plain).state_dict().items())
+
+
 @pytest.mark.parametrize("frames", [8, 9, 65])
 def test_awkward_lengths_pass(frames):
     normed = insert_batch_norm(tiny_encoder(), features())
