@@ -9,7 +9,8 @@ Two flavours of graph are read:
   mean over frames removed where the spec asks for it;
 - input ``waveform`` (batch, samples): the graph holds its own front end.
 
-Both give ``embedding`` (batch, embedding_dim), not yet of unit norm.
+Both give ``embedding`` (batch, embedding_dim), not yet of unit norm, and may give ``windows`` (rows, embedding_dim),
+the embeddings of windows within the same speech.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from .calibration import Calibration
 from .errors import AudioError, EmoinvError, ModelFormatError
 from .features import log_mel, mean_normalise
 from .fields import read_json
+from .guards import Guards
 from .model_file import DIGEST_KEY, check_digest
-from .session import open_session, run_session
+from .session import open_session, run_outputs
 from .spec import EncoderSpec
 
 __all__ = ["MIN_FRAMES", "MODEL_NAMES", "Embedding", "Encoder"]
@@ -51,8 +53,9 @@ LONG_S = 8.0
 _PREFIX = "emoinv."
 _SPEC = "emoinv.spec"
 _CALIBRATION = "emoinv.calibration"
+_GUARDS = "emoinv.guards"
 _PROVENANCE = "emoinv.provenance"
-_KEYS = frozenset({_SPEC, _CALIBRATION, _PROVENANCE, "emoinv.golden", DIGEST_KEY})
+_KEYS = frozenset({_SPEC, _CALIBRATION, _GUARDS, _PROVENANCE, "emoinv.golden", DIGEST_KEY})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -67,10 +70,14 @@ class Embedding:
         The norm, above 0, that the model's output had before it was scaled to 1; in the model's own unit, so that
         only norms of one model compare. It is low for unusual emotions, noise and little speech, and so explains a
         low cosine (a quality measure of WeSpeaker's; compare MagFace, Meng et al., arXiv:2103.06627).
+    windows : ndarray, shape (windows, embedding_dim), float32, or None
+        Embeddings, each of unit norm, of windows within the same speech in the order of time, by which a second
+        voice is found; None where the model file gives none.
     """
 
     vector: NDArray[np.float32]
     norm: float
+    windows: NDArray[np.float32] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The vector, as NumPy asks for it."""
@@ -149,9 +156,10 @@ class Encoder:
                         f"calibration: expected an emotion axis of {self._spec.embedding_dim} numbers, got "
                         f"{axis.dim}; it belongs to another model, calibrate again"
                     )
+            self._guards = Guards.of_metadata(self._metadata.get(_GUARDS), self._spec.embedding_dim)
         except ModelFormatError as error:
             raise ModelFormatError(f"{self._path}: {error}") from error
-        self._input = _check_graph(self._session, self._spec, self._path)
+        self._input, self._outputs = _check_graph(self._session, self._spec, self._path)
         self._fingerprint = _first_exported(self._metadata, self._path) or self._file_sha256
 
     @classmethod
@@ -225,6 +233,11 @@ class Encoder:
     def calibration(self) -> Calibration | None:
         """How scores of this model become log-likelihood ratios, or None if the file holds none."""
         return self._calibration
+
+    @property
+    def guards(self) -> Guards | None:
+        """What the model knows of voices that are none, and of two voices in one; None if the file holds nothing."""
+        return self._guards
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -302,9 +315,10 @@ class Encoder:
     def _run(self, batch: NDArray[np.float32], seconds: float) -> Embedding:
         """Run the session on one item; InferenceSession.run is safe from many threads at once."""
         try:
-            embedding = run_session(self._session, "embedding", {self._input: batch}, shrink=seconds > LONG_S)
+            found = run_outputs(self._session, self._outputs, {self._input: batch}, shrink=seconds > LONG_S)
         except EmoinvError as error:
             raise type(error)(f"{self._path}: {error}") from error
+        embedding = found[0]
         if embedding.shape != (1, self._spec.embedding_dim):
             raise ModelFormatError(
                 f"{self._path}: expected an embedding of shape (1, {self._spec.embedding_dim}), "
@@ -316,7 +330,23 @@ class Encoder:
                 f"{self._path}: the model gave an embedding of norm {norm:g}, which means nothing; "
                 "try other speech, and check the model file with `emoinv doctor`"
             )
-        return Embedding((embedding[0] / norm).astype(np.float32), norm)
+        windows = self._windows(found[1]) if len(found) > 1 else None
+        return Embedding((embedding[0] / norm).astype(np.float32), norm, windows)
+
+    def _windows(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Each of the windows' embeddings at unit norm."""
+        norms = np.linalg.norm(windows.astype(np.float64), axis=-1, keepdims=True)
+        if windows.ndim != 2 or not len(windows) or windows.shape[1] != self._spec.embedding_dim:
+            raise ModelFormatError(
+                f"{self._path}: expected windows of shape (1 or more, {self._spec.embedding_dim}), got {windows.shape}; "
+                "export the model again"
+            )
+        if not (np.isfinite(norms).all() and norms.min() >= 1e-6):
+            raise EmoinvError(
+                f"{self._path}: the model gave a window's embedding that means nothing; "
+                "try other speech, and check the model file with `emoinv doctor`"
+            )
+        return (windows / norms).astype(np.float32)
 
 
 def _read_metadata(session: Any, path: Path) -> Mapping[str, Any]:
@@ -365,8 +395,8 @@ def _should_be_sealed(metadata: Mapping[str, Any]) -> bool:
     return DIGEST_KEY in metadata or (isinstance(provenance, dict) and provenance.get("sealed") is True)
 
 
-def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> str:
-    """Check the graph against the spec and return the name of its input."""
+def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> tuple[str, list[str]]:
+    """Check the graph against the spec and return the name of its input and those of its outputs."""
 
     def refuse(what: str, expected: str, got: object) -> ModelFormatError:
         return ModelFormatError(f"{path}: expected {what} {expected}, got {got}; export the model again")
@@ -379,19 +409,19 @@ def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> str:
         trailing = [None]
     else:
         raise refuse("one input,", "'features' or 'waveform'", names)
-    if [node.name for node in outputs] != ["embedding"]:
-        raise refuse("one output,", "'embedding'", [node.name for node in outputs])
-    for node, tail in ((inputs[0], trailing), (outputs[0], [spec.embedding_dim])):
+    given = [node.name for node in outputs]
+    if given not in (["embedding"], ["embedding", "windows"]):
+        raise refuse("one output,", "'embedding', or 'embedding' and 'windows'", given)
+    for node, tail in ((inputs[0], trailing), *((output, [spec.embedding_dim]) for output in outputs)):
         if node.type != "tensor(float)":
             raise refuse(f"{node.name!r} of type", "tensor(float)", node.type)
         shape = ["batch", *("any" if size is None else size for size in tail)]
         if len(node.shape) != len(shape):
             raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
-        if isinstance(node.shape[0], int) and node.shape[0] != 1:
+        if isinstance(node.shape[0], int) and node.shape[0] != 1 and node.name != "windows":
             raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
         for got, size in zip(node.shape[1:], tail, strict=True):
             # A size left open is checked at run time; the varying one must be left open.
             if isinstance(got, int) and got != size:
                 raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
-    name: str = names[0]
-    return name
+    return names[0], given

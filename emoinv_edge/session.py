@@ -8,7 +8,7 @@ before; everything in this project that needs ONNX Runtime comes here for it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from .errors import EmoinvError, ModelFormatError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["import_onnxruntime", "open_session", "run_session"]
+__all__ = ["import_onnxruntime", "open_session", "run_outputs", "run_session"]
 
 # What ONNX Runtime's allocators say, and the C++ library's exception, when there is no more memory.
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
@@ -89,12 +89,19 @@ def open_session(
 def run_session(
     session: InferenceSession, output: str, feeds: Mapping[str, NDArray[np.float32]], *, shrink: bool = False
 ) -> NDArray[np.float32]:
-    """One output of a session, which may be shared between threads.
+    """One output of a session: `run_outputs` for that one."""
+    return run_outputs(session, [output], feeds, shrink=shrink)[0]
+
+
+def run_outputs(
+    session: InferenceSession, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.float32]], *, shrink: bool = False
+) -> list[NDArray[np.float32]]:
+    """Outputs of one run of a session, which may be shared between threads.
 
     Parameters
     ----------
     session : InferenceSession
-    output : str
+    outputs : sequence of str
     feeds : mapping of str to ndarray
         The inputs by name.
     shrink : bool
@@ -111,7 +118,7 @@ def run_session(
         options = import_onnxruntime().RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     try:
-        (result,) = session.run([output], dict(feeds), options)
+        results = session.run(list(outputs), dict(feeds), options)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
         if _is_out_of_memory(error):
@@ -123,7 +130,7 @@ def run_session(
             f"the model failed on an input of shape {shapes} ({_line(error)}); "
             "check the model file with `emoinv doctor`"
         ) from error
-    return np.asarray(result, np.float32)
+    return [np.asarray(result, np.float32) for result in results]
 
 
 def _is_out_of_memory(error: Exception) -> bool:
