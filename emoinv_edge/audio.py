@@ -1,4 +1,4 @@
-"""Audio in: read a file, check and convert a waveform, resample. The only place that resamples.
+"""Audio in: read a recording, check and convert a waveform, resample. The only place that resamples.
 
 Everything after this module sees one kind of waveform: float32, one channel, in [-1, 1], at the
 rate that it asked for. What cannot be used is refused with an `AudioError` that names the cure;
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "level_dbfs",
     "mono_chunk",
     "read_audio",
+    "read_blocks",
     "read_channels",
     "to_mono",
 ]
@@ -62,12 +63,11 @@ def _check_rate(sample_rate: float, name: str = "sample_rate") -> int:
 def _check_samples(waveform: object) -> None:
     """Refuse what no chunk and no waveform may be: a foreign type, dtype or shape."""
     if not isinstance(waveform, np.ndarray):
+        cure = "convert it with numpy.asarray(waveform, numpy.float32), floats in [-1, 1]"
         if isinstance(waveform, (bytes, bytearray, memoryview)):
             cure = "use numpy.frombuffer(data, numpy.int16) for raw samples, read_audio(io.BytesIO(data)) for a file"
         elif isinstance(waveform, (str, os.PathLike)):
             cure = "read the file with emoinv_edge.read_audio"
-        else:
-            cure = "convert it with numpy.asarray(waveform, numpy.float32), floats in [-1, 1]"
         raise TypeError(f"expected a NumPy array, got {type(waveform).__name__}; {cure}")
     if waveform.dtype not in _SCALES and waveform.dtype not in _FLOATS:
         raise AudioError(
@@ -161,30 +161,31 @@ def to_mono(waveform: NDArray[Any], sample_rate: int, target_rate: int = 16000) 
     Raises
     ------
     TypeError
-        If `waveform` is not an array or a rate is not an int.
+        If `waveform` is not an array or a rate is not a whole number.
     AudioError
         If the waveform is empty, all zero, of another shape or dtype, holds a NaN or infinite
-        sample or one far beyond full scale, or a rate is out of range.
+        sample or one far beyond full scale, its channels are inverted against each other, or a
+        rate is out of range.
     """
     sample_rate = _check_rate(sample_rate)
     target_rate = _check_rate(target_rate, "target_rate")
     _check_samples(waveform)
     if waveform.shape[0] == 0:
-        raise AudioError(
-            f"expected some samples, got an empty waveform of shape {waveform.shape}; "
-            "check the recording's length and that the microphone delivered audio"
-        )
+        raise AudioError(f"expected some samples, got an empty waveform of shape {waveform.shape}; record it again")
     if waveform.ndim == 2 and waveform.shape[1] > waveform.shape[0]:
         raise AudioError(
             f"expected shape (samples, channels), got {waveform.shape}, more channels than samples; "
             "if the channels come first, pass waveform.T"
         )
+    mixer = _Mixer()
     if sample_rate == target_rate and waveform.ndim == 1:
-        mono = mono_chunk(waveform)
-        silent = not mono.any()
-    else:
-        mono, silent = _mix(waveform, sample_rate, target_rate)
-    if silent:
+        mono = mixer.mix(waveform, sample_rate)
+    else:  # block by block, which takes no memory but the result's
+        step = max(1, BLOCK_SAMPLES // (waveform.shape[1] if waveform.ndim == 2 else 1))
+        blocks = (waveform[first : first + step] for first in range(0, len(waveform), step))
+        mono = _gather(_resample(((sample_rate, mixer.mix(block, sample_rate)) for block in blocks), target_rate))
+    mixer.check("waveform[:, {index}]")
+    if not mixer.sounded:
         raise AudioError(
             f"expected sound, got {waveform.shape[0]} samples that are all zero; "
             "check that the microphone is not muted and that the right device or channel was recorded"
@@ -192,33 +193,37 @@ def to_mono(waveform: NDArray[Any], sample_rate: int, target_rate: int = 16000) 
     return mono
 
 
-def _mix(waveform: NDArray[Any], sample_rate: int, target_rate: int) -> tuple[NDArray[np.float32], bool]:
-    """Mix and resample block by block, which takes no memory but the result's; and whether the mix is all zero."""
-    track = _Track(target_rate)
-    comparison = ChannelComparison()
-    blocks = waveform if waveform.ndim == 2 else waveform[:, np.newaxis]
-    step = max(1, BLOCK_SAMPLES // blocks.shape[1])
-    silent = True
-    for first in range(0, len(blocks), step):
-        block = blocks[first : first + step]
+class _Mixer:
+    """Mixes blocks of a recording down, and knows at their end whether that destroyed it."""
+
+    def __init__(self) -> None:
+        self.sounded = False  # whether the mix ever was not zero
+        self.peak = 0.0  # before it was limited, in floats
+        self.widths: dict[int, None] = {}  # numbers of channels and rates that came, in order
+        self.rates: dict[int, None] = {}
+        self._silenced = False  # whether zeros were made of what was not
+        self.comparison = ChannelComparison()
+
+    def mix(self, block: NDArray[Any], sample_rate: int) -> NDArray[np.float32]:
         mono = mono_chunk(block)
-        silent = silent and not mono.any()
-        track.add(mono, sample_rate)
-        comparison.add(block, sample_rate)
-    cancelled = _cancelled(comparison, silent and bool(waveform.any()))
-    if cancelled:
-        raise AudioError(f"{cancelled[0]}waveform[:, {cancelled[1] - 1}]")
-    return track.waveform(), silent
+        sounds = bool(mono.any())
+        self.sounded |= sounds
+        if block.dtype in _FLOATS:
+            self.peak = max(self.peak, _peak(block))
+        if block.ndim == 2 and block.shape[1] > 1:
+            self.comparison.add(block, sample_rate)
+            self._silenced |= not sounds and bool(block.any())
+        return mono
 
-
-def _cancelled(comparison: ChannelComparison, silenced: bool) -> tuple[str, int] | None:
-    """What mixing made of the channels if it cancelled them, with the beginning of its cure, and a channel to take."""
-    opposed = comparison.opposed()
-    if opposed is None and not silenced:
-        return None
-    first, second = opposed or (1, 2)
-    what = f"channels {first} and {second} are inverted against each other and" if opposed else "the channels"
-    return f"{what} cancel each other when mixed down; take one of them alone: ", first
+    def check(self, take: str) -> None:
+        """Refuse channels that cancelled each other; `take` says how to take one, by its index or number."""
+        opposed = self.comparison.opposed()
+        if opposed is None and (self.sounded or not self._silenced):
+            return
+        first, second = opposed or (1, 2)
+        what = f"channels {first} and {second} are inverted against each other and" if opposed else "the channels"
+        cure = f"take one of them alone: {take.format(index=first - 1, number=first)}"
+        raise AudioError(f"{what} cancel each other when mixed down; {cure}")
 
 
 def level_dbfs(waveform: NDArray[np.float32]) -> float:
@@ -241,7 +246,7 @@ class ResampleStream:
     Raises
     ------
     TypeError, AudioError
-        If a rate is not an int, or out of range.
+        If a rate is not a whole number, or out of range.
     """
 
     def __init__(self, in_rate: int, out_rate: int) -> None:
@@ -291,37 +296,42 @@ class ResampleStream:
         return np.clip(resampled, np.float32(-1.0), np.float32(1.0), out=resampled)
 
 
-class _Track:
-    """A waveform at one rate that grows as blocks of any rate come."""
+class _Resampler:
+    """A `ResampleStream` for blocks whose rate may change on the way."""
 
     def __init__(self, target_rate: int) -> None:
         self._target_rate = target_rate
-        self._resampler: ResampleStream | None = None
-        self._samples = np.empty(1 << 16, np.float32)
-        self._length = 0
+        self._stream: ResampleStream | None = None
 
-    def add(self, mono: NDArray[np.float32], sample_rate: int) -> None:
-        if self._resampler is None or self._resampler.in_rate != sample_rate:
-            self._flush()
-            self._resampler = ResampleStream(sample_rate, self._target_rate)
-        self._append(self._resampler.process(mono))
+    def process(self, mono: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+        if self._stream is not None and self._stream.in_rate == sample_rate:
+            return self._stream.process(mono)
+        rest = self.flush()
+        self._stream = ResampleStream(sample_rate, self._target_rate)
+        return np.concatenate([rest, self._stream.process(mono)])
 
-    def waveform(self) -> NDArray[np.float32]:
-        """All that came, at the end of it."""
-        self._flush()
-        self._samples.resize(self._length, refcheck=False)
-        return self._samples
+    def flush(self) -> NDArray[np.float32]:
+        return np.empty(0, np.float32) if self._stream is None else self._stream.flush()
 
-    def _flush(self) -> None:
-        if self._resampler is not None:
-            self._append(self._resampler.flush())
 
-    def _append(self, more: NDArray[np.float32]) -> None:
-        end = self._length + len(more)
-        if end > len(self._samples):
-            self._samples.resize(max(end, len(self._samples) * 9 // 8), refcheck=False)  # in place, where it can be
-        self._samples[self._length : end] = more
-        self._length = end
+def _resample(blocks: Iterable[tuple[int, NDArray[np.float32]]], target_rate: int) -> Iterator[NDArray[np.float32]]:
+    resampler = _Resampler(target_rate)
+    for sample_rate, mono in blocks:
+        yield resampler.process(mono, sample_rate)
+    yield resampler.flush()
+
+
+def _gather(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Put blocks one behind the other without holding them all twice, as numpy.concatenate would."""
+    samples, length = np.empty(1 << 16, np.float32), 0
+    for block in blocks:
+        end = length + len(block)
+        if end > len(samples):
+            samples.resize(max(end, len(samples) * 9 // 8), refcheck=False)  # in place, where it can be
+        samples[length:end] = block
+        length = end
+    samples.resize(length, refcheck=False)
+    return samples
 
 
 def read_audio(
@@ -366,10 +376,67 @@ def read_audio(
         holds a NaN, an infinite sample or one far beyond full scale; or if its channels are inverted
         against each other, so that mixing would cancel them. The message begins with the source.
     """
+    notes: list[str] = []
+    blocks = read_blocks(source, target_rate, channel=channel, max_duration_s=max_duration_s, notes=notes)
+    return _gather(blocks), tuple(notes)
+
+
+def read_blocks(
+    source: Source,
+    target_rate: int = 16000,
+    *,
+    channel: int | Literal["mix"] = "mix",
+    max_duration_s: float = MAX_DURATION_S,
+    notes: list[str] | None = None,
+) -> Generator[NDArray[np.float32], None, None]:
+    """Read a recording in blocks, whose concatenation is the waveform of `read_audio`, bit for bit.
+
+    Parameters
+    ----------
+    source, target_rate, channel, max_duration_s
+        As of `read_audio`.
+    notes : list of str, optional
+        The notes of `read_audio` are put into it at the end.
+
+    Yields
+    ------
+    ndarray, shape (samples,), float32 in [-1, 1]
+        A few seconds or less.
+
+    Raises
+    ------
+    TypeError, ValueError, AudioError
+        As `read_audio`, when the blocks are asked for; that channels cancel each other, only at the end.
+    """
+    notes = [] if notes is None else notes
+    target_rate = _check_rate(target_rate, "target_rate")
     if channel != "mix" and (isinstance(channel, bool) or not isinstance(channel, (int, np.integer)) or channel < 1):
         raise ValueError(f"expected channel as 'mix' or a number from 1, got {channel!r}; 1 is the left one of two")
-    (waveform,), notes = _read(source, target_rate, channel, max_duration_s)
-    return waveform, notes
+    missing: list[str] = []
+    mixer = _Mixer()
+    with _naming(source), contextlib.closing(decode(source, max_duration_s, missing)) as decoded:
+        yield from _resample(_pick(decoded, channel, mixer), target_rate)
+        mixer.check("channel={number} (--channel {number})")
+    what = "mixed {} channels down to their mean" if channel == "mix" else f"took channel {channel} of {{}}"
+    notes += [what.format(channels) for channels in mixer.widths if channels > 1]
+    if mixer.peak > 1.0:
+        notes.append("limited samples beyond full scale")
+    notes += [f"resampled from {rate} to {target_rate} Hz" for rate in mixer.rates if rate != target_rate]
+    if not mixer.sounded:
+        notes.append("silent: every sample is zero; is the microphone muted?")
+    notes += [*mixer.comparison.notes(), *missing]
+
+
+def _pick(
+    decoded: Iterable[tuple[int, NDArray[np.float32]]], channel: int | Literal["mix"], mixer: _Mixer
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Mix the channels of decoded blocks, or take one of them."""
+    for sample_rate, block in decoded:
+        channels = block.shape[1]
+        if channel != "mix" and channel > channels:
+            raise AudioError(f"expected a channel from 1 to {channels}, got {channel}; the recording has no more")
+        mixer.widths[channels] = mixer.rates[_check_rate(sample_rate)] = None
+        yield sample_rate, mixer.mix(block if channel == "mix" else block[:, channel - 1], sample_rate)
 
 
 def read_channels(
@@ -394,82 +461,39 @@ def read_channels(
     TypeError, AudioError
         As `read_audio`; also if parts of the file have different numbers of channels.
     """
-    return _read(source, target_rate, "each", max_duration_s)
-
-
-def _read(
-    source: Source, target_rate: int, channel: int | str, max_duration_s: float
-) -> tuple[tuple[NDArray[np.float32], ...], tuple[str, ...]]:
     target_rate = _check_rate(target_rate, "target_rate")
-    if not max_duration_s > 0.0:
-        raise ValueError(f"expected max_duration_s above 0, got {max_duration_s!r}")
     missing: list[str] = []
-    try:
-        with contextlib.closing(decode(source, max_duration_s, missing)) as blocks:
-            waveforms, notes = _receive(blocks, target_rate, channel, max_duration_s)
-    except AudioError as error:
-        raise AudioError(f"{shown(source)}: {error}") from error
-    except MemoryError as error:
-        raise AudioError(
-            f"{shown(source)}: out of memory; cut the recording, e.g. `ffmpeg -i INPUT -t 600 OUTPUT.wav`"
-        ) from error
-    return waveforms, (*notes, *missing)
-
-
-def _receive(
-    blocks: Iterable[tuple[int, NDArray[np.float32]]], target_rate: int, channel: int | str, max_duration_s: float
-) -> tuple[tuple[NDArray[np.float32], ...], list[str]]:
-    """Mix, choose or split the channels of decoded blocks, and resample them."""
-    tracks: list[_Track] = []
-    comparison = ChannelComparison()
-    seconds, loudest = 0.0, 0.0
-    sounded = False
-    notes: dict[str, None] = {}  # in order, each once
-    resampled: dict[str, None] = {}
-    for sample_rate, block in blocks:
-        sample_rate = _check_rate(sample_rate)
-        channels = block.shape[1]
-        if channel == "each":
-            wanted = [block[:, number] for number in range(channels)]
+    tracks: list[tuple[_Resampler, list[NDArray[np.float32]]]] = []
+    rates: dict[int, None] = {}
+    seconds = 0.0
+    with _naming(source), contextlib.closing(decode(source, max_duration_s, missing)) as decoded:
+        for sample_rate, block in decoded:
+            rates[_check_rate(sample_rate)] = None
+            channels = block.shape[1]
+            tracks = tracks or [(_Resampler(target_rate), []) for _ in range(channels)]
+            if len(tracks) != channels:
+                raise AudioError(
+                    f"its parts have {len(tracks)} and {channels} channels; take one: channel=1 (--channel 1)"
+                )
             seconds += channels * len(block) / sample_rate
             if seconds > max_duration_s:
                 raise AudioError(
                     f"expected at most {max_duration_s:g} s of all {channels} channels together; "
                     "cut the recording, or allow more with max_duration_s (--max-duration)"
                 )
-        elif channel == "mix":
-            wanted = [block]
-            comparison.add(block, sample_rate)
-            if channels > 1:
-                notes[f"mixed {channels} channels down to their mean"] = None
-        else:
-            number = int(channel)
-            if number > channels:
-                raise AudioError(f"expected a channel from 1 to {channels}, got {number}; the recording has no more")
-            wanted = [block[:, number - 1]]
-            if channels > 1:
-                notes[f"took channel {number} of {channels}"] = None
-        tracks = tracks or [_Track(target_rate) for _ in wanted]
-        if len(tracks) != len(wanted):
-            raise AudioError(
-                f"its parts have {len(tracks)} and {len(wanted)} channels; "
-                "take one of them with channel=1 (--channel 1)"
-            )
-        for track, samples in zip(tracks, wanted, strict=True):
-            mono = mono_chunk(samples)
-            track.add(mono, sample_rate)
-            sounded = sounded or bool(mono.any())
-            loudest = max(loudest, _peak(samples))
-        if sample_rate != target_rate:
-            resampled[f"resampled from {sample_rate} to {target_rate} Hz"] = None
-    if not tracks:
-        raise AudioError("expected some samples, got an empty recording; check that the microphone delivered audio")
-    if loudest > 1.0:
-        notes["limited samples beyond full scale"] = None
-    notes |= resampled
-    cancelled = _cancelled(comparison, loudest > 0.0 and not sounded)
-    if cancelled:
-        raise AudioError(f"{cancelled[0]}channel={cancelled[1]} (--channel {cancelled[1]})")
-    if not sounded:
-        notes["silent: every sample is zero; is the microphone muted?"] = None
-    return tuple(track.waveform() for track in tracks), [*notes, *comparison.notes()]
+            for (resampler, parts), samples in zip(tracks, block.T, strict=True):
+                parts.append(resampler.process(mono_chunk(samples), sample_rate))
+    notes = [f"resampled from {rate} to {target_rate} Hz" for rate in rates if rate != target_rate]
+    return tuple(np.concatenate([*parts, resampler.flush()]) for resampler, parts in tracks), (*notes, *missing)
+
+
+@contextlib.contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Put the source's name in front of what is wrong with it."""
+    try:
+        yield
+    except AudioError as error:
+        raise AudioError(f"{shown(source)}: {error}") from error
+    except MemoryError as error:
+        cure = "cut the recording, e.g. `ffmpeg -i INPUT -t 600 OUTPUT.wav`"
+        raise AudioError(f"{shown(source)}: out of memory; {cure}") from error

@@ -14,10 +14,15 @@ from typing import BinaryIO, NamedTuple
 
 __all__ = ["Part", "find_parts"]
 
+# Of files that were made to exhaust a reader, what comes behind so many parts or chunks is not looked for, and so long
+# a head is not mended.
+MOST_PARTS = 10_000
+LONGEST_HEAD = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """One recording within a file: what the decoder gets is `head` and then the bytes from `start` to `stop`.
+    """One recording within a file: what the decoder gets is `head`, and then the bytes from `start` to `stop`.
 
     Parameters
     ----------
@@ -25,6 +30,9 @@ class Part:
         Positions in the file.
     head : bytes
         A mended header; empty where the file's own is good.
+    counted : int
+        Samples that were counted, for a decoder that estimates: the head is needed only where it
+        expects fewer. 0 where nobody needs to count.
     promised : float
         How many times as long as what is there the recording is by its header; 1 where all is there.
     note : str
@@ -34,6 +42,7 @@ class Part:
     start: int
     stop: int
     head: bytes = b""
+    counted: int = 0
     promised: float = 1.0
     note: str = ""
 
@@ -116,7 +125,10 @@ def _audio_chunk(file: BinaryIO, start: int, layout: _Layout) -> _Audio | None:
     position = start + layout.first
     long_length, long_at = None, 0
     field = struct.calcsize(layout.length)
-    while len(header := _at(file, position, layout.name + field)) == layout.name + field:
+    for _ in range(MOST_PARTS):
+        header = _at(file, position, layout.name + field)
+        if len(header) < layout.name + field:
+            break
         (length,) = struct.unpack(layout.length, header[layout.name :])
         begin = position + len(header)
         if header.startswith(b"ds64"):  # of RF64: what does not fit into 32 bits
@@ -140,14 +152,15 @@ def _chunked(file: BinaryIO, size: int, magic: bytes) -> list[Part]:
         end += -(end - start) % layout.padding
         behind = _at(file, end, 4) if end < size else b""
         unset = audio.length == 0 and there > 0 and not _is_name(behind)
-        if unset or audio.length > there:
+        if (unset or audio.length > there) and audio.begin - start <= LONGEST_HEAD:
             head = bytearray(_at(file, start, audio.begin - start))
             largest = 2 ** (8 * struct.calcsize(audio.length_format)) - 1
             struct.pack_into(audio.length_format, head, audio.length_at - start, min(there + layout.counted, largest))
             known = not unset and not _is_unknown(audio.length)
-            parts.append(Part(audio.begin, size, bytes(head), audio.length / max(1, there) if known else 1.0))
+            promised = audio.length / max(1, there) if known else 1.0
+            parts.append(Part(audio.begin, size, bytes(head), promised=promised))
             break
-        if behind == magic:  # another file put behind this one
+        if behind == magic and len(parts) < MOST_PARTS:  # another file put behind this one
             parts.append(Part(start, end))
             start = end
             continue
@@ -193,7 +206,7 @@ def _ogg(file: BinaryIO, size: int) -> list[Part]:
             position = _find(file, b"OggS", position + 1, size)
             continue
         begins = bool(header[5] & 2)
-        if begins and not opening:
+        if begins and not opening and len(starts) < MOST_PARTS:
             starts.append(position)
         opening, ended = begins, bool(header[5] & 4)
         lacing = _at(file, position + 27, header[26])
@@ -210,7 +223,7 @@ def _flac(file: BinaryIO, size: int) -> list[Part]:
     """The files in a file of FLAC: each begins with its magic and a STREAMINFO block of 34 bytes."""
     starts = [0]
     position = _find(file, b"fLaC", 0, size) + 4
-    while (position := _find(file, b"fLaC", position, size)) < size:
+    while (position := _find(file, b"fLaC", position, size)) < size and len(starts) < MOST_PARTS:
         if _at(file, position + 4, 4) in (b"\x00\x00\x00\x22", b"\x80\x00\x00\x22"):
             starts.append(position)
         position += 4
@@ -234,13 +247,12 @@ class _Frame(NamedTuple):
     """What the header of a frame of MPEG audio, layer III, says."""
 
     length: int  # in bytes
-    kbits: int
     version: int  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
     rate: int
     mono: bool
 
     def sounds_as(self, other: _Frame) -> bool:
-        return self[2:] == other[2:]
+        return self[1:] == other[1:]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -254,7 +266,7 @@ def _parse_frame(header: bytes) -> _Frame | None:
     hz = _MP3_RATES[version][rate]
     kbits = _KBITS[3 if version == 3 else 2][kbits - 1]
     length = (144000 if version == 3 else 72000) * kbits // hz + (header[2] >> 1 & 1)
-    return _Frame(length, kbits, version, hz, header[3] >> 6 == 3)
+    return _Frame(length, version, hz, header[3] >> 6 == 3)
 
 
 def _frame_at(file: BinaryIO, position: int) -> _Frame | None:
@@ -293,7 +305,7 @@ def _mp3(file: BinaryIO, size: int, start: int) -> list[Part]:
     """The recordings in a file of MP3, each with a header that counts its frames; none if it is no MP3."""
     parts: list[Part] = []
     position = _next_frame(file, start, size, within=4096)
-    while position < size:
+    while position < size and len(parts) < MOST_PARTS:
         found, position = _mp3_part(file, size, position)
         parts += found
     return parts
@@ -306,7 +318,7 @@ def _mp3_part(file: BinaryIO, size: int, begin: int) -> tuple[list[Part], int]:
     assert first is not None
     tagged, claimed = _xing(file, begin, first)
     body = position = stop = begin + first.length if tagged else begin
-    count, excess, constant, note = 0, 0, True, ""
+    count, excess, note = 0, 0, ""
     while position < size:
         frame = _frame_at(file, position)
         if frame is None or not frame.sounds_as(first):
@@ -322,16 +334,17 @@ def _mp3_part(file: BinaryIO, size: int, begin: int) -> tuple[list[Part], int]:
             break
         if count == claimed:
             excess = position
-        constant &= frame.kbits == first.kbits
         count += 1
         position = stop = position + frame.length
     if count == 0:
         return [], position
-    if not claimed:  # at a constant bit rate the decoder finds the length by itself
-        return [Part(body, stop, b"" if constant else _info_frame(header, first, count), note=note)], position
+    samples = 1152 if first.version == 3 else 576  # of a frame
+    if not claimed:
+        return [Part(body, stop, _info_frame(header, first, count), count * samples, note=note)], position
     if count <= claimed + _XING_SLACK:
         return [Part(begin, stop, note=note)], position
-    rest = Part(excess, stop, _info_frame(header, first, count - claimed), note=note)
+    count -= claimed
+    rest = Part(excess, stop, _info_frame(header, first, count), count * samples, note=note)
     return [Part(begin, excess), rest], position
 
 

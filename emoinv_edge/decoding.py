@@ -81,6 +81,8 @@ def decode(
     AudioError
         If it cannot be read, is no audio, or is too long. The message does not name the source.
     """
+    if not max_duration_s > 0.0:
+        raise ValueError(f"expected max_duration_s above 0, got {max_duration_s!r}; pass e.g. 7200")
     try:
         with _opened(source, max_duration_s) as (file, name):
             yield from _decode_file(file, name, _Count(max_duration_s), notes)
@@ -100,9 +102,8 @@ def _decode_file(
     damage: list[str] = []
     why = ""
     for part in parts:
-        whole = name is not None and (part.start, part.stop, part.head) == (0, size, b"")
         try:
-            yield from _decode_part(name if whole else _View(file, part.start, part.stop, part.head, True), part, count)
+            yield from _decode_part(file, name if (part.start, part.stop) == (0, size) else None, part, count)
         except _Refused as refused:
             why = str(refused)
             damage.append(_damage(count, why))
@@ -114,6 +115,8 @@ def _decode_file(
             yield from _decode_media(file, count, why)
         except _Refused as refused:
             damage.append(_damage(count, str(refused)))
+    if count.seconds == 0.0:
+        raise AudioError(f"expected some samples, got an empty recording{'; '.join(['', *damage])}; record it again")
     notes += damage + (count.shortfall() or [part.note for part in parts if part.note])
 
 
@@ -172,16 +175,22 @@ def _soundfile() -> Any:
 
 
 def _decode_part(
-    piece: str | bytes | _View | None, part: Part, count: _Count
+    file: BinaryIO, name: str | bytes | None, part: Part, count: _Count
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Decode one part of a file with libsndfile."""
+    """Decode one part of a file with libsndfile, which opens it by `name` where that is given and no head is needed."""
     soundfile = _soundfile()
+    view = _View(file, part.start, part.stop, b"" if part.counted else part.head, quiet=True)
     try:
-        with soundfile.SoundFile(piece) as sound:
+        sound = soundfile.SoundFile(view if name is None or (part.head and not part.counted) else name)
+        if sound.frames < part.counted:
+            sound.close()
+            view = _View(file, part.start, part.stop, part.head, quiet=True)
+            sound = soundfile.SoundFile(view)
+        with sound:
             sound.seekable = lambda: False  # else soundfile seeks after every block, which not every decoder stands
             rate, channels = sound.samplerate, sound.channels
-            if sound.frames < 2**62:  # else the length is unknown
-                count.promise(sound.frames / rate, part.promised)
+            if part.counted or sound.frames < 2**62:  # else the length is unknown
+                count.promise((part.counted or sound.frames) / rate, part.promised)
             failure = None
             while failure is None:
                 block = np.zeros((max(1, BLOCK_SAMPLES // channels), channels), np.float32)
@@ -197,11 +206,9 @@ def _decode_part(
             if failure is not None:
                 raise failure
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless .raw file
-        if isinstance(piece, _View):
-            piece.reraise()
+        view.reraise()
         raise _Refused(getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")) from error
-    if isinstance(piece, _View):
-        piece.reraise()
+    view.reraise()
 
 
 def _decode_media(file: BinaryIO, count: _Count, why: str) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from train.evaluate import evaluate_model
 
 pytestmark = [pytest.mark.accuracy, pytest.mark.slow]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
+import struct
 import subprocess
 
 import numpy as np
@@ -52,6 +54,23 @@ def test_other_files_without_a_length_are_read_whole(tmp_path, kind):
     waveform, notes = read(bytes(content), tmp_path)
     expected = read_audio(io.BytesIO(whole))[0]
     assert np.array_equal(waveform[: len(expected)], expected) and len(waveform) - len(expected) < 64 and notes == ()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the file has a hole")
+def test_a_huge_head_is_not_held_to_mend_it(tmp_path):
+    whole = encoded("WAV", "PCM_16")
+    path = tmp_path / "clip.wav"
+    with path.open("wb") as file:
+        file.write(whole[:12] + b"JUNK" + struct.pack("<I", 2**31))
+        file.seek(2**31, os.SEEK_CUR)
+        file.write(with_data_length(whole, 2**32 - 1)[12:])
+    assert len(read_audio(path)[0]) == SECONDS * RATE
+
+
+@pytest.mark.parametrize("chunk", [b"JUNK\0\0\0\0", b"RIFF\0\0\0\0"])
+def test_endless_empty_chunks_are_refused_at_once(chunk):
+    with pytest.raises(AudioError):
+        read_audio(io.BytesIO(b"RIFF\xff\xff\xff\x7fWAVE" + chunk * 200_000))
 
 
 def test_an_empty_wav_stays_empty(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from recordings import RATE, SECONDS, encoded, mp3_frames, noise, read, sound, with_data_length, without_length
 
-from emoinv_edge.audio import read_audio, read_channels, to_mono
+from emoinv_edge.audio import read_audio, read_blocks, read_channels, to_mono
 from emoinv_edge.errors import AudioError
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +110,27 @@ def test_file_objects_of_every_kind_are_the_same_recording(tmp_path, kind):
             assert np.array_equal(waveform, expected[0]) and notes == expected[1]
             assert not source.closed
     assert np.array_equal(read_channels(io.BytesIO(content))[0][0], expected[0])
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("channel", ["mix", 2])
+def test_blocks_are_the_whole_bit_for_bit_with_the_same_notes(kind, rate, channel):
+    content = encoded(kind, wave=np.stack([sound(rate=rate), noise(rate=rate)], axis=1), rate=rate)
+    waveform, expected = read_audio(io.BytesIO(content), channel=channel)
+    notes: list[str] = []
+    blocks = list(read_blocks(io.BytesIO(content), channel=channel, notes=notes))
+    assert np.array_equal(np.concatenate(blocks), waveform) and tuple(notes) == expected
+    assert max(map(len, blocks)) <= 65536
+
+
+def test_a_reader_may_stop_in_the_middle_and_the_file_is_closed(tmp_path):
+    path = tmp_path / "clip.wav"
+    path.write_bytes(encoded("WAV", wave=sound(30.0)))
+    blocks = read_blocks(path)
+    next(blocks)
+    blocks.close()
+    path.unlink()
 
 
 def write_in_background(file: int | Path, content: bytes) -> threading.Thread:

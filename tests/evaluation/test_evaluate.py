@@ -155,3 +155,11 @@ def test_command_says_in_one_line_what_is_broken(folder, tmp_path, capsys):
 def test_sets_of_one_name_are_refused(folder, tiny_encoder_path, capsys):
     assert main(["evaluate", str(tiny_encoder_path), str(folder), str(folder)]) == 1
     assert "rename one or give it once" in capsys.readouterr().err
+
+
+def test_help_has_an_example(capsys):
+    for command in ("evaluate", "calibration"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"python -m train {command} " in capsys.readouterr().out

@@ -20,8 +20,6 @@ from train.evaluation.metrics import (
     far_frr_at,
     frr_at_far,
     min_cllr,
-    min_dcf,
-    pav_llr,
 )
 
 # Few distinct values, so that most draws hold ties within and across the two kinds.
@@ -58,7 +56,7 @@ def test_eer_equals_the_crossing_found_by_counting_at_every_threshold(targets, n
 @given(scores, scores, st.floats(0.001, 0.999))
 def test_min_dcf_equals_the_least_cost_found_by_counting(targets, nontargets, prior):
     least = min(prior * frr + (1 - prior) * far for _, far, frr in every_operating_point(targets, nontargets))
-    assert min_dcf(targets, nontargets, prior) == pytest.approx(least / min(prior, 1 - prior), abs=1e-9)
+    assert det_curve(targets, nontargets).min_dcf(prior) == pytest.approx(least / min(prior, 1 - prior), abs=1e-9)
 
 
 @given(scores, scores, st.sampled_from([0.0, 0.01, 0.05, 0.1, 1 / 3, 0.5, 1.0]))
@@ -99,8 +97,8 @@ def test_known_values():
     assert eer([0.0, 1.0], [2.0, 3.0]) == 1.0
     assert eer([1.0, 1.0], [1.0]) == 0.5  # all equal: a coin
     assert eer([1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 0.7, 2.5]) == 0.25
-    assert min_dcf([2.0, 3.0], [0.0, 1.0], 0.01) == 0.0
-    assert min_dcf([0.0], [1.0], 0.01) == 1.0  # rejecting everything costs 1
+    assert det_curve([2.0, 3.0], [0.0, 1.0]).min_dcf(0.01) == 0.0
+    assert det_curve([0.0], [1.0]).min_dcf(0.01) == 1.0  # rejecting everything costs 1
     assert frr_at_far([1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 0.7, 2.5], 0.25) == 0.0
     assert frr_at_far([1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 0.7, 2.5], 0.24) == 0.5
     assert far_frr_at([1.0, 2.0], [1.0, 3.0, 0.0], 1.0) == (pytest.approx(2 / 3), 0.0)
@@ -127,7 +125,7 @@ def test_missing_or_misshapen_trials_are_refused(targets, nontargets):
 @pytest.mark.parametrize("prior", [0.0, 1.0, -1.0, math.nan])
 def test_a_prior_outside_0_to_1_is_refused(prior):
     with pytest.raises(ValueError, match="prior between 0 and 1"):
-        min_dcf([1.0], [0.0], prior)
+        det_curve([1.0], [0.0]).min_dcf(prior)
 
 
 @given(loose, loose)
@@ -176,17 +174,6 @@ def test_min_cllr_equals_isotonic_regression_by_brute_force(targets, nontargets)
 def test_min_cllr_is_at_most_cllr_and_at_most_one_bit(targets, nontargets):
     least = min_cllr(targets, nontargets)
     assert -1e-12 <= least <= min(1.0, cllr(targets, nontargets)) + 1e-9
-
-
-@given(scores, scores)
-def test_pav_llrs_rise_and_reproduce_min_cllr(targets, nontargets):
-    lowest, llr = pav_llr(targets, nontargets)
-    assert (np.diff(llr) > 0).all() and (np.diff(lowest) > 0).all()
-
-    def calibrated(values):
-        return llr[np.searchsorted(lowest, values, "right") - 1]
-
-    assert cllr(calibrated(targets), calibrated(nontargets)) == pytest.approx(min_cllr(targets, nontargets), abs=1e-9)
 
 
 def speakers_and_trials(num_speakers, clips, seed, spread=0.5):
@@ -257,7 +244,7 @@ def test_bootstrap_of_rates_covers_the_actual_rates():
 def test_bootstrap_of_any_statistic_of_the_curve():
     values, same, left, right = speakers_and_trials(20, 4, seed=6)
     low, high, _ = interval_of(values, same, left, right, statistic=lambda c: c.min_dcf(0.05), resamples=100)
-    assert low <= min_dcf(values[same], values[~same], 0.05) <= high
+    assert low <= det_curve(values[same], values[~same]).min_dcf(0.05) <= high
 
 
 def test_bootstrap_without_enough_speakers_is_refused():

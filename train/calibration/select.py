@@ -12,10 +12,10 @@ from ..evaluation.metrics import cllr, eer, frr_at_far, min_cllr
 from .trials import Evidence
 from .weights import GROUPS, Problem, class_weights, fit_weights, logistic, problem_of
 
-__all__ = ["corpus_by_corpus", "leave_one_corpus_out", "left_out_scores", "select_terms", "together", "unseen_cllr"]
+__all__ = ["corpus_by_corpus", "left_out_scores", "select_terms", "together", "unseen_cllr"]
 
 # A term must lower the Cllr of unseen corpora by this share on the geometric mean, and raise none by HARM: in
-# shares, since a corpus of few errors tells as much about a term as one of many.
+# shares, since a corpus of few errors weighs as much on a term as one of many.
 GAIN = 0.015
 HARM = 0.05
 JUDGED_SPEAKERS = 8  # a corpus with fewer profiles helps to fit, but is too small to judge
@@ -36,7 +36,7 @@ def unseen_cllr(problem: Problem, names: Sequence[str], judged: Iterable[str] | 
     """Cllr on each corpus (or on those of `judged`), its own scale and offset granted, of weights fitted on the others.
 
     Scale and offset belong to its rooms, microphones and language, which differ by more than any term
-    is worth (see `leave_one_corpus_out` for Cllr without that grant) and would drown the comparison.
+    is worth (see `corpus_by_corpus` for Cllr without that grant) and would drown the comparison.
 
     Raises
     ------
@@ -147,18 +147,10 @@ def left_out_scores(
     return out
 
 
-def leave_one_corpus_out(
-    trials: Sequence[Evidence],
-    names: Sequence[str],
-    design: str = "neutral",
-    emotional: bool = True,
-    judged: Sequence[Evidence] | None = None,
-    noisy: bool = False,
-) -> dict[str, dict[str, float]]:
-    """Error rates and Cllr of each corpus, the weights fitted on the others.
+def corpus_by_corpus(scored: Sequence[tuple[Evidence, NDArray[np.float64]]]) -> dict[str, dict[str, float]]:
+    """Error rates and Cllr of each corpus from `left_out_scores`, averaged over the draws of the profiles.
 
-    With ``design="neutral"`` and emotional tests these are the trials of the protocol ``enrol``. The
-    figures are averaged over the draws of the profiles. The parameters are those of `left_out_scores`.
+    For the design ``neutral`` and emotional tests these are the trials of the protocol ``enrol``.
 
     Returns
     -------
@@ -166,11 +158,6 @@ def leave_one_corpus_out(
         ``eer``, ``frr_at_1`` (FRR at a FAR of 1 %), ``cllr``, ``affine_cllr`` (with a scale
         and offset of the corpus's own), ``min_cllr``, ``targets``.
     """
-    return corpus_by_corpus(left_out_scores(trials, names, design, emotional, judged, noisy))
-
-
-def corpus_by_corpus(scored: Sequence[tuple[Evidence, NDArray[np.float64]]]) -> dict[str, dict[str, float]]:
-    """The figures of `leave_one_corpus_out` from scores of `left_out_scores`."""
     drawn: dict[str, list[dict[str, float]]] = {}
     for some, llr in scored:
         own = int(some.target.sum())
@@ -184,7 +171,7 @@ def corpus_by_corpus(scored: Sequence[tuple[Evidence, NDArray[np.float64]]]) -> 
 
 
 def together(scored: Sequence[tuple[Evidence, NDArray[np.float64]]]) -> dict[str, float]:
-    """The figures of all corpora's trials in one: whether one score means the same in all of them."""
+    """The same figures of all corpora's trials in one: whether one score means the same in all of them."""
     llr = np.concatenate([each for _, each in scored])
     return _figures(llr, np.concatenate([some.target for some, _ in scored]))
 

@@ -73,7 +73,7 @@ def measure(
 
     def add(clip: Clip, waveform: NDArray[np.float32], made_of: int | None) -> bool:
         heard = hear(encoder, waveform, rate)
-        if heard.embedding is None:
+        if heard.quality is None or heard.embedding is None:
             return False
         original.append(len(clips) if made_of is None else made_of)
         clips.append(clip)

@@ -85,7 +85,7 @@ def at_one_threshold(
 ) -> dict[tuple[str, str], dict[str, float]]:
     """FRR and FAR of each corpus, tests in other emotions, at the threshold that all the others give.
 
-    What a user meets: neither the weights nor the threshold know their room. `leave_one_corpus_out` judges the
+    What a user meets: neither the weights nor the threshold know their room. `corpus_by_corpus` judges the
     ranking within a corpus; this counts how far the corpora's scores lie apart as well.
 
     Parameters

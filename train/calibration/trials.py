@@ -211,14 +211,12 @@ def teaching_trials(speech: DevelopmentSpeech) -> list[Evidence]:
     drawn = [each for seed in range(DRAWS) for each in draw_trials(speech, seed)]
     good = _legible(drawn)
     if not good:
-        raise ValueError(
-            "no corpus of several emotions whose neutral voices the cosine tells apart; prepare more speech"
-        )
+        raise ValueError("no corpus of several emotions whose neutral voices the cosine separates; prepare more speech")
     return [each for each in drawn if each.corpus in good]
 
 
 def _legible(found: Sequence[Evidence]) -> set[str]:
-    """The corpora to fit weights on: of several emotions, their neutral voices told apart by the cosine."""
+    """The corpora to fit weights on: of several emotions, their neutral voices separated by the cosine."""
     errors: dict[str, list[float]] = {}
     for each in found:
         some, emotional = each.take(~each.emotional & ~each.noisy), each.take(each.emotional)

@@ -135,7 +135,7 @@ def evaluate_model(
     whole = [open_set(folder) for folder in folders]
     names = [evaluation.name for evaluation in whole]
     if len(set(names)) < len(names):
-        raise ValueError(f"the sets' folder names tell them apart, got {names}; rename one or give it once")
+        raise ValueError(f"expected sets of different folder names, got {names}; rename one or give it once")
     sets = [thin_set(evaluation, max_clips or MAX_CLIPS) for evaluation in whole]
     model = _open(path, num_threads)
     folder = cache_folder if cache_folder is not None else default_cache()

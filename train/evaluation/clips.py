@@ -60,7 +60,7 @@ class EvaluationSet:
 
 
 def open_set(folder: Path) -> EvaluationSet:
-    """An evaluation folder (a manifest of audio files) or a prepared set, told apart by the manifest's columns.
+    """An evaluation folder (a manifest of audio files) or a prepared set, which has other columns in its manifest.
 
     Raises
     ------

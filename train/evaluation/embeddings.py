@@ -202,7 +202,9 @@ def hear_set(
     out: list[Heard | None] = []
     for index in range(len(evaluation.clips)):
         heard = hear(encoder, evaluation.waveform(index), rate)
-        usable = heard.embedding is not None and heard.quality is not None
-        out.append(Heard(heard.quality, heard.embedding.vector) if usable else None)
+        if heard.quality is None or heard.embedding is None:
+            out.append(None)
+        else:
+            out.append(Heard(heard.quality, heard.embedding.vector))
         progress(index + 1, len(evaluation.clips))
     return out

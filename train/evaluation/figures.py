@@ -37,9 +37,9 @@ DET_RANGE = (0.0007, 0.55)
 STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 1180px; padding: 16px; font: 16px/1.5 system-ui, sans-serif; color: #1d2733;
-  background: #fff; overflow-wrap: anywhere; }
+  background: #fff; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { max-width: 46rem; }
+p, li { max-width: 46rem; overflow-wrap: anywhere; }
 .figures { columns: 340px; column-gap: 20px; }
 figure { margin: 0 0 20px; break-inside: avoid; border: 1px solid #d9dde3; border-radius: 8px; padding: 10px; }
 figcaption { font-weight: 600; font-size: .95rem; margin-bottom: 4px; }
@@ -47,6 +47,7 @@ svg { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
 th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid #d9dde3; white-space: nowrap; }
 th { vertical-align: bottom; white-space: normal; min-width: 3.5rem; } tr > :first-child { text-align: left; }
+td:nth-child(2):last-child { text-align: left; white-space: normal; min-width: 16rem; }
 @media (max-width: 480px) { body { padding: 8px; } figure { padding: 6px 2px; } }
 """
 
@@ -143,7 +144,7 @@ def plot(
     """
     parts, top = ([], 8.0) if named else _legend([(each.name, each.colour) for each in series], 16)
     parts.append(_text(4, top + 4, y.label, "start", 11, SOFT))
-    top, left, width = top + 10, LEFT + 6, WIDTH - LEFT - RIGHT - 12
+    top, left, width = top + 16, LEFT + 6, WIDTH - LEFT - RIGHT - 12
 
     def at(across: float, up: float) -> tuple[float, float]:
         return left + width * across, top + height * (1.0 - up)

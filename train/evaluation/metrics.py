@@ -1,6 +1,6 @@
 """Error rates of a verification system, exact on ties, from NumPy alone.
 
-Scores say "same speaker" where they are high; a trial is accepted where its score is at least the
+A high score speaks for the same speaker; a trial is accepted where its score is at least the
 threshold. Targets are trials of one speaker, non-targets of two. Rates are fractions, not percent.
 
 Between two neighbouring target scores the false-reject rate does not move, so the vertices of the
@@ -29,8 +29,6 @@ __all__ = [
     "far_frr_at",
     "frr_at_far",
     "min_cllr",
-    "min_dcf",
-    "pav_llr",
 ]
 
 Floats = NDArray[np.float64]
@@ -57,13 +55,13 @@ class DetCurve(NamedTuple):
         return float(self.far[k - 1] + share * (self.far[k] - self.far[k - 1]))
 
     def min_dcf(self, p_target: float) -> float:
-        """Least normalised detection cost at the prior `p_target`, both costs 1 (NIST SRE 2016, equations 1-3)."""
+        """Minimum normalised detection cost at the prior `p_target`, both costs 1 (NIST SRE 2016, equations 1-3)."""
         _check_prior(p_target)
         cost = p_target * self.frr + (1.0 - p_target) * self.far
         return float(cost.min() / min(p_target, 1.0 - p_target))
 
     def frr_at_far(self, far: float) -> float:
-        """Least false-reject rate at which at most the share `far` of the non-targets is accepted."""
+        """The lowest false-reject rate at which at most the share `far` of the non-targets is accepted."""
         if not 0.0 <= far <= 1.0:
             raise ValueError(f"expected a false-accept rate from 0 to 1, got {far}")
         # A rate asked for as 0.01 must allow 3 of 300, whatever the rounding of 3 / 300.
@@ -104,8 +102,7 @@ def det_curve(targets: ArrayLike, nontargets: ArrayLike) -> DetCurve:
     target_scores, nontarget_scores = _same_type(_scores(targets, "targets"), _scores(nontargets, "non-targets"))
     values, counts = np.unique(target_scores, return_counts=True)
     ordered = np.sort(nontarget_scores)
-    below = np.searchsorted(ordered, values, "left")
-    at_or_below = np.searchsorted(ordered, values, "right")
+    below, at_or_below = (np.asarray(np.searchsorted(ordered, values, side)) for side in ("left", "right"))
     cells = np.empty(2 * len(values) + 1)
     cells[0] = below[0]
     cells[1::2] = at_or_below - below
@@ -145,11 +142,6 @@ def eer(targets: ArrayLike, nontargets: ArrayLike) -> float:
     return det_curve(targets, nontargets).eer()
 
 
-def min_dcf(targets: ArrayLike, nontargets: ArrayLike, p_target: float) -> float:
-    """Least normalised detection cost at the prior `p_target`; see `DetCurve.min_dcf`."""
-    return det_curve(targets, nontargets).min_dcf(p_target)
-
-
 def frr_at_far(targets: ArrayLike, nontargets: ArrayLike, far: float) -> float:
     """False-reject rate at the false-accept rate `far`; see `DetCurve.frr_at_far`."""
     return det_curve(targets, nontargets).frr_at_far(far)
@@ -163,7 +155,7 @@ def far_frr_at(targets: ArrayLike, nontargets: ArrayLike, threshold: float) -> t
 
 
 def cllr(targets: ArrayLike, nontargets: ArrayLike) -> float:
-    """Cost of log-likelihood ratios (natural logarithm) in bits: 0 perfect, 1 for ratios that say nothing.
+    """Cost of log-likelihood ratios (natural logarithm) in bits: 0 perfect, 1 for ratios without information.
 
     References
     ----------
@@ -175,8 +167,8 @@ def cllr(targets: ArrayLike, nontargets: ArrayLike) -> float:
     return float(0.5 * (miss + false_accept) / math.log(2.0))
 
 
-def _pav_blocks(targets: NDArray[np.floating], nontargets: NDArray[np.floating]) -> tuple[Floats, Floats, Floats]:
-    """Pool adjacent violators: (lowest score, targets, non-targets) of each block, rising in the share of targets."""
+def _pav_blocks(targets: NDArray[np.floating], nontargets: NDArray[np.floating]) -> tuple[Floats, Floats]:
+    """Pool adjacent violators: (targets, non-targets) of each block, rising in the share of targets."""
     targets, nontargets = _same_type(targets, nontargets)
     scores = np.concatenate((targets, nontargets))
     is_target = np.concatenate((np.ones(len(targets), bool), np.zeros(len(nontargets), bool)))
@@ -187,36 +179,21 @@ def _pav_blocks(targets: NDArray[np.floating], nontargets: NDArray[np.floating])
     pure = np.where(num_nontargets == 0, 1, np.where(num_targets == 0, -1, 0))
     starts = np.flatnonzero(np.append(True, (pure[1:] != pure[:-1]) | (pure[1:] == 0)))
     runs_t, runs_n = np.add.reduceat(num_targets, starts), np.add.reduceat(num_nontargets, starts)
-    stack: list[tuple[float, float, float]] = []
-    for first, a, b in zip(values[starts].tolist(), runs_t.tolist(), runs_n.tolist(), strict=True):
+    stack: list[tuple[float, float]] = []
+    for a, b in zip(runs_t.tolist(), runs_n.tolist(), strict=True):
         # Pool while the block before has at least the share of targets of this one: a0 / (a0 + b0) >= a / (a + b).
-        while stack and stack[-1][1] * b >= a * stack[-1][2]:
-            first, a0, b0 = stack.pop()
+        while stack and stack[-1][0] * b >= a * stack[-1][1]:
+            a0, b0 = stack.pop()
             a, b = a + a0, b + b0
-        stack.append((first, a, b))
-    lowest, block_targets, block_nontargets = (np.array(column) for column in zip(*stack, strict=True))
-    return lowest, block_targets, block_nontargets
-
-
-def pav_llr(targets: ArrayLike, nontargets: ArrayLike) -> tuple[Floats, Floats]:
-    """The best monotonic map from scores to log-likelihood ratios, as steps.
-
-    Returns
-    -------
-    (lowest, llr) : the lowest score of each step, rising, and its log-likelihood ratio, rising;
-        the first may be -inf and the last +inf.
-    """
-    target_scores, nontarget_scores = _scores(targets, "targets"), _scores(nontargets, "non-targets")
-    lowest, num_targets, num_nontargets = _pav_blocks(target_scores, nontarget_scores)
-    with np.errstate(divide="ignore"):
-        odds = np.log(num_targets) - np.log(num_nontargets)
-    return lowest, odds - math.log(len(target_scores) / len(nontarget_scores))
+        stack.append((a, b))
+    block_targets, block_nontargets = (np.array(column) for column in zip(*stack, strict=True))
+    return block_targets, block_nontargets
 
 
 def min_cllr(targets: ArrayLike, nontargets: ArrayLike) -> float:
     """`cllr` after the best monotonic calibration (pool adjacent violators): what calibration cannot mend."""
     target_scores, nontarget_scores = _scores(targets, "targets"), _scores(nontargets, "non-targets")
-    _, a, b = _pav_blocks(target_scores, nontarget_scores)
+    a, b = _pav_blocks(target_scores, nontarget_scores)
     prior = len(target_scores) / len(nontarget_scores)
     both = (a > 0) & (b > 0)  # a block of one kind costs nothing
     odds = a[both] / b[both] / prior
@@ -273,8 +250,8 @@ def bootstrap_interval(
     first, second = np.ascontiguousarray(nontarget_speakers.T)
     figures = []
     for times in _drawn(target_speakers, nontarget_speakers, rng, resamples):
-        target_mass = np.bincount(group, times[target_speakers], minlength=len(values))
-        cells = np.bincount(cell, times[first] * times[second], minlength=2 * len(values) + 1)
+        target_mass: Floats = np.bincount(group, times[target_speakers], len(values)).astype(np.float64)
+        cells: Floats = np.bincount(cell, times[first] * times[second], 2 * len(values) + 1).astype(np.float64)
         if target_mass.any() and cells.any():
             figures.append(statistic(_curve(values, target_mass, cells)))
     return _percentiles(figures, confidence)

@@ -31,7 +31,7 @@ ENROL_CLIPS = 4
 PRIORS = (0.01, 0.05)
 FARS = (0.01, 0.001)
 DURATIONS_S = (0.0, 1.5, 3.0, 6.0)
-# The pairs of so many clips are at most 18 million; a larger set is thinned evenly, and the result says so.
+# The pairs of so many clips are at most 18 million; a larger set is thinned evenly, which the result counts.
 MAX_CLIPS = 6000
 
 
@@ -128,8 +128,8 @@ def make_trials(clips: Sequence[Clip], protocol: str) -> Trials:
     neutral = np.array([is_neutral(clip) for clip in clips], bool) & labelled
     if protocol == "enrol":
         mine: dict[str, list[int]] = {}
-        for i in np.flatnonzero(neutral & known):
-            mine.setdefault(clips[i].speaker, []).append(int(i))
+        for i in np.flatnonzero(neutral & known).tolist():
+            mine.setdefault(clips[i].speaker, []).append(i)
         profiles = [indices[:ENROL_CLIPS] for indices in mine.values() if len(indices) >= ENROL_CLIPS]
         return cross(clips, profiles, np.flatnonzero(~neutral & known & labelled))
     genders, gender = codes(clip.gender for clip in clips)

@@ -58,8 +58,8 @@ def _rows(result: Figures) -> Iterator[list[str]]:
 
 def format_table(results: Mapping[str, Figures]) -> str:
     """A plain table of the sets' figures in percent, one line a set and protocol."""
-    rows = [("set", "protocol", *HEAD)]
-    rows += [(name, *row) for name, result in results.items() for row in _rows(result)]
+    rows = [["set", "protocol", *HEAD]]
+    rows += [[name, *row] for name, result in results.items() for row in _rows(result)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
