@@ -184,20 +184,14 @@ def _evidence(
 
 def with_axis(found: Iterable[Evidence], speech: DevelopmentSpeech, axis: EmotionAxis) -> list[Evidence]:
     """The same trials, of `speech`, with the term ``emotion_shift`` along this axis."""
-    along = speech.embeddings @ axis.array()
-    return [
-        dataclasses.replace(
-            each,
-            terms={
-                **each.terms,
-                "emotion_shift": (along[each.trials.test] - (each.centroids @ axis.array())[each.trials.enrol]).astype(
-                    np.float64
-                ),
-            },
-            axis=axis,
-        )
-        for each in found
-    ]
+    vector = axis.array()
+    along = speech.embeddings @ vector
+    out = []
+    for each in found:
+        shift = along[each.trials.test] - (each.centroids @ vector)[each.trials.enrol]
+        terms = {**each.terms, "emotion_shift": shift.astype(np.float64)}
+        out.append(dataclasses.replace(each, terms=terms, axis=axis))
+    return out
 
 
 def teaching_trials(speech: DevelopmentSpeech) -> list[Evidence]:
