@@ -109,6 +109,7 @@ _MODULES = {
     "encoder": "Embedding Encoder",
     "enrolment": "Enroller EnrolmentFeedback",
     "features": "LogMelStream log_mel",
+    "heard": "HeardBefore Match",
     "microphone": "Gap Microphone",
     "profiles": "Exemplar Profile",
     "quality": "SpeechQuality",

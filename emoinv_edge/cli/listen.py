@@ -67,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "listen",
         "Listen to a microphone, or a file, and name the enrolled speaker who is speaking, until ctrl-C.",
-        'emoinv listen ana bob\n  emoinv listen ana --json | while read event; do echo "$event"; done',
+        "emoinv listen ana bob",
     )
     parser.add_argument("names", nargs="+", metavar="name", help="the enrolled speakers to listen for")
     parser.add_argument("--file", type=Path, metavar="FILE", help="listen to this recording instead of a microphone")
