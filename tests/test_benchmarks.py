@@ -310,7 +310,7 @@ def test_the_readme_holds_ours_and_the_most_accurate_peers_and_only_what_all_of_
     lines = report.readme_table(made).splitlines()
     assert lines[0] == "| encoder | MB | ms for 3 s | EER neutral % | EER between emotions % | FRR at 1 % FAR % |"
     assert [line.split(" | ")[0] for line in lines[2:]] == [
-        "| **base**, int8", "| **small**, int8", *(f"| {peer.name}" for peer in PEERS if peer.key != "sherpa"),
+        "| **base**, int8", "| **small**, int8", *(f"| {peer.name}" for peer in PEERS[:5]),
     ]  # fmt: skip
     robust = json.loads((made / "robustness.json").read_text())
     accuracy = json.loads((made / "accuracy.json").read_text())
