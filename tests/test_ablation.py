@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
+from tests.training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 from train import ablation
 from train.ablation import ARMS, Arm, Budget, Pool, ablate, format_table, split_speakers, train_arm, views_of
 from train.finetune import FineTuned

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import synthesise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import TINY_SPEC
 
 from emoinv_edge.features import log_mel, mean_normalise
+from tests.builders import synthesise
+from tests.training import TINY_SPEC
 from train.augment import (
     add_noise,
     change_speed,

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 from torch import nn
-from training import tiny_encoder
 
+from tests.training import tiny_encoder
 from train.batch_norm import folded, insert_batch_norm
 
 

@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 import soundfile
-from conftest import synthesise
 
 from emoinv_edge.audio import read_audio, read_channels, to_mono
 from emoinv_edge.channels import ChannelComparison
 from emoinv_edge.errors import AudioError
+from tests.builders import synthesise
 
 RATE = 16000
 SECONDS = 8.0

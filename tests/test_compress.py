@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from training import TINY_SPEC, tiny_encoder
 
 from export.chain import quantise
 from export.quantise import Scheme
 from export.speech import Portion
+from tests.training import TINY_SPEC, tiny_encoder
 from train.compress import StageTeacher, answers
 
 

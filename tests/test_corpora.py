@@ -7,8 +7,8 @@ import csv
 import numpy as np
 import pytest
 import soundfile
-from conftest import synthesise
 
+from tests.builders import synthesise
 from train.__main__ import main
 from train.corpora import CORPORA, Clip, clips_of, read_clip_csv
 from train.prepare import PreparedSet, decode, prepare, trim_silence

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import synthesise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import TINY_SPEC, prepared
 
+from tests.builders import synthesise
+from tests.training import TINY_SPEC, prepared
 from train.crops import CROP_FRAMES, Crops, Variety, warped_bins
 from train.prosody_morphs import MorphedSet, morph
 from train.spectrum import read_along

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
+from tests.training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
 from train import recipes
 from train.corpora import CORPORA
 from train.distributed import average_over_ranks, barrier, process_group, rank, share, world_size

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import synthesise
 from hypothesis import given
 from hypothesis import strategies as st
-from training import TINY_SPEC
 
 from emoinv_edge import features as front_end
 from emoinv_edge.spec import EncoderSpec
+from tests.builders import synthesise
+from tests.training import TINY_SPEC
 from train.emotion_morph import EmotionMorph
 from train.spectrum import log_mel_of, mean_normalise, power_spectrum
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from training import prepared, random_embeddings
 
+from tests.training import prepared, random_embeddings
 from train.teachers import Teacher, fit_projection, fuse, fused_similarity, project, targets_path
 
 

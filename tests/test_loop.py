@@ -8,8 +8,8 @@ import itertools
 
 import pytest
 import torch
-from training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
+from tests.training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 from train.finetune import fit
 from train.loop import Batches
 from train.model import load_checkpoint

@@ -10,8 +10,8 @@ import onnx.helper
 import pytest
 import torch
 from onnx import numpy_helper
-from training import TINY_SHAPE, TINY_SPEC, tiny_encoder
 
+from tests.training import TINY_SHAPE, TINY_SPEC, tiny_encoder
 from train.compress import cut, kept_channels
 from train.model import (
     BASE,

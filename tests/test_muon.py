@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from training import tiny_encoder
 
+from tests.training import tiny_encoder
 from train.muon import MuonAdamW
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile
-from conftest import synthesise
 
+from tests.builders import synthesise
 from train.noise_and_rooms import LONGEST_NOISE_S, read_noises, simulate_rooms
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from training import TINY_SPEC, prepared, random_embeddings, write_morphs
 
 from emoinv_edge.features import log_mel, mean_normalise
+from tests.training import TINY_SPEC, prepared, random_embeddings, write_morphs
 from train import pairs
 from train.pairs import PairBatches, Recipe, Source
 from train.prosody_morphs import MorphedSet

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from training import prepared, write_morphs
 
+from tests.training import prepared, write_morphs
 from train.prosody_morphs import MorphedSet, morph
 
 

@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from training import TINY_SHAPE, TINY_SPEC, prepared, tiny_encoder
 
+from tests.training import TINY_SHAPE, TINY_SPEC, prepared, tiny_encoder
 from train import recipes
 from train.__main__ import main
 from train.compress import cut

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from training import prepared
 
+from tests.training import prepared
 from train.__main__ import main
 from train.prepare import PreparedSet
 from train.speed_voices import SECONDS, VOICES, revoice

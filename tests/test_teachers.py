@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
-from training import TINY_SPEC, prepared, tiny_encoder
 
 from emoinv_edge.encoder import Encoder
+from tests.training import TINY_SPEC, prepared, tiny_encoder
 from train.evaluation.embeddings import unit
 from train.model import save_checkpoint
 from train.teachers import Teacher, fused_similarity, middle, open_teacher, targets_path, teach

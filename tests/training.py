@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import synthesise
 
 from emoinv_edge.spec import EncoderSpec
+from tests.builders import synthesise
 from train.model import EncoderShape, ResidualEncoder
 from train.prepare import PreparedSet, write_set
 

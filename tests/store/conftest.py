@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from profile_samples import KEY, cheap_derive, memory_folder
 
 from emoinv_edge.store import Passphrase, ProfileStore
+from tests.store.profile_samples import KEY, cheap_derive, memory_folder
 
 
 @pytest.fixture

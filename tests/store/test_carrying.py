@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from profile_samples import KEY, MODEL, OTHER_MODEL, WHEN, sample_exemplar, sample_profile
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import (
@@ -22,6 +21,7 @@ from emoinv_edge.store import (
     ProfileStore,
 )
 from emoinv_edge.store.portable import write_profile_file
+from tests.store.profile_samples import KEY, MODEL, OTHER_MODEL, WHEN, sample_exemplar, sample_profile
 
 UTC = datetime.timezone.utc
 

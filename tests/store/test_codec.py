@@ -10,11 +10,11 @@ import struct
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from profile_samples import QUALITY, sample_exemplar, sample_profile
 
 from emoinv_edge.errors import StoreError
 from emoinv_edge.profiles import Profile
 from emoinv_edge.store.codec import decode_profile, encode_profile
+from tests.store.profile_samples import QUALITY, sample_exemplar, sample_profile
 
 UTC = datetime.timezone.utc
 

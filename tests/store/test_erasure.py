@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from profile_samples import KEY, MODEL, sample_exemplar, sample_profile
-from raw_store import pieces, pieces_of_file, sealed_columns
 
 from emoinv_edge.store import (
     PLAINTEXT,
     KeySource,
     ProfileStore,
 )
+from tests.store.profile_samples import KEY, MODEL, sample_exemplar, sample_profile
+from tests.store.raw_store import pieces, pieces_of_file, sealed_columns
 
 UTC = datetime.timezone.utc
 

@@ -11,8 +11,6 @@ import traceback
 from pathlib import Path
 
 import pytest
-from profile_samples import KEY, MODEL, OTHER_MODEL, cheap_derive, sample_exemplar, sample_profile
-from raw_store import raw_connection, sealed_columns
 
 from emoinv_edge.errors import (
     EmoinvError,
@@ -28,6 +26,8 @@ from emoinv_edge.store import (
     ProfileStore,
 )
 from emoinv_edge.store.keys import StoreKeys
+from tests.store.profile_samples import KEY, MODEL, OTHER_MODEL, cheap_derive, sample_exemplar, sample_profile
+from tests.store.raw_store import raw_connection, sealed_columns
 
 UTC = datetime.timezone.utc
 

@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from profile_samples import KEY, sample_exemplar, sample_profile
-from raw_store import pieces, pieces_of_file, raw_connection, sealed_columns
 
 from emoinv_edge.errors import (
     SchemaError,
@@ -25,6 +23,8 @@ from emoinv_edge.store import (
     Passphrase,
     ProfileStore,
 )
+from tests.store.profile_samples import KEY, sample_exemplar, sample_profile
+from tests.store.raw_store import pieces, pieces_of_file, raw_connection, sealed_columns
 
 UTC = datetime.timezone.utc
 
@@ -214,7 +214,7 @@ def test_a_full_disk_keeps_what_was_there(folder: Path) -> None:
 QUOTA = """
 import resource, signal, sys
 sys.path[:0] = sys.argv[1:3]
-from profile_samples import KEY, sample_exemplar, sample_profile
+from tests.store.profile_samples import KEY, sample_exemplar, sample_profile
 from emoinv_edge.errors import StoreError
 from emoinv_edge.store import ProfileStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

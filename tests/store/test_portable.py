@@ -10,12 +10,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from profile_samples import FULL, cheap_derive, sample_profile
 
 from emoinv_edge.errors import SchemaError, SealError, StoreError
 from emoinv_edge.store import Passphrase
 from emoinv_edge.store.codec import decode_profile, encode_profile
 from emoinv_edge.store.portable import MAGIC, open_profile, read_profile_file, seal_profile, write_profile_file
+from tests.store.profile_samples import FULL, cheap_derive, sample_profile
 
 WORD = Passphrase("correct horse")
 PROFILE = sample_profile("ana", (1, 2), audio=b"clip", consent="on paper")

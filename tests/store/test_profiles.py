@@ -7,9 +7,9 @@ import datetime
 
 import numpy as np
 import pytest
-from profile_samples import MODEL, QUALITY, WHEN, sample_exemplar, sample_profile
 
 from emoinv_edge.profiles import Exemplar, Profile, checked_name
+from tests.store.profile_samples import MODEL, QUALITY, WHEN, sample_exemplar, sample_profile
 
 UTC = datetime.timezone.utc
 

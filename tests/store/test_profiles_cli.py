@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from builders import calibration, in_file
-from profile_samples import MODEL, cheap_derive, sample_exemplar, sample_profile
-from raw_store import alter
 
 from emoinv_edge.cli import main
 from emoinv_edge.cli import options as cli_options
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.store import PLAINTEXT, KeyFile, Passphrase, ProfileStore
 from emoinv_edge.store.portable import read_profile_file
+from tests.builders import calibration, in_file
+from tests.store.profile_samples import MODEL, cheap_derive, sample_exemplar, sample_profile
+from tests.store.raw_store import alter
 
 EXPORT = "EMOINV_EXPORT_PASSPHRASE"
 

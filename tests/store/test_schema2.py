@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from profile_samples import KEY, MODEL, QUALITY, WHEN, sample_exemplar, sample_profile
-from raw_store import alter, profile_rows, raw_connection, select
 
 from emoinv_edge.errors import SealError, StoreError
 from emoinv_edge.profiles import Exemplar, Profile
@@ -26,6 +24,8 @@ from emoinv_edge.store.keys import Seal, StoreKeys
 from emoinv_edge.store.portable import read_profile_file
 from emoinv_edge.store.rows import TABLES, Rows
 from emoinv_edge.store.schema2 import orthogonal_matrix
+from tests.store.profile_samples import KEY, MODEL, QUALITY, WHEN, sample_exemplar, sample_profile
+from tests.store.raw_store import alter, profile_rows, raw_connection, select
 
 DATA = Path(__file__).parents[1] / "data"
 KINDS = [("sealed", KEY), ("plaintext", PLAINTEXT)]

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from profile_samples import KEY, MODEL, OTHER_MODEL, sample_exemplar, sample_profile
-from raw_store import count_rows, raw_connection
 
 from emoinv_edge.errors import (
     ModelMismatchError,
@@ -23,6 +21,8 @@ from emoinv_edge.store import (
     default_store_path,
 )
 from emoinv_edge.store.keys import Seal
+from tests.store.profile_samples import KEY, MODEL, OTHER_MODEL, sample_exemplar, sample_profile
+from tests.store.raw_store import count_rows, raw_connection
 
 UTC = datetime.timezone.utc
 

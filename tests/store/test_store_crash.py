@@ -25,10 +25,10 @@ if __name__ == "__main__":  # run as a program: in a process without threads, so
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
-from profile_samples import FULL, MODEL, cheap_derive, memory_folder, sample_exemplar, sample_profile
 
 from emoinv_edge.store import Passphrase, ProfileStore
 from emoinv_edge.store.portable import write_profile_file
+from tests.store.profile_samples import FULL, MODEL, cheap_derive, memory_folder, sample_exemplar, sample_profile
 
 NAMES = ("ana", "bo", "cy")
 WORD = Passphrase("correct horse")

@@ -19,10 +19,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from profile_samples import FULL, memory_folder, sample_exemplar, sample_profile
-
 from emoinv_edge.errors import UnknownSpeakerError
 from emoinv_edge.store import ProfileStore
+from tests.store.profile_samples import FULL, memory_folder, sample_exemplar, sample_profile
 
 SHARED = "everyone"
 LIMIT = 1000  # above what all workers add, so that each of their exemplars must be there at the end

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from profile_samples import FULL, KEY, sample_exemplar, sample_profile
-from raw_store import alter, profile_rows, select
 
 from emoinv_edge.errors import SealError, StoreError
 from emoinv_edge.profiles import Profile
 from emoinv_edge.store import PLAINTEXT, ProfileStore
+from tests.store.profile_samples import FULL, KEY, sample_exemplar, sample_profile
+from tests.store.raw_store import alter, profile_rows, select
 
 ANA = sample_profile("ana", (1,), dim=4)
 BO = sample_profile("bo", (2,), dim=4)
