@@ -9,20 +9,20 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .calibration import Calibration, Threshold, bayes_threshold
-from .encoder import Encoder
+from .encoder import Embedding, Encoder
 from .errors import CalibrationError, ModelMismatchError, ProfileExpiredError
 from .heard import HeardBefore, heard
 from .profiles import Profile
 from .quality import SpeechQuality
 from .scoring import ProfileBank
-from .utterance import Refusal, unusable
+from .utterance import Refusal, no_voice, second_voice, unusable
 
 if TYPE_CHECKING:
     from .store import ProfileStore
@@ -217,9 +217,10 @@ class Comparator:
 
     def decide(
         self,
-        embedding: ArrayLike,
+        embedding: Embedding | ArrayLike,
         quality: SpeechQuality,
         *,
+        times: Sequence[float] | None = None,
         start: int = 0,
         end: int = 0,
         final: bool = True,
@@ -227,7 +228,19 @@ class Comparator:
         """Decide on an embedding and the quality of the speech behind it.
 
         Anything that cannot be scored (a NaN, a zero or foreign embedding, too little speech) is
-        NO_DECISION.
+        NO_DECISION, and so is what the model's guards take for no voice, or for two: an `Embedding` brings
+        the windows by which a second voice is found.
+
+        Parameters
+        ----------
+        embedding : Embedding, or ndarray, shape (embedding_dim,), float32 of unit norm
+        quality : SpeechQuality
+        times : sequence of float, optional
+            Where each of the embedding's windows begins in the audio, in seconds, to say where a second voice is.
+        start, end : int
+            What was judged, in samples of the encoder's rate.
+        final : bool
+            Whether more audio can no longer change this decision.
         """
         refusal = unusable(quality)
         if refusal is not None:
@@ -243,14 +256,24 @@ class Comparator:
         if not math.isfinite(score):
             refusal = Refusal("no_score", "no score: it is not finite")
             return self.no_decision(refusal, quality, start=start, end=end, final=final)
+        windows = embedding.windows if isinstance(embedding, Embedding) else None
+        guards = self._encoder.guards
+        doubt = no_voice(guards, np.asarray(embedding), quality) or second_voice(guards, windows, times)
+        if doubt is not None:
+            return self.no_decision(doubt, quality, start=start, end=end, final=final)
+        cosine = float(cosines[best])
         accepted = score >= threshold
+        reason = f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}"
+        if accepted and guards is not None and not cosine >= guards.least_cosine:  # NaN comes here too
+            accepted = False
+            reason += f", but the cosine {cosine:.2f} is below {guards.least_cosine:.2f}, where no owner lies"
         return dataclasses.replace(
             self.no_decision(Refusal("", ""), quality, start=start, end=end, final=final),
             verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,
             score=score,
-            reason=f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}",
+            reason=reason,
             speaker=self._bank.names[best],
-            cosine=float(cosines[best]),
+            cosine=cosine,
         )
 
     def no_decision(

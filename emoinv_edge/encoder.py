@@ -338,15 +338,15 @@ class Encoder:
         norms = np.linalg.norm(windows.astype(np.float64), axis=-1, keepdims=True)
         if windows.ndim != 2 or not len(windows) or windows.shape[1] != self._spec.embedding_dim:
             raise ModelFormatError(
-                f"{self._path}: expected windows of shape (1 or more, {self._spec.embedding_dim}), got {windows.shape}; "
-                "export the model again"
+                f"{self._path}: expected windows of shape (1 or more, {self._spec.embedding_dim}), "
+                f"got {windows.shape}; export the model again"
             )
         if not (np.isfinite(norms).all() and norms.min() >= 1e-6):
             raise EmoinvError(
                 f"{self._path}: the model gave a window's embedding that means nothing; "
                 "try other speech, and check the model file with `emoinv doctor`"
             )
-        return (windows / norms).astype(np.float32)
+        return np.asarray(windows / norms, np.float32)
 
 
 def _read_metadata(session: Any, path: Path) -> Mapping[str, Any]:
@@ -412,7 +412,9 @@ def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> tuple[str, list
     given = [node.name for node in outputs]
     if given not in (["embedding"], ["embedding", "windows"]):
         raise refuse("one output,", "'embedding', or 'embedding' and 'windows'", given)
-    for node, tail in ((inputs[0], trailing), *((output, [spec.embedding_dim]) for output in outputs)):
+    checked: list[tuple[Any, list[int | None]]] = [(inputs[0], trailing)]
+    checked += [(output, [spec.embedding_dim]) for output in outputs]
+    for node, tail in checked:
         if node.type != "tensor(float)":
             raise refuse(f"{node.name!r} of type", "tensor(float)", node.type)
         shape = ["batch", *("any" if size is None else size for size in tail)]

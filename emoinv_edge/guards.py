@@ -1,4 +1,4 @@
-"""What a model file knows of voices that are none and of two voices in one, for the guards at enrolment and at the door.
+"""What a model file knows of sounds that are no voice, and of two voices: the guards at enrolment and at the door.
 
 The numbers are fitted for each model (``python -m export guards``) and travel in its file; what is done
 with them is `emoinv_edge.voice`'s and `emoinv_edge.speakers`' matter.
@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import ModelFormatError
 from .fields import is_finite, read_fields, read_text
-from .speakers import SpeakersTest
+from .speakers import ClipsTest, WindowsTest, read_clips_test, read_windows_test
 from .voice import VoiceTest
 
 __all__ = ["GUARDS_FORMAT", "Guards"]
@@ -28,8 +28,10 @@ class Guards:
     ----------
     voice : VoiceTest
         Whether speech is a person's.
-    speakers : SpeakersTest
-        Whether windows, and clips, are of one person.
+    windows : WindowsTest or None
+        Whether a recording is of one person; None where the model's graph gives no windows.
+    clips : ClipsTest
+        Whether the clips of an enrolment are of one person.
     least_cosine : float
         Below this cosine, -1 to 1, nothing is accepted, whatever else speaks for it.
     source : str
@@ -42,7 +44,8 @@ class Guards:
     """
 
     voice: VoiceTest
-    speakers: SpeakersTest
+    windows: WindowsTest | None
+    clips: ClipsTest
     least_cosine: float
     source: str
 
@@ -58,7 +61,8 @@ class Guards:
         values = {
             "format": GUARDS_FORMAT,
             "voice": self.voice.to_fields(),
-            "speakers": self.speakers.to_fields(),
+            "windows": None if self.windows is None else dataclasses.asdict(self.windows),
+            "clips": dataclasses.asdict(self.clips),
             "least_cosine": self.least_cosine,
             "source": self.source,
         }
@@ -89,7 +93,8 @@ class Guards:
         try:
             fields = read_fields(values, (*(field.name for field in dataclasses.fields(cls)), "format"), "guards")
             voice = VoiceTest.of_fields(fields["voice"])
-            speakers = SpeakersTest.of_fields(fields["speakers"])
+            windows = None if fields["windows"] is None else read_windows_test(fields["windows"])
+            clips = read_clips_test(fields["clips"])
             source = read_text(fields["source"], "source")
         except ValueError as error:
             raise ModelFormatError(
@@ -101,4 +106,4 @@ class Guards:
                 f"guards: expected a direction of {dim} numbers, got {voice.dim}; they belong to another model, "
                 "fit them again (python -m export guards)"
             )
-        return cls(voice, speakers, fields["least_cosine"], source)
+        return cls(voice, windows, clips, fields["least_cosine"], source)

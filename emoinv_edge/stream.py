@@ -34,6 +34,8 @@ LEAST_S = 0.2  # of speech, for one embedding
 TAIL_S = 0.25  # less speech than this at the end of an utterance does not change the answer
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
 GUARDED_S = 20.0  # of one utterance's speech is kept for `Comparator.guard`
+WINDOWS_APART_S = 0.48  # of two windows among which a second voice is sought
+LEAST_WINDOW_S = 1.4  # shorter ones differ too much within one voice
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 
 
@@ -97,6 +99,8 @@ class VerificationStream:
         self._log_mel = LogMelStream(spec) if self._encoder.input == "features" else None
         self._hop = round(hop_s * self._rate)
         self._context = self._length(context_s)
+        self._context_s = context_s
+        self._apart = max(1, round(WINDOWS_APART_S / hop_s))
         self._window = round(window_s * self._rate)
         self._block = round(POWER_S * self._rate)
         self._watch = WATCH_BLOCKS * self._block
@@ -381,8 +385,24 @@ class VerificationStream:
         log_norm = sum(math.log(step.embedding.norm) * step.weight for step in self._steps) / weight
         quality = merge_qualities([step.quality for step in self._steps])
         quality = dataclasses.replace(quality, log_embedding_norm=log_norm)
-        start = self._steps[0].start
-        return self._comparator.decide(embedding, quality, start=start, end=end, final=final)
+        whole, times = self._whole_windows()
+        return self._comparator.decide(
+            Embedding(embedding, math.exp(log_norm), whole),
+            quality,
+            times=times,
+            start=self._steps[0].start,
+            end=end,
+            final=final,
+        )
+
+    def _whole_windows(self) -> tuple[NDArray[np.float32] | None, list[float]]:
+        """Embeddings of the steps that saw a whole context, and where each begins, in seconds of the stream."""
+        whole = [step for step in self._steps if step.weight >= self._context][:: -self._apart][::-1]
+        if not whole or self._context_s < LEAST_WINDOW_S:
+            return None, []
+        before = [self._context_s - step.quality.net_speech_s for step in whole]  # the context that is not new
+        times = [max(0.0, step.start / self._rate - seconds) for step, seconds in zip(whole, before, strict=True)]
+        return np.stack([step.embedding.vector for step in whole]), times
 
 
 def _num_clipped(samples: NDArray[np.float32]) -> int:

@@ -7,7 +7,8 @@ stream cuts its speech out as it comes; the rules and the embedding are these al
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,10 @@ from .errors import EmoinvError
 from .features import log_mel
 from .quality import SpeechQuality, measure_quality
 from .spec import EncoderSpec
-from .vad import speech_only
+from .vad import speech_segments
+
+if TYPE_CHECKING:
+    from .guards import Guards
 
 __all__ = [
     "MAX_CLIPPED_FRACTION",
@@ -28,7 +32,10 @@ __all__ = [
     "Utterance",
     "embed_speech",
     "hear",
+    "no_voice",
+    "second_voice",
     "unusable",
+    "window_times",
 ]
 
 MIN_SPEECH_S = 0.8
@@ -62,8 +69,8 @@ class Refusal:
     Parameters
     ----------
     code : str
-        ``empty``, ``not_finite``, ``silent``, ``too_quiet``, ``too_short``, ``clipped``, ``too_noisy`` or
-        ``no_embedding``.
+        ``empty``, ``not_finite``, ``silent``, ``too_quiet``, ``too_short``, ``clipped``, ``too_noisy``,
+        ``no_embedding``, ``no_voice`` or ``second_voice``.
     message : str
         The same in a sentence, with the cure.
     """
@@ -87,6 +94,8 @@ class Utterance:
     refusal : Refusal or None
     num_samples : int
         Length of the whole recording at the encoder's rate; 0 where nothing was measured.
+    segments : tuple of (int, int)
+        First sample and the one after the last of each stretch of speech in the recording, at the encoder's rate.
     """
 
     speech: NDArray[np.float32]
@@ -94,6 +103,16 @@ class Utterance:
     embedding: Embedding | None
     refusal: Refusal | None
     num_samples: int = 0
+    segments: tuple[tuple[int, int], ...] = ()
+
+    def position(self, sample: int) -> int:
+        """Where in the recording a sample of `speech` lies, in samples at the encoder's rate."""
+        before = 0
+        for start, end in self.segments:
+            if sample < before + end - start:
+                return start + sample - before
+            before += end - start
+        return self.num_samples
 
 
 def hear(
@@ -128,12 +147,18 @@ def hear(
             return Utterance(np.empty(0, np.float32), None, None, refusal)
     rate = encoder.spec.sample_rate
     mono = to_mono(waveform, sample_rate, rate)
-    speech = speech_only(mono, rate)
+    found_speech = speech_segments(mono, rate)
+    spans = tuple((segment.start, segment.end) for segment in found_speech)
+    speech = np.concatenate([segment.waveform for segment in found_speech]) if spans else np.empty(0, np.float32)
     quality = measure_quality(mono, rate, speech)
     found = unusable(quality, min_speech_s, min_snr_db) or embed_speech(encoder, speech)
     if isinstance(found, Refusal):
-        return Utterance(speech, quality, None, found, len(mono))
-    return Utterance(speech, quality.with_embedding_norm(found.norm), found, None, len(mono))
+        return Utterance(speech, quality, None, found, len(mono), spans)
+    quality = quality.with_embedding_norm(found.norm)
+    refusal = no_voice(getattr(encoder, "guards", None), found.vector, quality)
+    if refusal is not None:
+        return Utterance(speech, quality, None, refusal, len(mono), spans)
+    return Utterance(speech, quality, found, None, len(mono), spans)
 
 
 def unusable(
@@ -181,6 +206,63 @@ def embed_speech(encoder: Embedder, speech: NDArray[np.float32]) -> Embedding | 
         return encoder.embed_features(log_mel(speech, encoder.spec) if speech.ndim == 1 else speech)
     except EmoinvError as error:
         return Refusal("no_embedding", f"the model gave no usable embedding ({error})")
+
+
+def no_voice(guards: Guards | None, embedding: NDArray[np.float32], quality: SpeechQuality) -> Refusal | None:
+    """Why this is nobody's voice; None if it may be somebody's, or the model file knows nothing of it.
+
+    Parameters
+    ----------
+    guards : Guards or None
+        Of the model.
+    embedding : ndarray, shape (embedding_dim,), float32 of unit norm
+    quality : SpeechQuality
+        Of the same speech, with the norm of its embedding.
+    """
+    if guards is None or guards.voice.passes(embedding, quality):
+        return None
+    return Refusal(
+        "no_voice",
+        "no voice: this sounds like no person's speech; speak, and keep music, bells and machines away from the "
+        "microphone",
+    )
+
+
+def window_times(guards: Guards | None, heard: Utterance, sample_rate: int) -> list[float] | None:
+    """Where each window of an utterance's embedding begins in the recording, in seconds; None without windows."""
+    if guards is None or guards.windows is None or heard.embedding is None or heard.embedding.windows is None:
+        return None
+    hop = guards.windows.hop_s * sample_rate
+    return [heard.position(round(index * hop)) / sample_rate for index in range(len(heard.embedding.windows))]
+
+
+def second_voice(
+    guards: Guards | None, windows: NDArray[np.float32] | None, times: Sequence[float] | None = None
+) -> Refusal | None:
+    """Why speech is not one person's; None if it may be, or is too short to tell, or the model gives no windows.
+
+    Parameters
+    ----------
+    guards : Guards or None
+        Of the model.
+    windows : ndarray, shape (windows, embedding_dim), float32 of unit norm, or None
+        `Embedding.windows`.
+    times : sequence of float, optional
+        Where each window begins in the audio, in seconds; without them, in the speech alone.
+    """
+    test = None if guards is None else guards.windows
+    if test is None or windows is None:
+        return None
+    change = test.find(windows)
+    if change is None or change.score < 0.0:
+        return None
+    starts = [index * test.hop_s for index in range(len(windows))] if times is None else times
+    ends = starts[change.last] + test.window_s
+    if change.first > 0 and change.last < len(windows) - 1:
+        where = f"from about {starts[change.first]:.1f} to {ends:.1f} s"
+    else:  # a stretch at the beginning is as good as the rest: what is known is where the voice changes
+        where = f"from about {starts[change.first] if change.first else ends:.1f} s on"
+    return Refusal("second_voice", f"a second voice: somebody else seems to speak {where}; let one person speak alone")
 
 
 def _broken(waveform: NDArray[Any]) -> Refusal | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .decision import Comparator, Decision
 from .encoder import Embedding
 from .stream import VerificationStream
-from .utterance import hear
+from .utterance import hear, window_times
 
 __all__ = ["Verifier"]
 
@@ -71,7 +71,7 @@ class Verifier(Comparator):
         -------
         Decision
             NO_DECISION for audio that cannot be judged: empty, silent, not finite, clipped, too
-            quiet, too noisy, or with less than 0.8 s of speech.
+            quiet, too noisy, with less than 0.8 s of speech, with nobody's voice in it, or with two.
 
         Raises
         ------
@@ -88,7 +88,8 @@ class Verifier(Comparator):
             decision = self.no_decision(heard.refusal, heard.quality, end=end)
         else:
             assert heard.embedding is not None and heard.quality is not None  # one of the two is there
-            decision = self.decide(heard.embedding, heard.quality, end=end)
+            times = window_times(self.encoder.guards, heard, self.encoder.spec.sample_rate)
+            decision = self.decide(heard.embedding, heard.quality, times=times, end=end)
         return self.guard(decision, waveform, sample_rate), heard.embedding
 
     def stream(self, sample_rate: int = 16000) -> VerificationStream:

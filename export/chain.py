@@ -42,12 +42,23 @@ from .graph import encoder_graph
 from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
 from .speech import Portion, take_portion
 
-__all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "quantise", "recalibrate", "write_model"]
+__all__ = [
+    "KEYS",
+    "Calibrating",
+    "Options",
+    "export_model",
+    "golden_inputs",
+    "made_now",
+    "quantise",
+    "recalibrate",
+    "write_model",
+    "written",
+]
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 1.2
 # Metadata in this order: a file cut anywhere behind the spec still holds the mark that a digest should end it.
-KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.calibration", "emoinv.spec")
+KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.guards", "emoinv.calibration", "emoinv.spec")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -253,7 +264,7 @@ def export_model(
         final = Encoder(draft)
         check(gates.golden(final))
         os.replace(draft, out)
-    report(_written(out, final))
+    report(written(out, final))
     return passed
 
 
@@ -272,7 +283,7 @@ def _provenance(
         "flavour": options.flavour,
         "fitted_on": sorted(set(fit.corpus)),
         "machine": processor()[0],
-        **_made_now(),
+        **made_now(),
     }
 
 
@@ -326,7 +337,7 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     encoder = Encoder(model)
     graph = onnx.load_from_string(model.read_bytes())
     values: dict[str, Any] = {entry.key: entry.value for entry in graph.metadata_props if entry.key in KEYS}
-    missing = set(KEYS) - values.keys() - {"emoinv.calibration"}
+    missing = set(KEYS) - values.keys() - {"emoinv.calibration", "emoinv.guards"}
     if missing:
         raise ValueError(f"{model}: expected a file of `python -m export`, but it lacks {', '.join(sorted(missing))}")
     golden = gates.golden(encoder)
@@ -336,7 +347,7 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     values["emoinv.calibration"] = calibrating.fit(encoder)
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
-    provenance |= {"fingerprint": encoder.fingerprint, **_made_now(), **calibrating.provenance()}
+    provenance |= {"fingerprint": encoder.fingerprint, **made_now(), **calibrating.provenance()}
     values["emoinv.provenance"] = provenance
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
@@ -346,16 +357,18 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
             raise GateFailed(size)
         final = Encoder(draft)
         os.replace(draft, out)
-    report(_written(out, final))
+    report(written(out, final))
 
 
-def _made_now() -> dict[str, str]:
+def made_now() -> dict[str, str]:
+    """By which version a file was written, and when."""
     return {
         "version": emoinv_edge.__version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _written(out: Path, encoder: Encoder) -> str:
+def written(out: Path, encoder: Encoder) -> str:
+    """The line on a file that was written."""
     size_mb = out.stat().st_size / gates.MEGABYTE
     return f"wrote {out}: {size_mb:.2f} MB, SHA-256 {encoder.file_sha256}, fingerprint {encoder.fingerprint}"

@@ -13,7 +13,7 @@ from .options import add_command, add_json, add_model, add_store, ask_passphrase
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json
 
 if TYPE_CHECKING:
-    from ..store import KeySource, ProfileInfo
+    from ..store import KeySource, ProfileInfo, ProfileStore
 
 __all__ = ["add_parser"]
 
@@ -97,7 +97,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for added in (listing, show, remove, export, import_, purge, rollback, upgrade, rotate):
         add_store(added)
         add_json(added)
-    for added in (import_, upgrade):
+    for added in (show, import_, upgrade):
         add_model(added)
 
 
@@ -144,7 +144,8 @@ def run_show(args: argparse.Namespace) -> int:
     audit = store.audit(info.name)
     if args.json:
         events = [{"at": at.isoformat(), "event": event} for at, event in audit.events]
-        print_json({**fields(info), "events": events, "verified": audit.verified})
+        agreed = agreement_of(args, store, info)
+        print_json({**fields(info), "agreement": agreed, "events": events, "verified": audit.verified})
         return EXIT_ACCEPT
     lines = [
         f"name        {info.name}",
@@ -153,6 +154,7 @@ def run_show(args: argparse.Namespace) -> int:
         f"expires     {f'{info.expires:%Y-%m-%d %H:%M} UTC' if info.expires else 'never'}",
         f"consent     {info.consent or 'no note'}",
         f"model       {info.model_fingerprint}",
+        f"agreement   {said(agreement_of(args, store, info))}",
         f"last used   {f'{info.last_used:%Y-%m-%d %H:%M} UTC' if info.last_used else 'never'}",
         f"undoable    {info.adaptations} adaptations",
         *(f"  {at:%Y-%m-%d %H:%M} UTC  {event}" for at, event in audit.events),
@@ -164,6 +166,27 @@ def run_show(args: argparse.Namespace) -> int:
     ]
     console().print("\n".join(lines), markup=False, soft_wrap=True)
     return EXIT_ACCEPT
+
+
+def agreement_of(args: argparse.Namespace, store: ProfileStore, info: ProfileInfo) -> float | None:
+    """The least LLR of one of the profile's recordings against the others; None for one, or by another model."""
+    from ..clips import agreement
+
+    try:
+        encoder = open_encoder(args)
+        if encoder.calibration is None or encoder.fingerprint != info.model_fingerprint:
+            return None
+        exemplars = store.get(info.name, audio=False).exemplars
+    except EmoinvError:  # it is shown all the same
+        return None
+    return agreement(encoder.calibration, encoder.guards, exemplars)
+
+
+def said(agreed: float | None) -> str:
+    """What is told of a profile's agreement with itself."""
+    if agreed is None:
+        return "unknown: it needs two recordings, and their model (--model)"
+    return f"LLR {agreed:.1f} or more for one speaker, of each recording against the others"
 
 
 def run_remove(args: argparse.Namespace) -> int:
