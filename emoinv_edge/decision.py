@@ -263,6 +263,9 @@ class Comparator:
             return self.no_decision(doubt, quality, start=start, end=end, final=final)
         cosine = float(cosines[best])
         accepted = score >= threshold
+        doubt = second_voice(guards, windows, times, self._bank.voice(best)) if accepted else None
+        if doubt is not None:
+            return self.no_decision(doubt, quality, start=start, end=end, final=final)
         reason = f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}"
         if accepted and guards is not None and not cosine >= guards.least_cosine:  # NaN comes here too
             accepted = False

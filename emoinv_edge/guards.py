@@ -30,6 +30,8 @@ class Guards:
         Whether speech is a person's.
     windows : WindowsTest or None
         Whether a recording is of one person; None where the model's graph gives no windows.
+    door : WindowsTest or None
+        The same of a recording that would be accepted, by how well each part of it fits the profile, too.
     clips : ClipsTest
         Whether the clips of an enrolment are of one person.
     least_cosine : float
@@ -45,6 +47,7 @@ class Guards:
 
     voice: VoiceTest
     windows: WindowsTest | None
+    door: WindowsTest | None
     clips: ClipsTest
     least_cosine: float
     source: str
@@ -62,6 +65,7 @@ class Guards:
             "format": GUARDS_FORMAT,
             "voice": self.voice.to_fields(),
             "windows": None if self.windows is None else dataclasses.asdict(self.windows),
+            "door": None if self.door is None else dataclasses.asdict(self.door),
             "clips": dataclasses.asdict(self.clips),
             "least_cosine": self.least_cosine,
             "source": self.source,
@@ -93,7 +97,9 @@ class Guards:
         try:
             fields = read_fields(values, (*(field.name for field in dataclasses.fields(cls)), "format"), "guards")
             voice = VoiceTest.of_fields(fields["voice"])
-            windows = None if fields["windows"] is None else read_windows_test(fields["windows"])
+            windows, door = (
+                None if fields[name] is None else read_windows_test(fields[name]) for name in ("windows", "door")
+            )
             clips = read_clips_test(fields["clips"])
             source = read_text(fields["source"], "source")
         except ValueError as error:
@@ -106,4 +112,4 @@ class Guards:
                 f"guards: expected a direction of {dim} numbers, got {voice.dim}; they belong to another model, "
                 "fit them again (python -m export guards)"
             )
-        return cls(voice, windows, clips, fields["least_cosine"], source)
+        return cls(voice, windows, door, clips, fields["least_cosine"], source)

@@ -133,6 +133,10 @@ class ProfileBank:
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
         return np.asarray(means, np.float32)
 
+    def voice(self, index: int) -> NDArray[np.float32]:
+        """The mean embedding of one profile, at unit norm, shape (embedding_dim,)."""
+        return np.asarray(self._centroids[index], np.float32)
+
     def cosines(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
         """The cosine with each profile's mean embedding, shape (profiles,)."""
         return np.clip((self._centroids @ embedding).astype(np.float64), -1.0, 1.0)

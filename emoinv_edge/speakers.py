@@ -60,9 +60,10 @@ class WindowsTest:
     ----------
     window_s, hop_s : float
         Seconds of speech in one window, and from the start of one to the start of the next.
-    bias, cosine, lesser, length : float
+    bias, cosine, lesser, length, fit : float
         The score of a stretch: ``bias + cosine * (cosine of the two sides) + lesser * ln(windows of the lesser side)
-        + length * ln(windows in all)``.
+        + length * ln(windows in all) + fit * (the lower of the two sides' cosines with the profile)``; `fit` is 0
+        in a test that knows no profile.
 
     Raises
     ------
@@ -76,6 +77,7 @@ class WindowsTest:
     cosine: float
     lesser: float
     length: float
+    fit: float = 0.0
 
     def __post_init__(self) -> None:
         values = dataclasses.asdict(self)
@@ -84,21 +86,25 @@ class WindowsTest:
             0.0 < self.hop_s <= self.window_s, f"the windows' test should have 0 < hop_s <= window_s, got {values}"
         )
         _require(self.cosine < 0.0, f"the windows' cosine should weigh less than 0, got {self.cosine!r}")
+        _require(self.fit <= 0.0, f"the windows' fit should weigh 0 or less, got {self.fit!r}")
 
-    def find(self, windows: NDArray[np.float32]) -> Change | None:
+    def find(self, windows: NDArray[np.float32], voice: NDArray[np.float32] | None = None) -> Change | None:
         """The stretch that fits the rest least; None where there is no rest, as in less than about 3 s of speech.
 
         Parameters
         ----------
         windows : ndarray, shape (windows, embedding_dim), float32 of unit norm
             In the order of time, one every `hop_s`.
+        voice : ndarray, shape (embedding_dim,), float32 of unit norm, optional
+            The profile's mean embedding, where the test weighs how well both sides fit it.
         """
-        stretches, cosines = side_cosines(windows, self.gap)
+        stretches, cosines, fits = side_cosines(windows, self.gap, voice)
         if not len(stretches):
             return None
         first, last, rest = stretches.T
         lesser = np.log(np.minimum(last - first + 1, rest))
         scores = self.bias + self.cosine * cosines + self.lesser * lesser + self.length * math.log(len(windows))
+        scores += self.fit * fits
         best = int(np.argmax(scores))
         return Change(int(first[best]), int(last[best]), float(scores[best]))
 
@@ -108,20 +114,24 @@ class WindowsTest:
         return max(1, math.ceil((self.window_s - SHARED_S) / self.hop_s - 1e-9))
 
 
-def side_cosines(windows: NDArray[np.float32], gap: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Every stretch of windows, and the cosine of its mean with that of the rest.
+def side_cosines(
+    windows: NDArray[np.float32], gap: int, voice: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Every stretch of windows, the cosine of its mean with that of the rest, and the lower of both with a voice.
 
     Parameters
     ----------
     windows : ndarray, shape (windows, embedding_dim), of unit norm
     gap : int
         Windows less than so many apart overlap.
+    voice : ndarray, shape (embedding_dim,), of unit norm, optional
 
     Returns
     -------
     stretches : ndarray, shape (stretches, 3), int64
         First window, last window, and how many windows the rest has.
-    cosines : ndarray, shape (stretches,), float64
+    cosines, fits : ndarray, shape (stretches,), float64
+        `fits` are 0 without a voice.
     """
     count = len(windows)
     first, last = np.triu_indices(count)
@@ -132,9 +142,11 @@ def side_cosines(windows: NDArray[np.float32], gap: int) -> tuple[NDArray[np.int
     sums = np.concatenate((np.zeros((1, windows.shape[1])), np.cumsum(windows, axis=0, dtype=np.float64)))
     inside = sums[last + 1] - sums[first]
     outside = sums[before] + sums[count] - sums[after]
-    norms = np.linalg.norm(inside, axis=1) * np.linalg.norm(outside, axis=1)
-    cosines = np.einsum("ij,ij->i", inside, outside) / np.maximum(norms, 1e-9)
-    return np.stack((first, last, rest), axis=1).astype(np.int64), cosines
+    inside /= np.maximum(np.linalg.norm(inside, axis=1, keepdims=True), 1e-9)
+    outside /= np.maximum(np.linalg.norm(outside, axis=1, keepdims=True), 1e-9)
+    cosines = np.einsum("ij,ij->i", inside, outside)
+    fits = np.zeros(len(first)) if voice is None else np.minimum(inside @ voice, outside @ voice)
+    return np.stack((first, last, rest), axis=1).astype(np.int64), cosines, np.asarray(fits, np.float64)
 
 
 def clip_evidence(

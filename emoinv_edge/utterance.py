@@ -237,7 +237,10 @@ def window_times(guards: Guards | None, heard: Utterance, sample_rate: int) -> l
 
 
 def second_voice(
-    guards: Guards | None, windows: NDArray[np.float32] | None, times: Sequence[float] | None = None
+    guards: Guards | None,
+    windows: NDArray[np.float32] | None,
+    times: Sequence[float] | None = None,
+    voice: NDArray[np.float32] | None = None,
 ) -> Refusal | None:
     """Why speech is not one person's; None if it may be, or is too short to tell, or the model gives no windows.
 
@@ -249,19 +252,24 @@ def second_voice(
         `Embedding.windows`.
     times : sequence of float, optional
         Where each window begins in the audio, in seconds; without them, in the speech alone.
+    voice : ndarray, shape (embedding_dim,), float32 of unit norm, optional
+        The mean embedding of the profile that the speech would be accepted as: both parts must fit it.
     """
-    test = None if guards is None else guards.windows
-    if test is None or windows is None:
+    if guards is None or windows is None:
         return None
-    change = test.find(windows)
+    test = guards.windows if voice is None else guards.door
+    if test is None:
+        return None
+    change = test.find(windows, voice)
     if change is None or change.score < 0.0:
         return None
     starts = [index * test.hop_s for index in range(len(windows))] if times is None else times
     ends = starts[change.last] + test.window_s
-    if change.first > 0 and change.last < len(windows) - 1:
-        where = f"from about {starts[change.first]:.1f} to {ends:.1f} s"
-    else:  # a stretch at the beginning is as good as the rest: what is known is where the voice changes
-        where = f"from about {starts[change.first] if change.first else ends:.1f} s on"
+    opens, closes = change.first < test.gap, change.last + test.gap >= len(windows)  # no rest before, or after
+    if opens:  # either may be the second: what is known is where the voice changes
+        where = f"from about {ends:.1f} s on"
+    else:
+        where = f"from about {starts[change.first]:.1f} {'s on' if closes else f'to {ends:.1f} s'}"
     return Refusal("second_voice", f"a second voice: somebody else seems to speak {where}; let one person speak alone")
 
 

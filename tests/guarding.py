@@ -32,7 +32,13 @@ def voice_along(direction: NDArray[Any], bias: float = 0.0, terms: tuple[Term, .
 
 def guards(**changes: Any) -> Guards:
     """Guards that let everything pass that is of one voice."""
-    values: dict[str, Any] = {"voice": anybody(), "windows": WINDOWS, "clips": CLIPS, "least_cosine": -1.0}
+    values: dict[str, Any] = {
+        "voice": anybody(),
+        "windows": WINDOWS,
+        "door": None,
+        "clips": CLIPS,
+        "least_cosine": -1.0,
+    }
     return Guards(**(values | {"source": "invented for the tests"} | changes))
 
 

@@ -27,7 +27,9 @@ from .weights import logistic
 __all__ = ["Fitted", "fit_guards"]
 
 OWN_AS_NO_VOICE = 0.005  # of one's own speech that may be refused as no voice
-ONE_AS_TWO = 0.02  # of recordings of one voice, in several moods too, that may be taken for two
+ONE_AS_TWO = 0.02  # of recordings of one voice that may be taken for two
+# Of these so many change their mood within: at an enrolment and at the door, where both parts must fit the profile.
+MOVED_WITHIN = {"windows": 0.05, "door": 0.1}
 OWN_AS_STRANGER = 0.03  # of the owner's clips in other emotions that may be doubted
 ACCEPTED_LOST = 0.005  # of the owner's accepts that the least cosine may cost
 LOOSE_FAR = 0.05  # the rate at which these are counted
@@ -36,10 +38,12 @@ CLIP_COLUMNS = (
     "coherence", "nearest",
 )  # fmt: skip
 RIDGE = 1e-4  # on the weights of standardised columns
-FOLDS = 4
+VOICE_RIDGE = 3e-3  # the same where the columns are as many as an embedding's numbers
+FOLDS = 10
 DRAWS = 5  # enrolments of each speaker and kind
-STRANGE_MOODS = 0.25  # of strangers' clips that are not neutral
-MOST_OTHERS = 5  # clips of an enrolment that another is tried against
+STRANGE_MOODS = 0.1  # of strangers' clips that are not neutral
+LEAST_OTHERS, MOST_OTHERS = 2, 5  # clips of an enrolment that another is tried against
+PROFILE = 4  # neutral clips of the profile at the door
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 
 Matrix = NDArray[np.float64]
@@ -79,12 +83,13 @@ def fit_guards(heard: Sequence[Heard], calibration: Calibration, window_s: float
     clean = [each for each in clips if each.kind == "clean"]
     voice, voice_figures = _fit_voice(clips, sounds)
     windows, windows_figures = _fit_windows(halves, window_s, hop_s)
+    door, door_figures = _fit_windows(halves, window_s, hop_s, _voices(clean))
     test, least_cosine, clips_figures = _fit_clips(clean, calibration)
     corpora = ", ".join(sorted({each.corpus for each in clips}))
     folders = ", ".join(sorted({each.corpus for each in sounds if each.corpus}))
     source = f"speech of {corpora}; sounds of {folders} and made by rule"
-    guards = Guards(voice, windows, test, least_cosine, source)
-    return Fitted(guards, voice_figures | windows_figures | clips_figures)
+    guards = Guards(voice, windows, door, test, least_cosine, source)
+    return Fitted(guards, voice_figures | windows_figures | door_figures | clips_figures)
 
 
 def _weights(target: Flags, groups: Sequence[str]) -> Matrix:
@@ -99,23 +104,23 @@ def _weights(target: Flags, groups: Sequence[str]) -> Matrix:
     return weight
 
 
-def _regression(values: Matrix, target: Flags, weight: Matrix) -> tuple[Matrix, float]:
+def _regression(values: Matrix, target: Flags, weight: Matrix, ridge: float = RIDGE) -> tuple[Matrix, float]:
     """Weights of the columns and bias of least logistic loss."""
     weight = weight / weight.sum()
     centre = weight @ values
     scale = np.sqrt(weight @ np.square(values - centre)) + 1e-9
     x = np.hstack(((values - centre) / scale, np.ones((len(values), 1))))
-    found = logistic(x, target, weight, np.append(np.full(values.shape[1], RIDGE), 1e-9))
+    found = logistic(x, target, weight, np.append(np.full(values.shape[1], ridge), 1e-9))
     slopes = found[:-1] / scale
     return slopes, float(found[-1] - slopes @ centre)
 
 
-def _left_out(values: Matrix, target: Flags, weight: Matrix, folds: NDArray[np.int64]) -> Matrix:
+def _left_out(values: Matrix, target: Flags, weight: Matrix, folds: NDArray[np.int64], ridge: float = RIDGE) -> Matrix:
     """The score of every row by the regression on the other folds."""
     scores = np.zeros(len(values))
     for fold in np.unique(folds):
         rest = folds != fold
-        slopes, bias = _regression(values[rest], target[rest], weight[rest])
+        slopes, bias = _regression(values[rest], target[rest], weight[rest], ridge)
         scores[~rest] = values[~rest] @ slopes + bias
     return scores
 
@@ -137,13 +142,13 @@ def _fit_voice(clips: Sequence[Heard], sounds: Sequence[Heard]) -> tuple[VoiceTe
     target = np.array([True] * len(clips) + [False] * len(sounds))
     found = [measures(each.quality) for each in rows]
     columns = np.array([[each[name] for name in MEASURES] for each in found])
-    ranges = np.quantile(columns[target], (0.001, 0.999), axis=0)
+    ranges = np.quantile(columns, (0.001, 0.999), axis=0)
     values = np.hstack((np.stack([each.vector for each in rows]).astype(np.float64), np.clip(columns, *ranges)))
     weight = _weights(target, ["speech"] * len(clips) + [each.kind for each in sounds])
     folds = _folds([each.corpus if row < len(clips) else each.speaker for row, each in enumerate(rows)])
-    scores = _left_out(values, target, weight, folds)
+    scores = _left_out(values, target, weight, folds, VOICE_RIDGE)
     limit = float(np.quantile(scores[: len(clips)][[each.kind == "clean" for each in clips]], OWN_AS_NO_VOICE))
-    slopes, bias = _regression(values, target, weight)
+    slopes, bias = _regression(values, target, weight, VOICE_RIDGE)
     dim = len(slopes) - len(MEASURES)
     terms = tuple(
         Term(name, float(slope), float(low), float(high))
@@ -162,18 +167,35 @@ def _fit_voice(clips: Sequence[Heard], sounds: Sequence[Heard]) -> tuple[VoiceTe
     return VoiceTest(slopes[:dim].astype("<f4").tobytes(), terms, bias - limit), figures
 
 
+def _voices(clips: Sequence[Heard]) -> dict[tuple[str, str], NDArray[np.float32]]:
+    """The mean embedding of a few neutral clips of every speaker, as a profile's."""
+    found: dict[tuple[str, str], list[NDArray[np.float32]]] = {}
+    for clip in clips:
+        if clip.emotion in ("", "neutral"):
+            found.setdefault((clip.corpus, clip.speaker), []).append(clip.vector)
+    means = {key: np.mean(own[:PROFILE], axis=0) for key, own in found.items() if len(own) >= PROFILE}
+    return {key: np.asarray(mean / np.linalg.norm(mean), np.float32) for key, mean in means.items()}
+
+
 def _fit_windows(
-    halves: Sequence[Heard], window_s: float, hop_s: float
+    halves: Sequence[Heard],
+    window_s: float,
+    hop_s: float,
+    voices: dict[tuple[str, str], NDArray[np.float32]] | None = None,
 ) -> tuple[WindowsTest, dict[str, dict[str, float]]]:
-    start = WindowsTest(window_s, hop_s, 0.0, -1.0, 0.2, 0.0)
-    found = [(each, *side_cosines(each.windows, start.gap)) for each in halves if each.windows is not None]
-    found = [entry for entry in found if len(entry[1])]
-    rows = [entry[0] for entry in found]
-    sides = []
-    for each, stretches, cosines in found:
+    """The test of one recording by itself, or, with `voices`, of one that the first voice's profile would accept."""
+    door = voices is not None
+    gap = WindowsTest(window_s, hop_s, 0.0, -1.0, 0.2, 0.0).gap
+    rows, sides = [], []
+    for each in halves:
+        voice = None if voices is None else voices.get((each.corpus, each.speaker))
         assert each.windows is not None
-        lesser = np.log(np.minimum(stretches[:, 1] - stretches[:, 0] + 1, stretches[:, 2]))
-        sides.append(np.stack((cosines, lesser, np.full(len(cosines), math.log(len(each.windows)))), axis=1))
+        stretches, cosines, fits = side_cosines(each.windows, gap, voice)
+        if len(stretches) and (voice is not None or not door):
+            lesser = np.log(np.minimum(stretches[:, 1] - stretches[:, 0] + 1, stretches[:, 2]))
+            length = np.full(len(cosines), math.log(len(each.windows)))
+            sides.append(np.stack((cosines, lesser, length, fits)[: 4 if door else 3], axis=1))
+            rows.append(each)
     target = np.array([each.kind == "two" for each in rows])
     groups = [f"{each.corpus} {each.side_s:g} {each.emotion}" for each in rows]
     weight, folds = _weights(target, groups), _folds([each.corpus for each in rows])
@@ -181,18 +203,37 @@ def _fit_windows(
     def worst(slopes: Matrix) -> Matrix:
         return np.stack([each[int(np.argmax(each @ slopes))] for each in sides])
 
-    slopes = np.array([-1.0, 0.2, 0.0])
+    def regression(slopes: Matrix, pick: Flags) -> tuple[Matrix, float]:
+        found, bias = _regression(worst(slopes)[pick], target[pick], weight[pick])
+        found[0], found[3:] = min(found[0], -1e-3), np.minimum(found[3:], 0.0)
+        return found, bias
+
+    everything = np.ones(len(rows), bool)
+    slopes = np.array([-1.0, 0.2, 0.0, -1.0])[: 4 if door else 3]
     for _ in range(4):  # the stretch depends on the weights, and these on the stretches
-        slopes, bias = _regression(worst(slopes), target, weight)
-        slopes[0] = min(slopes[0], -1e-3)
+        slopes, bias = regression(slopes, everything)
     scores = np.zeros(len(rows))
     for fold in np.unique(folds):
-        rest, own = folds != fold, slopes
+        own = slopes
         for _ in range(3):
-            own, own_bias = _regression(worst(own)[rest], target[rest], weight[rest])
-        scores[~rest] = worst(own)[~rest] @ own + own_bias
-    limit = _weighted_quantile(scores[~target], weight[~target], 1.0 - ONE_AS_TWO)
-    told = scores >= limit
+            own, own_bias = regression(own, folds != fold)
+        scores[folds == fold] = worst(own)[folds == fold] @ own + own_bias
+    limit = _one_voice_limit(rows, scores, MOVED_WITHIN["door" if door else "windows"])
+    figures = _told(rows, scores >= limit, " at the door" if door else "")
+    return WindowsTest(window_s, hop_s, bias - limit, *(float(slope) for slope in slopes)), figures
+
+
+def _one_voice_limit(rows: Sequence[Heard], scores: Matrix, moved_within: float) -> float:
+    """The score that so few recordings of one voice reach, if this share of them changes the mood within."""
+    one = np.array([each.kind == "one" for each in rows])
+    moved = np.array([each.emotion != "" for each in rows])
+    weight = np.zeros(len(rows))
+    for kind, share in ((moved, moved_within), (~moved, 1.0 - moved_within)):
+        weight[one & kind] = share / max(1, int((one & kind).sum()))
+    return _weighted_quantile(scores[one], weight[one], 1.0 - ONE_AS_TWO)
+
+
+def _told(rows: Sequence[Heard], told: Flags, where: str) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = {}
     for kind, what in (("one", "one voice taken for two"), ("two", "two voices told")):
         for side_s in sorted({each.side_s for each in rows}):
@@ -201,9 +242,8 @@ def _fit_windows(
                 if pick.any():
                     labels = [each.corpus for each, held in zip(rows, pick, strict=True) if held]
                     mood = ", several moods" if emotion else ""
-                    figures |= _shares(f"{what}, {side_s:g} + {side_s:g} s{mood}", told[pick], labels)
-    test = WindowsTest(window_s, hop_s, bias - limit, *(float(slope) for slope in slopes))
-    return test, figures
+                    figures |= _shares(f"{what}{where}, {side_s:g} + {side_s:g} s{mood}", told[pick], labels)
+    return figures
 
 
 def _weighted_quantile(values: Matrix, weight: Matrix, share: float) -> float:
@@ -246,7 +286,7 @@ def _trials(clips: Sequence[Heard], seed: int = 0) -> list[_Trial]:
         ]
         for draw in range(2 * DRAWS):
             usable = [clip for clip in own if draw >= DRAWS or clip.emotion in ("", "neutral")]
-            count = int(rng.integers(1, MOST_OTHERS + 1))
+            count = int(rng.integers(LEAST_OTHERS, MOST_OTHERS + 1))
             order = [usable[i] for i in rng.permutation(len(usable))]
             others, rest = order[:count], [clip for clip in own if all(clip is not held for held in order[:count])]
             if len(others) < count:

@@ -34,6 +34,8 @@ def sound(rng: np.random.Generator, seconds: float | None = None) -> tuple[NDArr
     """
     count = int(RATE * (rng.uniform(1.5, 6.0) if seconds is None else seconds))
     source, family = str(rng.choice(SOURCES)), str(rng.choice(FAMILIES))
+    if (source, family) == ("noise", "vowels"):  # that would be whispering
+        family = "plain"
     low, high = (80.0, 500.0) if family == "vowels" else ((60.0, 4000.0) if rng.random() < 0.5 else (80.0, 400.0))
     wave = _source(source, _track(count, low, high, rng), rng)
     if family == "vowels":
