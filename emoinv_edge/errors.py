@@ -4,6 +4,7 @@
 
     EmoinvError
      ├── AudioError            a waveform or an audio file that cannot be used     (also a ValueError)
+     │    └── ChannelError         its channels cancel each other when mixed down
      ├── ModelFormatError      a model file that is damaged, foreign or too new    (also a ValueError)
      ├── ModelMismatchError    a profile made by one model, used with another
      ├── EnrolmentError        a profile asked for before there is speech enough
@@ -24,6 +25,7 @@ from __future__ import annotations
 __all__ = [
     "AudioError",
     "CalibrationError",
+    "ChannelError",
     "EmoinvError",
     "EnrolmentError",
     "MicrophoneError",
@@ -43,6 +45,10 @@ class EmoinvError(Exception):
 
 class AudioError(EmoinvError, ValueError):
     """A waveform or an audio file that cannot be used: empty, not finite, silent, wrong shape or type."""
+
+
+class ChannelError(AudioError):
+    """Channels that are inverted against each other, so that mixing them down leaves no speech; take one alone."""
 
 
 class ModelFormatError(EmoinvError, ValueError):

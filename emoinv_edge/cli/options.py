@@ -45,7 +45,7 @@ def add_command(
     """Add the parser of one subcommand, with an example at the end of its help."""
     return subparsers.add_parser(
         name,
-        help=summary[0].lower() + summary[1:].removesuffix("."),
+        help=(summary[0].lower() + summary[1:]).partition("\n")[0].removesuffix("."),
         description=summary,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
