@@ -7,7 +7,10 @@ before; everything in this project that needs ONNX Runtime comes here for it.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +126,24 @@ def run_session(
             f"the model failed on an input of shape {shapes} ({_line(error)}); "
             "check the model file with `emoinv doctor`"
         ) from error
+    if shrink:
+        _trim()
     return np.asarray(result, np.float32)
+
+
+def _trim() -> None:
+    """Have the C library give freed memory back to the system, where it is glibc, which keeps it otherwise."""
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@functools.lru_cache(maxsize=1)
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    except OSError:  # a program that is linked statically
+        return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
