@@ -14,7 +14,8 @@
      │    ├── SealError            wrong key, or bytes that were altered
      │    ├── SchemaError          a store made by a newer or unknown version
      │    └── ProfileExpiredError  a profile past its expiry
-     └── MicrophoneError       no PortAudio, no device, or the device went away
+     ├── MicrophoneError       no PortAudio, no device, or the device went away
+     └── OutOfMemoryError      there is not memory enough for a model or a recording
 
 Wrong use of a function (a wrong type, a negative count) raises the usual ``TypeError`` or
 ``ValueError``. Every message states what was expected, what came, and the cure.
@@ -31,6 +32,7 @@ __all__ = [
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "ProfileExpiredError",
     "SchemaError",
     "SealError",
@@ -89,3 +91,7 @@ class ProfileExpiredError(StoreError):
 
 class MicrophoneError(EmoinvError):
     """No PortAudio, no such device, or the device went away."""
+
+
+class OutOfMemoryError(EmoinvError):
+    """There is not memory enough for a model or a recording; the speech is not to blame."""

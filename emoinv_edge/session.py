@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EmoinvError, ModelFormatError
+from .errors import EmoinvError, ModelFormatError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -61,7 +61,7 @@ def open_session(
     ------
     ModelFormatError
         If ONNX Runtime refuses the model. The message does not name the file.
-    EmoinvError
+    OutOfMemoryError
         If there is not memory enough.
     """
     onnxruntime = import_onnxruntime()
@@ -79,7 +79,7 @@ def open_session(
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         if _is_out_of_memory(error):
-            raise EmoinvError(
+            raise OutOfMemoryError(
                 f"out of memory while opening a model of {len(content)} bytes; "
                 "free some memory, or take the small model"
             ) from error
@@ -106,8 +106,10 @@ def run_session(
 
     Raises
     ------
+    OutOfMemoryError
+        If there is not memory enough.
     EmoinvError
-        If there is not memory enough, or the model fails on this input.
+        If the model fails on this input.
     """
     options = None
     if shrink:
@@ -118,7 +120,7 @@ def run_session(
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
         if _is_out_of_memory(error):
-            raise EmoinvError(
+            raise OutOfMemoryError(
                 f"out of memory: the model needs more than there is for an input of shape {shapes}; "
                 "give it shorter recordings, free some memory, or take the small model"
             ) from error

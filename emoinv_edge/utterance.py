@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .audio import gather, to_mono
 from .encoder import LONGEST_S, WINDOW_S, Embedding, combine
-from .errors import ChannelError, EmoinvError
+from .errors import ChannelError, EmoinvError, OutOfMemoryError
 from .features import log_mel
 from .quality import BackgroundMeter, SpeechQuality, measure_quality, merge_qualities
 from .spec import EncoderSpec
@@ -324,6 +324,8 @@ def embed_speech(encoder: Embedder, speech: NDArray[np.float32]) -> Embedding | 
         if encoder.input == "waveform":
             return encoder.embed(speech, encoder.spec.sample_rate)
         return encoder.embed_features(log_mel(speech, encoder.spec) if speech.ndim == 1 else speech)
+    except OutOfMemoryError:  # no fault of the speech
+        raise
     except EmoinvError as error:
         return _no_embedding(error)
 

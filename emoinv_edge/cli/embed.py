@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import AudioError, EmoinvError
+from ..errors import AudioError, EmoinvError, OutOfMemoryError
 from ..files import write_atomically
 from .options import add_command, add_json, add_model, open_encoder
 from .recordings import add_audio, add_recordings, open_recording
@@ -146,7 +146,7 @@ def embed_file(encoder: Encoder, path: Path, channel: int | Literal["mix", "each
     for recording in open_recording(path, encoder.spec.sample_rate, channel, max_duration_s):
         try:
             heard = hear_blocks(encoder, recording.blocks)
-        except AudioError as error:
+        except (AudioError, OutOfMemoryError) as error:
             rows.append(Row(recording.file, recording.channel, problem=str(error)))
             continue
         if heard.embedding is None or heard.quality is None:

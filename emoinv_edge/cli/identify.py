@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from ..errors import AudioError, ModelMismatchError, ProfileExpiredError, UnknownSpeakerError
+from ..errors import AudioError, ModelMismatchError, OutOfMemoryError, ProfileExpiredError, UnknownSpeakerError
 from .options import (
     add_command,
     add_far,
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             start = time.perf_counter()
             try:
                 decision, embedding = verifier.examine_blocks(recording.blocks)
-            except AudioError as error:
+            except (AudioError, OutOfMemoryError) as error:
                 if is_one(args):
                     raise
                 status = max(status, answer_failed(args, recording, error, table))

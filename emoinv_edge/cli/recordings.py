@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from ..errors import AudioError
+from ..errors import AudioError, EmoinvError
 from .options import positive
 from .terminal import EXIT_ERROR, console, decision_fields, one_in, print_error, print_json, verdict_text
 
@@ -100,14 +100,14 @@ def add_audio(parser: argparse.ArgumentParser, *, each: bool = False) -> None:
         type=parse_channel if each else parse_one_channel,
         default="mix",
         metavar=choices,
-        help="one channel, counted from 1" + (", each as a recording," if each else "") + " or their mean (default)",
+        help="one channel, counted from 1, " + ("or each apart, " if each else "") + "or the mean (default)",
     )
     parser.add_argument(
         "--max-duration",
         type=positive("seconds", MOST_S),
         default=7200.0,
-        metavar="SECONDS",
-        help="refuse longer recordings (default: two hours)",
+        metavar="S",
+        help="refuse recordings of more seconds (default: 7200)",
     )
 
 
@@ -198,7 +198,7 @@ def is_one(args: argparse.Namespace) -> bool:
     return len(args.files) == 1 and args.channel != "each"
 
 
-def answer_failed(args: argparse.Namespace, recording: Recording, error: AudioError, table: Table) -> int:
+def answer_failed(args: argparse.Namespace, recording: Recording, error: EmoinvError, table: Table) -> int:
     """Say why one recording of several could not be read; the exit status for it."""
     message = str(error)
     if args.json:

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from ..errors import AudioError, CalibrationError
+from ..errors import AudioError, CalibrationError, OutOfMemoryError
 from .options import add_command, add_far, add_json, add_model, add_store, note_verified, open_encoder, open_store
 from .recordings import (
     Recording,
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             start = time.perf_counter()
             try:
                 decision, adapted = decide(recording)
-            except AudioError as error:
+            except (AudioError, OutOfMemoryError) as error:
                 if is_one(args):
                     raise
                 status = max(status, answer_failed(args, recording, error, table))
