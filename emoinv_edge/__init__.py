@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING
 from .errors import (
     AudioError,
     CalibrationError,
+    ChannelError,
     EmoinvError,
     EnrolmentError,
     MicrophoneError,
     ModelFormatError,
     ModelMismatchError,
+    OutOfMemoryError,
     ProfileExpiredError,
     SchemaError,
     SealError,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .adaptation import Adapter
     from .audio import read_audio
     from .calibration import Calibration
+    from .comparison import compare
     from .decision import Decision, Verdict
     from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
@@ -62,6 +65,7 @@ __all__ = [
     "AudioError",
     "Calibration",
     "CalibrationError",
+    "ChannelError",
     "Decision",
     "Embedding",
     "EmoinvError",
@@ -81,6 +85,7 @@ __all__ = [
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "Passphrase",
     "Profile",
     "ProfileExpiredError",
@@ -96,6 +101,7 @@ __all__ = [
     "VerificationStream",
     "Verifier",
     "__version__",
+    "compare",
     "log_mel",
     "read_audio",
 ]
@@ -105,6 +111,7 @@ _MODULES = {
     "adaptation": "Adapter",
     "audio": "read_audio",
     "calibration": "Calibration",
+    "comparison": "compare",
     "decision": "Decision Verdict",
     "encoder": "Embedding Encoder",
     "enrolment": "Enroller EnrolmentFeedback",

@@ -22,7 +22,8 @@ from .heard import HeardBefore, heard
 from .profiles import Profile
 from .quality import SpeechQuality
 from .scoring import ProfileBank
-from .utterance import Refusal, no_voice, second_voice, unusable
+from .second_voice import second_voice
+from .utterance import Refusal, no_voice, unusable
 
 if TYPE_CHECKING:
     from .store import ProfileStore
@@ -278,6 +279,18 @@ class Comparator:
             speaker=self._bank.names[best],
             cosine=cosine,
         )
+
+    def scores_of(self, embedding: ArrayLike | None, quality: SpeechQuality | None) -> dict[str, float]:
+        """The LLR of every profile, the best first; empty for what `decide` would not judge, or None."""
+        if embedding is None or quality is None or unusable(quality) is not None:
+            return {}
+        try:
+            llrs, _ = self._bank.score(self._calibration, np.asarray(embedding), quality)
+        except ValueError:
+            return {}
+        if not np.isfinite(llrs).all():
+            return {}
+        return {self._bank.names[place]: float(llrs[place]) for place in np.argsort(-llrs, kind="stable")}
 
     def no_decision(
         self,

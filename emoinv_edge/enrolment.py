@@ -27,7 +27,8 @@ from .microphone import Gap
 from .profiles import Exemplar, Profile
 from .quality import SpeechQuality, measure_quality
 from .scoring import ProfileBank
-from .utterance import Utterance, hear, second_voice, window_times
+from .second_voice import second_voice, window_times
+from .utterance import Utterance, hear
 from .vad import SpeechSegmenter
 from .voice import is_unvoiced
 
@@ -71,7 +72,7 @@ class EnrolmentFeedback:
     ----------
     accepted : bool
     reason : str
-        ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``too_short``, ``clipped``,
+        ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``channels``, ``too_short``, ``clipped``,
         ``too_quiet``, ``too_noisy``, ``no_voice``, ``duplicate``, ``second_voice``, ``other_speaker``, ``full``,
         ``no_embedding``.
     message : str

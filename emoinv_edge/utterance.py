@@ -7,19 +7,21 @@ stream cuts its speech out as it comes; the rules and the embedding are these al
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import to_mono
-from .encoder import Embedding
-from .errors import EmoinvError
+from .audio import gather, to_mono
+from .encoder import LONGEST_S, WINDOW_S, Embedding, combine
+from .errors import ChannelError, EmoinvError, OutOfMemoryError
 from .features import log_mel
-from .quality import SpeechQuality, measure_quality
+from .quality import BackgroundMeter, SpeechQuality, measure_quality, merge_qualities
 from .spec import EncoderSpec
-from .vad import speech_segments
+from .vad import SpeechSegmenter, speech_segments
 
 if TYPE_CHECKING:
     from .guards import Guards
@@ -32,16 +34,17 @@ __all__ = [
     "Utterance",
     "embed_speech",
     "hear",
+    "hear_blocks",
     "no_voice",
-    "second_voice",
     "unusable",
-    "window_times",
 ]
 
 MIN_SPEECH_S = 0.8
 MAX_CLIPPED_FRACTION = 0.02
 MIN_LEVEL_DBFS = -75.0  # about 6 steps of 16 bits: below, the quantiser speaks
 MIN_SNR_DB = 0.0
+HELD_S = 60.0  # a longer recording is heard block by block
+LONG_BLOCK = 1 << 17
 
 
 class Embedder(Protocol):
@@ -69,7 +72,7 @@ class Refusal:
     Parameters
     ----------
     code : str
-        ``empty``, ``not_finite``, ``silent``, ``too_quiet``, ``too_short``, ``clipped``, ``too_noisy``,
+        ``empty``, ``not_finite``, ``silent``, ``channels``, ``too_quiet``, ``too_short``, ``clipped``, ``too_noisy``,
         ``no_embedding``, ``no_voice`` or ``second_voice``.
     message : str
         The same in a sentence, with the cure.
@@ -79,6 +82,9 @@ class Refusal:
     message: str
 
 
+SILENT = Refusal("silent", "silent: every sample is zero; is the microphone muted?")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Utterance:
     """What was heard in one recording.
@@ -86,7 +92,7 @@ class Utterance:
     Parameters
     ----------
     speech : ndarray, shape (samples,), float32 in [-1, 1]
-        Pauses cut out, one channel, at the encoder's rate; empty where nothing was measured.
+        Pauses cut out, one channel, at the encoder's rate; empty where nothing was measured, or it was not kept.
     quality : SpeechQuality or None
         As far as it could be measured.
     embedding : Embedding or None
@@ -106,7 +112,7 @@ class Utterance:
     segments: tuple[tuple[int, int], ...] = ()
 
     def position(self, sample: int) -> int:
-        """Where in the recording a sample of `speech` lies, in samples at the encoder's rate."""
+        """Where in the recording a sample of its speech lies, in samples at the encoder's rate."""
         before = 0
         for start, end in self.segments:
             if sample < before + end - start:
@@ -122,6 +128,7 @@ def hear(
     *,
     min_speech_s: float = MIN_SPEECH_S,
     min_snr_db: float = MIN_SNR_DB,
+    keep_speech: bool = True,
 ) -> Utterance:
     """Take one recording of one person.
 
@@ -135,6 +142,8 @@ def hear(
         8000 to 192000 Hz.
     min_speech_s, min_snr_db : float
         Less speech, or more noise, is refused.
+    keep_speech : bool
+        Without it the answer for a recording of more than a minute comes without its speech, and in little memory.
 
     Raises
     ------
@@ -146,19 +155,154 @@ def hear(
         if refusal is not None:
             return Utterance(np.empty(0, np.float32), None, None, refusal)
     rate = encoder.spec.sample_rate
-    mono = to_mono(waveform, sample_rate, rate)
-    found_speech = speech_segments(mono, rate)
-    spans = tuple((segment.start, segment.end) for segment in found_speech)
-    speech = np.concatenate([segment.waveform for segment in found_speech]) if spans else np.empty(0, np.float32)
+    try:
+        mono = to_mono(waveform, sample_rate, rate)
+    except ChannelError as error:
+        return _cancelled(error)
+    if len(mono) > HELD_S * rate:
+        steps = range(0, len(mono), LONG_BLOCK)
+        blocks = (mono[first : first + LONG_BLOCK] for first in steps)
+        return _hear_long(encoder, blocks, min_speech_s, min_snr_db, keep_speech)
+    segments = speech_segments(mono, rate)
+    speech = gather([segment.waveform for segment in segments])
     quality = measure_quality(mono, rate, speech)
     found = unusable(quality, min_speech_s, min_snr_db) or embed_speech(encoder, speech)
+    heard = Utterance(speech, quality, None, None, len(mono), tuple((each.start, each.end) for each in segments))
+    return _utterance(encoder, heard, quality, found)
+
+
+def hear_blocks(encoder: Embedder, blocks: Iterable[NDArray[np.float32]]) -> Utterance:
+    """Take one recording that comes in blocks, and hold no more than a minute of it; otherwise as `hear`.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    blocks : iterable of ndarray, shape (samples,), float32 in [-1, 1]
+        Mono, finite, at the encoder's rate. Any error that they raise is passed on.
+
+    Returns
+    -------
+    Utterance
+        Of a recording of more than a minute without its speech.
+    """
+    rate = encoder.spec.sample_rate
+    held: list[NDArray[np.float32]] = []
+    coming = iter(blocks)
+    try:
+        for block in coming:
+            held.append(block)
+            if sum(map(len, held)) > HELD_S * rate:
+                whole = itertools.chain(held, coming)
+                return _hear_long(encoder, whole, MIN_SPEECH_S, MIN_SNR_DB, keep_speech=False)
+    except ChannelError as error:
+        return _cancelled(error)
+    return hear(encoder, np.concatenate([np.empty(0, np.float32), *held]), rate)
+
+
+def _cancelled(error: ChannelError) -> Utterance:
+    without_file = error.__cause__ or error
+    return Utterance(np.empty(0, np.float32), None, None, Refusal("channels", str(without_file)))
+
+
+def _utterance(encoder: Embedder, heard: Utterance, quality: SpeechQuality, found: Embedding | Refusal) -> Utterance:
     if isinstance(found, Refusal):
-        return Utterance(speech, quality, None, found, len(mono), spans)
+        return dataclasses.replace(heard, refusal=found)
     quality = quality.with_embedding_norm(found.norm)
     refusal = no_voice(getattr(encoder, "guards", None), found.vector, quality)
     if refusal is not None:
-        return Utterance(speech, quality, None, refusal, len(mono), spans)
-    return Utterance(speech, quality, found, None, len(mono), spans)
+        return dataclasses.replace(heard, quality=quality, refusal=refusal)
+    return dataclasses.replace(heard, quality=quality, embedding=found)
+
+
+def _hear_long(
+    encoder: Embedder,
+    blocks: Iterable[NDArray[np.float32]],
+    min_speech_s: float,
+    min_snr_db: float,
+    keep_speech: bool,
+) -> Utterance:
+    """As `hear`, for a long recording in blocks: beside the blocks it takes the memory of the longest embedding."""
+    rate = encoder.spec.sample_rate
+    segmenter, meter, windows = SpeechSegmenter(rate), BackgroundMeter(rate), _SpeechWindows(encoder)
+    kept: list[NDArray[np.float32]] = []
+    spans: list[tuple[int, int]] = []
+    sounded = False
+    for block in blocks:
+        sounded |= bool(block.any())
+        meter.add(block)
+        for segment in segmenter.process(block):
+            spans.append((segment.start, segment.end))
+            windows.add(segment.waveform)
+            kept += [segment.waveform] if keep_speech else []
+    for segment in segmenter.flush():
+        spans.append((segment.start, segment.end))
+        windows.add(segment.waveform)
+        kept += [segment.waveform] if keep_speech else []
+    if not sounded:
+        return Utterance(np.empty(0, np.float32), None, None, SILENT)
+    quality = windows.quality()
+    level = quality.level_dbfs if quality.net_speech_s else meter.level_dbfs
+    quality = dataclasses.replace(
+        quality, snr_db=meter.snr_db, clipped_fraction=meter.clipped_fraction, level_dbfs=level
+    )
+    found = unusable(quality, min_speech_s, min_snr_db) or windows.embedding()
+    heard = Utterance(gather(kept), quality, None, None, meter.num_samples, tuple(spans))
+    return _utterance(encoder, heard, quality, found)
+
+
+class _SpeechWindows:
+    """The speech of a long recording as it comes: held whole up to `LONGEST_S`, embedded in windows beyond."""
+
+    def __init__(self, encoder: Embedder) -> None:
+        self._encoder = encoder
+        self._rate = encoder.spec.sample_rate
+        self._held: list[NDArray[np.float32]] = []
+        self._length = 0
+        self._long = False
+        self._qualities: list[SpeechQuality] = []
+        self._found: list[Embedding | Refusal] = []
+
+    def add(self, speech: NDArray[np.float32]) -> None:
+        self._held.append(speech)
+        self._length += len(speech)
+        self._long |= self._length > LONGEST_S * self._rate
+        window = round(WINDOW_S * self._rate)
+        if not self._long or self._length < 2 * window:  # what is left at the end can be halved
+            return
+        held = np.concatenate(self._held)
+        while len(held) >= 2 * window:
+            self._embed(held[:window])
+            held = held[window:]
+        self._held, self._length = [held.copy()], len(held)
+
+    def _embed(self, speech: NDArray[np.float32]) -> None:
+        self._qualities.append(measure_quality(speech, self._rate))
+        self._found.append(embed_speech(self._encoder, speech))
+
+    def quality(self) -> SpeechQuality:
+        """Of the speech alone, once all of it has come."""
+        if not self._long:
+            self._held = [gather(self._held)]
+            return measure_quality(self._held[0], self._rate)
+        held, self._held = np.concatenate(self._held), []
+        fits = len(held) <= round(WINDOW_S * self._rate)
+        for part in [held] if fits else np.array_split(held, 2):
+            self._embed(part)
+        return merge_qualities(self._qualities)
+
+    def embedding(self) -> Embedding | Refusal:
+        """Of all the speech, after `quality`, or why there is none."""
+        if not self._long:
+            return embed_speech(self._encoder, self._held[0])
+        embeddings = []
+        for found in self._found:
+            if isinstance(found, Refusal):
+                return found
+            embeddings.append(found)
+        try:
+            return combine(embeddings, [quality.net_speech_s for quality in self._qualities])
+        except EmoinvError as error:
+            return _no_embedding(error)
 
 
 def unusable(
@@ -204,8 +348,14 @@ def embed_speech(encoder: Embedder, speech: NDArray[np.float32]) -> Embedding | 
         if encoder.input == "waveform":
             return encoder.embed(speech, encoder.spec.sample_rate)
         return encoder.embed_features(log_mel(speech, encoder.spec) if speech.ndim == 1 else speech)
+    except OutOfMemoryError:  # no fault of the speech
+        raise
     except EmoinvError as error:
-        return Refusal("no_embedding", f"the model gave no usable embedding ({error})")
+        return _no_embedding(error)
+
+
+def _no_embedding(error: EmoinvError) -> Refusal:
+    return Refusal("no_embedding", f"the model gave no usable embedding ({error})")
 
 
 def no_voice(guards: Guards | None, embedding: NDArray[np.float32], quality: SpeechQuality) -> Refusal | None:
@@ -228,59 +378,12 @@ def no_voice(guards: Guards | None, embedding: NDArray[np.float32], quality: Spe
     )
 
 
-def window_times(guards: Guards | None, heard: Utterance, sample_rate: int) -> list[float] | None:
-    """Where each window of an utterance's embedding begins in the recording, in seconds; None without windows."""
-    if guards is None or guards.windows is None or heard.embedding is None or heard.embedding.windows is None:
-        return None
-    hop = guards.windows.hop_s * sample_rate
-    return [heard.position(round(index * hop)) / sample_rate for index in range(len(heard.embedding.windows))]
-
-
-def second_voice(
-    guards: Guards | None,
-    windows: NDArray[np.float32] | None,
-    times: Sequence[float] | None = None,
-    voice: NDArray[np.float32] | None = None,
-) -> Refusal | None:
-    """Why speech is not one person's; None if it may be, or is too short to tell, or the model gives no windows.
-
-    Parameters
-    ----------
-    guards : Guards or None
-        Of the model.
-    windows : ndarray, shape (windows, embedding_dim), float32 of unit norm, or None
-        `Embedding.windows`.
-    times : sequence of float, optional
-        Where each window begins in the audio, in seconds; without them, in the speech alone.
-    voice : ndarray, shape (embedding_dim,), float32 of unit norm, optional
-        The mean embedding of the profile that the speech would be accepted as: both parts must fit it.
-    """
-    if guards is None or windows is None:
-        return None
-    test = guards.windows if voice is None else guards.door
-    if test is None:
-        return None
-    change = test.find(windows, voice)
-    if change is None or change.score < 0.0:
-        return None
-    starts = [index * test.hop_s for index in range(len(windows))] if times is None else times
-    ends = starts[change.last] + test.window_s
-    opens, closes = change.first < test.gap, change.last + test.gap >= len(windows)  # no rest before, or after
-    if opens:  # either may be the second: what is known is where the voice changes
-        where = f"from about {ends:.1f} s on"
-    else:
-        where = f"from about {starts[change.first]:.1f} {'s on' if closes else f'to {ends:.1f} s'}"
-    return Refusal("second_voice", f"a second voice: somebody else seems to speak {where}; let one person speak alone")
-
-
 def _broken(waveform: NDArray[Any]) -> Refusal | None:
     """Why the values, not the form, of this waveform cannot be judged."""
     if waveform.size == 0:
         return Refusal("empty", "no audio: the recording is empty; record again")
-    if waveform.dtype.kind == "f" and not np.isfinite(waveform).all():
+    if waveform.dtype.kind == "f" and not (math.isfinite(waveform.max()) and math.isfinite(waveform.min())):
         return Refusal(
             "not_finite", "not finite: the recording holds a NaN or an infinity; find the fault in the recording chain"
         )
-    if not waveform.any():
-        return Refusal("silent", "silent: every sample is zero; is the microphone muted?")
-    return None
+    return None if waveform.any() else SILENT

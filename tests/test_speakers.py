@@ -20,8 +20,8 @@ from emoinv_edge.encoder import Embedding, Encoder
 from emoinv_edge.enrolment import Enroller
 from emoinv_edge.errors import EnrolmentError, ModelFormatError
 from emoinv_edge.profiles import Exemplar
+from emoinv_edge.second_voice import second_voice
 from emoinv_edge.speakers import ClipsTest, odd_ones
-from emoinv_edge.utterance import second_voice
 from emoinv_edge.verifier import Verifier
 from tests.builders import (
     ANA_HZ,
