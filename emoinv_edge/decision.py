@@ -268,9 +268,9 @@ class Comparator:
         if doubt is not None:
             return self.no_decision(doubt, quality, start=start, end=end, final=final)
         reason = f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}"
-        if accepted and guards is not None and not cosine >= guards.least_cosine:  # NaN comes here too
+        if accepted and guards is not None and not guards.accepts(cosine, np.asarray(embedding), quality):
             accepted = False
-            reason += f", but the cosine {cosine:.2f} is below {guards.least_cosine:.2f}, where no owner lies"
+            reason += f", but the cosine {cosine:.2f} is lower than any owner's speech of this kind has"
         return dataclasses.replace(
             self.no_decision(Refusal("", ""), quality, start=start, end=end, final=final),
             verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,

@@ -10,8 +10,12 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import ModelFormatError
 from .fields import is_finite, read_fields, read_text
+from .quality import SpeechQuality
 from .speakers import ClipsTest, WindowsTest, read_clips_test, read_windows_test
 from .voice import VoiceTest
 
@@ -36,6 +40,9 @@ class Guards:
         Whether the clips of an enrolment are of one person.
     least_cosine : float
         Below this cosine, -1 to 1, nothing is accepted, whatever else speaks for it.
+    cosine_weight, least_sum : float
+        Nor is anything of which the voice's score and `cosine_weight` times the cosine sum to less than
+        `least_sum`: what is hardly a voice must be all the nearer to the profile.
     source : str
         What they were fitted on.
 
@@ -50,9 +57,22 @@ class Guards:
     door: WindowsTest | None
     clips: ClipsTest
     least_cosine: float
+    cosine_weight: float
+    least_sum: float
     source: str
 
+    def accepts(self, cosine: float, embedding: NDArray[np.float32], quality: SpeechQuality) -> bool:
+        """Whether speech of this cosine with a profile may be accepted at all; never where a number is NaN."""
+        total = self.voice.score(embedding, quality) + self.cosine_weight * cosine
+        return cosine >= self.least_cosine and total >= self.least_sum
+
     def __post_init__(self) -> None:
+        numbers = (self.cosine_weight, self.least_sum)
+        if not (all(map(is_finite, numbers)) and self.cosine_weight >= 0.0):
+            raise ModelFormatError(
+                f"guards: cosine_weight and least_sum should be finite, the former 0 or more, got {numbers}; the file "
+                "is damaged or foreign, fit the guards again (python -m export guards)"
+            )
         if not (is_finite(self.least_cosine) and -1.0 <= self.least_cosine <= 1.0):
             raise ModelFormatError(
                 f"guards: least_cosine should be -1 to 1, got {self.least_cosine!r}; the file is damaged or foreign, "
@@ -68,6 +88,8 @@ class Guards:
             "door": None if self.door is None else dataclasses.asdict(self.door),
             "clips": dataclasses.asdict(self.clips),
             "least_cosine": self.least_cosine,
+            "cosine_weight": self.cosine_weight,
+            "least_sum": self.least_sum,
             "source": self.source,
         }
         return json.dumps(values, sort_keys=True, allow_nan=False)
@@ -112,4 +134,5 @@ class Guards:
                 f"guards: expected a direction of {dim} numbers, got {voice.dim}; they belong to another model, "
                 "fit them again (python -m export guards)"
             )
-        return cls(voice, windows, door, clips, fields["least_cosine"], source)
+        numbers = (fields["least_cosine"], fields["cosine_weight"], fields["least_sum"])
+        return cls(voice, windows, door, clips, *numbers, source)

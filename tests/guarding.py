@@ -38,7 +38,10 @@ def guards(**changes: Any) -> Guards:
         "door": None,
         "clips": CLIPS,
         "least_cosine": -1.0,
+        "cosine_weight": 0.0,
     }
+    values["least_sum"] = -1e6
+
     return Guards(**(values | {"source": "invented for the tests"} | changes))
 
 

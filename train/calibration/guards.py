@@ -31,8 +31,9 @@ ONE_AS_TWO = 0.02  # of recordings of one voice that may be taken for two
 # Of these so many change their mood within: at an enrolment and at the door, where both parts must fit the profile.
 MOVED_WITHIN = {"windows": 0.05, "door": 0.1}
 OWN_AS_STRANGER = 0.03  # of the owner's clips in other emotions that may be doubted
-ACCEPTED_LOST = 0.005  # of the owner's accepts that the least cosine may cost
-LOOSE_FAR = 0.05  # the rate at which these are counted
+ACCEPTED_LOST = 0.005  # of the owner's accepts that the least cosine may cost, and as many the least sum
+COSINE_WEIGHT = 18.0  # of the cosine beside a voice's score: a cosine higher by 0.1 makes up for 1.8
+LOOSE_FAR, USUAL_FAR = 0.05, 0.01  # the rates at which these are counted: of the cosine, and of the sum
 CLIP_COLUMNS = (
     "cosine", "f0_above", "f0_below", "norm_above", "norm_below", "emotion_shift", "test_seconds", "enrol_seconds",
     "coherence", "nearest",
@@ -81,14 +82,16 @@ def fit_guards(heard: Sequence[Heard], calibration: Calibration, window_s: float
     if len({each.corpus for each in clips}) < 2 or not sounds or not halves:
         raise ValueError("expected clips of two corpora or more, sounds, and recordings of two halves; name more sets")
     clean = [each for each in clips if each.kind == "clean"]
-    voice, voice_figures = _fit_voice(clips, sounds)
+    voice, margins, voice_figures = _fit_voice(clips, sounds)
     windows, windows_figures = _fit_windows(halves, window_s, hop_s)
     door, door_figures = _fit_windows(halves, window_s, hop_s, _voices(clean))
-    test, least_cosine, clips_figures = _fit_clips(clean, calibration)
+    test, clips_figures = _fit_clips(clean, calibration)
+    kept = [margin for each, margin in zip(clips, margins, strict=True) if each.kind == "clean"]
+    least_cosine, least_sum = _least(clean, kept, calibration)
     corpora = ", ".join(sorted({each.corpus for each in clips}))
     folders = ", ".join(sorted({each.corpus for each in sounds if each.corpus}))
     source = f"speech of {corpora}; sounds of {folders} and made by rule"
-    guards = Guards(voice, windows, door, test, least_cosine, source)
+    guards = Guards(voice, windows, door, test, least_cosine, COSINE_WEIGHT, least_sum, source)
     return Fitted(guards, voice_figures | windows_figures | door_figures | clips_figures)
 
 
@@ -132,12 +135,16 @@ def _folds(groups: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _shares(name: str, flags: Flags, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The share of rows whose flag is set, by label and for all."""
+    """The share of rows whose flag is set, by label and for all; nothing where there is no row."""
+    if not len(flags):
+        return {}
     found = {label: float(np.mean(flags[np.array(labels) == label])) for label in sorted(set(labels))}
     return {name: found | {"all": float(np.mean(flags))}}
 
 
-def _fit_voice(clips: Sequence[Heard], sounds: Sequence[Heard]) -> tuple[VoiceTest, dict[str, dict[str, float]]]:
+def _fit_voice(
+    clips: Sequence[Heard], sounds: Sequence[Heard]
+) -> tuple[VoiceTest, Matrix, dict[str, dict[str, float]]]:
     rows = [*clips, *sounds]
     target = np.array([True] * len(clips) + [False] * len(sounds))
     found = [measures(each.quality) for each in rows]
@@ -164,7 +171,8 @@ def _fit_voice(clips: Sequence[Heard], sounds: Sequence[Heard]) -> tuple[VoiceTe
         own = np.array([each.kind == kind for each in sounds])
         labels = [each.speaker for each, is_own in zip(sounds, own, strict=True) if is_own]
         figures |= _shares(f"{kind} sounds taken for a voice", passed[len(clips) :][own], labels)
-    return VoiceTest(slopes[:dim].astype("<f4").tobytes(), terms, bias - limit), figures
+    test = VoiceTest(slopes[:dim].astype("<f4").tobytes(), terms, bias - limit)
+    return test, scores[: len(clips)] - limit, figures
 
 
 def _voices(clips: Sequence[Heard]) -> dict[tuple[str, str], NDArray[np.float32]]:
@@ -262,14 +270,15 @@ class _Trial:
     others: list[Exemplar]
     clip: Exemplar
     corpus: str
+    source: Heard  # of the clip
 
 
 def _exemplar(heard: Heard) -> Exemplar:
     return Exemplar(heard.vector, heard.quality, NOW)
 
 
-def _trials(clips: Sequence[Heard], seed: int = 0) -> list[_Trial]:
-    """Enrolments of one to `MOST_OTHERS` clips, neutral or in any emotion, each tried with own and strangers' clips."""
+def _trials(clips: Sequence[Heard], least_others: int = LEAST_OTHERS, seed: int = 0) -> list[_Trial]:
+    """Enrolments of some clips, neutral or in any emotion, each tried with further clips of the owner and strangers."""
     speakers: dict[tuple[str, str], list[Heard]] = {}
     for clip in clips:
         if clip.quality.net_speech_s >= 1.0:
@@ -286,7 +295,7 @@ def _trials(clips: Sequence[Heard], seed: int = 0) -> list[_Trial]:
         ]
         for draw in range(2 * DRAWS):
             usable = [clip for clip in own if draw >= DRAWS or clip.emotion in ("", "neutral")]
-            count = int(rng.integers(LEAST_OTHERS, MOST_OTHERS + 1))
+            count = int(rng.integers(least_others, MOST_OTHERS + 1))
             order = [usable[i] for i in rng.permutation(len(usable))]
             others, rest = order[:count], [clip for clip in own if all(clip is not held for held in order[:count])]
             if len(others) < count:
@@ -299,7 +308,7 @@ def _trials(clips: Sequence[Heard], seed: int = 0) -> list[_Trial]:
                 if pool:
                     drawn = pool[int(rng.integers(len(pool)))]
                     held = [_exemplar(clip) for clip in others]
-                    trials.append(_Trial(kind, drawn.emotion, held, _exemplar(drawn), key[0]))
+                    trials.append(_Trial(kind, drawn.emotion, held, _exemplar(drawn), key[0], drawn))
     return trials
 
 
@@ -309,9 +318,7 @@ def _gender(own: Sequence[Heard]) -> str:
     return own[0].gender or ("male" if low else "female")
 
 
-def _fit_clips(
-    clips: Sequence[Heard], calibration: Calibration
-) -> tuple[ClipsTest, float, dict[str, dict[str, float]]]:
+def _fit_clips(clips: Sequence[Heard], calibration: Calibration) -> tuple[ClipsTest, dict[str, dict[str, float]]]:
     axis = calibration.emotion_axis
     trials = _trials(clips)
     usual = float(np.mean([_coherence(trial, axis) for trial in trials if len(trial.others) > 1]))
@@ -341,21 +348,29 @@ def _fit_clips(
     ):
         labels = [trial.corpus for trial, held in zip(trials, rows, strict=True) if held]
         figures |= _shares(what, scores[rows] < least, labels)
-    return ClipsTest(bias, terms, usual, least), _least_cosine(trials, calibration), figures
+    return ClipsTest(bias, terms, usual, least), figures
 
 
 def _coherence(trial: _Trial, axis: EmotionAxis | None) -> float:
     return clip_evidence(trial.others, trial.clip, axis, 0.0)["coherence"]
 
 
-def _least_cosine(trials: Sequence[_Trial], calibration: Calibration) -> float:
-    """The cosine that hardly any accepted owner lies below, at a loose threshold."""
-    threshold = calibration.threshold(LOOSE_FAR, extrapolate=True).llr
-    accepted = []
-    for trial in trials:
+def _least(clips: Sequence[Heard], margins: Sequence[float], calibration: Calibration) -> tuple[float, float]:
+    """The cosine, and the sum of it and the voice's score, that hardly any accepted owner lies below.
+
+    `margins` are the voice's scores of the clips, each by the other corpora.
+    """
+    margin = {id(clip): value for clip, value in zip(clips, margins, strict=True)}
+    loose, usual = (calibration.threshold(far, extrapolate=True).llr for far in (LOOSE_FAR, USUAL_FAR))
+    cosines, sums = [], []
+    for trial in _trials(clips, least_others=1):
         if trial.kind == "own":
             bank = ProfileBank.of_exemplars(trial.others, calibration.emotion_axis)
-            llrs, cosines = bank.score(calibration, trial.clip.embedding, trial.clip.quality)
-            if llrs[0] >= threshold:
-                accepted.append(float(cosines[0]))
-    return float(np.quantile(accepted, ACCEPTED_LOST)) if accepted else -1.0
+            llrs, found = bank.score(calibration, trial.clip.embedding, trial.clip.quality)
+            if llrs[0] >= loose:
+                cosines.append(float(found[0]))
+            if llrs[0] >= usual:
+                sums.append(margin[id(trial.source)] + COSINE_WEIGHT * float(found[0]))
+    if not sums:
+        raise ValueError("expected owners whom the calibration accepts, got none; calibrate the model first")
+    return float(np.quantile(cosines, ACCEPTED_LOST)), float(np.quantile(sums, ACCEPTED_LOST))

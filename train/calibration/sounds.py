@@ -16,7 +16,7 @@ from scipy.signal import butter, lfilter, sosfilt
 __all__ = ["FAMILIES", "SOURCES", "sound", "whispered"]
 
 RATE = 16000
-SOURCES = ("sine", "pair", "square", "saw", "pulses", "harmonics", "noise")
+SOURCES = ("sine", "pair", "square", "saw", "pulses", "harmonics", "noise", "blend")
 FAMILIES = ("plain", "vowels", "band", "modulated")
 
 Signal = NDArray[np.floating[Any]]
@@ -30,13 +30,13 @@ def sound(rng: np.random.Generator, seconds: float | None = None) -> tuple[NDArr
     rng : Generator
         The same sound for the same state.
     seconds : float, optional
-        Its length; 1.5 to 6 s by default.
+        Its length; 1 to 4 s by default.
     """
-    count = int(RATE * (rng.uniform(1.5, 6.0) if seconds is None else seconds))
+    count = int(RATE * (rng.uniform(1.0, 4.0) if seconds is None else seconds))
     source, family = str(rng.choice(SOURCES)), str(rng.choice(FAMILIES))
     if (source, family) == ("noise", "vowels"):  # that would be whispering
         family = "plain"
-    low, high = (80.0, 500.0) if family == "vowels" else ((60.0, 4000.0) if rng.random() < 0.5 else (80.0, 400.0))
+    low, high = (60.0, 1200.0) if family == "vowels" else ((60.0, 4000.0) if rng.random() < 0.5 else (80.0, 400.0))
     wave = _source(source, _track(count, low, high, rng), rng)
     if family == "vowels":
         wave = _vowels(wave, rng)
@@ -47,17 +47,19 @@ def sound(rng: np.random.Generator, seconds: float | None = None) -> tuple[NDArr
     elif family == "modulated":
         wave = wave * _source("sine", _track(count, 1.0, 300.0, rng), rng)
     wave = wave * _envelope(count, rng)
-    peak = float(np.abs(wave).max()) or 1.0
-    wave = wave / peak * rng.uniform(0.05, 0.9) + rng.standard_normal(count) * 10.0 ** rng.uniform(-5.0, -2.3)
+    wave = wave / _peak(wave) * rng.uniform(0.05, 0.9) + rng.standard_normal(count) * 10.0 ** rng.uniform(-5.0, -2.3)
     return np.clip(wave, -1.0, 1.0).astype(np.float32), f"{family} {source}"
 
 
 def _envelope(count: int, rng: np.random.Generator) -> Signal:
     """Steady, swelling, beeping, plucked or wandering."""
     time = np.arange(count) / RATE
-    kind = rng.integers(5)
+    kind = rng.integers(6)
     if kind == 0:
         return np.ones(count)
+    if kind == 5:
+        swell = np.sin(2.0 * np.pi * rng.uniform(0.5, 10.0) * time + rng.uniform(0.0, 6.0)) * 0.5 + 0.5
+        return np.asarray(np.maximum(1.0 - rng.uniform(0.1, 1.0) * swell, 0.0))
     if kind == 1:
         swell = np.sin(2.0 * np.pi * rng.uniform(0.5, 8.0) * time + rng.uniform(0.0, 6.0)) * 0.5 + 0.5
         return np.asarray(swell ** rng.uniform(0.5, 2.0))
@@ -74,6 +76,9 @@ def _track(count: int, low: float, high: float, rng: np.random.Generator) -> Sig
     """A frequency over time, in Hz: constant, gliding, sweeping, with vibrato, in steps or wandering."""
     time = np.arange(count) / RATE
     first, last = np.exp(rng.uniform(np.log(low), np.log(high), 2))
+    if rng.random() < 0.5:  # vibrato, which voices have too
+        wave = np.exp(rng.uniform(0.0, 0.15) * np.sin(2.0 * np.pi * rng.uniform(4.0, 7.0) * time))
+        return np.asarray(np.geomspace(first, last, count) * wave)
     kind = rng.integers(6)
     if kind == 0:
         return np.full(count, first)
@@ -112,7 +117,11 @@ def _source(kind: str, hz: Signal, rng: np.random.Generator) -> Signal:
             part = np.sin(k * phase + rng.uniform(0.0, 6.0)) * (k * hz < 7600.0)
             wave += part * rng.uniform(0.2, 1.0) / k**slope
         return wave
-    return rng.standard_normal(len(hz))
+    noise = rng.standard_normal(len(hz))
+    if kind == "blend":
+        parts = (np.sin(phase), phase / (2.0 * np.pi) % 1.0 * 2.0 - 1.0, 0.7 * np.sign(np.sin(phase)), 0.5 * noise)
+        return np.asarray(sum(rng.uniform(0.0, 1.0) * (rng.random() < 0.6) * part for part in parts) + 1e-6 * noise)
+    return noise
 
 
 def _vowels(wave: Signal, rng: np.random.Generator) -> Signal:
@@ -127,7 +136,13 @@ def _vowels(wave: Signal, rng: np.random.Generator) -> Signal:
             poles = [1.0, -2.0 * radius * np.cos(2.0 * np.pi * hz / RATE), radius**2]
             part, states[k] = lfilter([1.0 - radius], poles, part, zi=states[k])
         parts.append(part)
-    return np.concatenate(parts)
+    made = np.concatenate(parts)
+    share = rng.uniform(0.3, 1.0)  # of it, beside the source as it is
+    return np.asarray(share * made / _peak(made) + (1.0 - share) * wave / _peak(wave))
+
+
+def _peak(wave: Signal) -> float:
+    return float(np.abs(wave).max()) or 1.0
 
 
 def whispered(speech: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
