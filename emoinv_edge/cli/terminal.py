@@ -96,13 +96,14 @@ def print_decision(
     took_ms: float,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the decision on ``args.file``: one line, or one JSON object with ``--json``."""
+    """Print the decision on the file of the command line: one line, or one JSON object with ``--json``."""
+    file = args.file if hasattr(args, "file") else args.files[0]
     if args.json:
         fields = {**decision_fields(decision), **(more or {})}
-        print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
+        print_json({**fields, "file": str(file), "notes": list(notes), "ms": round(took_ms, 1)})
         return
     for note in notes:
-        print_error(f"{args.file}: {note}")
+        print_error(f"{file}: {note}")
     line = decision.reason
     if decision.score is not None and decision.quality is not None:
         marked = ", extrapolated" if decision.extrapolated else ""

@@ -6,7 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from ..errors import CalibrationError
+from ..errors import AudioError, CalibrationError
+from .attempts import add_session, run_session
 from .options import add_command, add_far, add_json, add_model, add_store, note_verified, open_encoder, open_store
 from .terminal import exit_status, print_decision, print_error
 
@@ -19,10 +20,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "verify",
         "Decide whether a recording is an enrolled speaker; exit status 0 accept, 1 reject, 2 no decision, 3 error.",
-        "emoinv verify ana door.wav && unlock",
+        "emoinv verify ana door.wav && unlock\n  emoinv verify ana first.wav second.wav --session",
     )
     parser.add_argument("name", help="the enrolled speaker")
-    parser.add_argument("file", type=Path, help="the recording (WAV, FLAC, OGG, MP3, ...)")
+    parser.add_argument("files", nargs="+", type=Path, metavar="file", help="the recording (WAV, FLAC, OGG, MP3, ...)")
+    add_session(parser)
     parser.add_argument(
         "--adapt", action="store_true", help="add a clear accept to the profile (undo: emoinv profiles rollback)"
     )
@@ -43,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
     from ..audio import read_audio
     from ..device_calibration import refined_calibration
 
+    if args.session:
+        return run_session(args)
+    if len(args.files) > 1:
+        raise AudioError("several recordings are decided on together with --session; else give them one by one")
     if args.adapt and args.extrapolate:
         raise CalibrationError("--adapt needs a supported false-accept rate; leave --extrapolate out")
     encoder = open_encoder(args)
@@ -50,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
     calibration = refined_calibration(encoder, store.path)
     heard_before = store.heard(profile.name) if args.refuse_replays else None
-    waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
+    waveform, notes = read_audio(args.files[0], encoder.spec.sample_rate)
     start = time.perf_counter()
     adapted = False
     if args.adapt:
