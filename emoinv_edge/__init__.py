@@ -38,8 +38,10 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .adaptation import Adapter
+    from .attempts import Session
     from .audio import read_audio
     from .calibration import Calibration
+    from .coverage import Coverage
     from .decision import Decision, Verdict
     from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
@@ -62,6 +64,7 @@ __all__ = [
     "AudioError",
     "Calibration",
     "CalibrationError",
+    "Coverage",
     "Decision",
     "Embedding",
     "EmoinvError",
@@ -87,6 +90,7 @@ __all__ = [
     "ProfileStore",
     "SchemaError",
     "SealError",
+    "Session",
     "SpeechQuality",
     "SpeechSegment",
     "SpeechSegmenter",
@@ -103,8 +107,10 @@ __all__ = [
 # Public names by the module that defines them; loaded on first use (PEP 562).
 _MODULES = {
     "adaptation": "Adapter",
+    "attempts": "Session",
     "audio": "read_audio",
     "calibration": "Calibration",
+    "coverage": "Coverage",
     "decision": "Decision Verdict",
     "encoder": "Embedding Encoder",
     "enrolment": "Enroller EnrolmentFeedback",

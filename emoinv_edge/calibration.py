@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CalibrationError, ModelFormatError
-from .fields import is_finite, read_fields, read_json, read_list, read_text
+from .fields import is_finite, read_fields, read_json, read_list, read_number, read_text
 
 __all__ = [
     "CALIBRATION_FORMAT",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 CALIBRATION_FORMAT = 3
-OPTIONAL = {"session_rises"}  # keys of the JSON that an older file of this format lacks
+OPTIONAL = {"session_rises", "coverage"}  # keys of the JSON that an older file of this format lacks
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
 # difference, test minus profile: the owner's voice rises with emotion more easily than it falls.
@@ -55,6 +55,7 @@ TERMS = (
     "enrol_seconds",
 )
 MAX_ATTEMPTS = 3  # of one session
+COVERAGE_FAR = 0.01
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
 
 
@@ -186,6 +187,9 @@ class Calibration:
         What emotions do to the model's embeddings, where it is known.
     session_rises : tuple of SessionRise
         By rising number of attempts; empty where no sessions were measured.
+    coverage : tuple of (float, float)
+        Share that a profile covers (`emoinv_edge.coverage`), from which on, rising from 0, and the FRR of such profiles
+        at `COVERAGE_FAR` in emotions that they have not heard, falling; empty where it was not measured.
     """
 
     bias: float
@@ -195,6 +199,7 @@ class Calibration:
     source: str
     emotion_axis: EmotionAxis | None = None
     session_rises: tuple[SessionRise, ...] = ()
+    coverage: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         _require(is_finite(self.bias), f"bias should be a finite number, got {self.bias!r}")
@@ -233,6 +238,7 @@ class Calibration:
         for table in self.far_tables:
             _check_table(table)
         _check_rises(self.session_rises)
+        _check_coverage(self.coverage)
 
     @property
     def supported_far(self) -> float:
@@ -334,6 +340,11 @@ class Calibration:
         # Every utterance and every choice of several is a chance, and no chance rises by more than a nat per nat.
         return Threshold(one.llr + math.log(2**attempts - 1), one.target_far, extrapolated=True)
 
+    def expected_frr(self, share: float) -> float | None:
+        """The FRR, in emotions that were not enrolled, of profiles that cover this share; None if not measured."""
+        found = [frr for above, frr in self.coverage if above <= share]
+        return found[-1] if found else None
+
     def _refusal(self, target_far: float, num_profiles: int, enough_profiles: bool) -> str:
         if enough_profiles:
             return (
@@ -398,7 +409,16 @@ def _read(values: Any) -> Calibration:
         rises.append(SessionRise(rise["attempts"], rates, values_))
     axis = None if fields["emotion_axis"] is None else EmotionAxis(_decoded(fields["emotion_axis"]))
     count, source = fields["num_impostor_speakers"], fields["source"]
-    return Calibration(fields["bias"], tuple(terms), tuple(tables), count, source, axis, tuple(rises))
+    return Calibration(
+        fields["bias"],
+        tuple(terms),
+        tuple(tables),
+        count,
+        source,
+        axis,
+        tuple(rises),
+        _read_coverage(fields["coverage"]),
+    )
 
 
 def _decoded(text: Any) -> bytes:
@@ -452,6 +472,25 @@ def _check_rises(rises: tuple[SessionRise, ...]) -> None:
             "the rates of session_rises should fall, between 1 and 0",
         )
         _require(min(each.rises) >= 0.0, "a session's threshold should not lie below that of one attempt")
+
+
+def _read_coverage(values: Any) -> tuple[tuple[float, float], ...]:
+    pairs = [read_list(pair, "coverage") for pair in read_list(values or [], "coverage")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("coverage should be pairs of numbers")
+    return tuple((read_number(share, "coverage"), read_number(frr, "coverage")) for share, frr in pairs)
+
+
+def _check_coverage(coverage: tuple[tuple[float, float], ...]) -> None:
+    _require(
+        all(is_finite(each) and 0.0 <= each <= 1.0 for pair in coverage for each in pair),
+        "coverage should hold shares and rates from 0 to 1",
+    )
+    _require(not coverage or coverage[0][0] == 0.0, "coverage should begin at a share of 0")
+    _require(
+        all(low[0] < high[0] and low[1] >= high[1] for low, high in itertools.pairwise(coverage)),
+        "coverage should rise in shares and not in rates",
+    )
 
 
 def _interpolate(table: FarTable, rate: float) -> float:

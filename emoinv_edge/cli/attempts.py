@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["add_session", "run_session"]
 
-SUMMARY = "decide on all attempts of one person together; the rate of --far then holds over all of them"
-
 
 def add_session(parser: argparse.ArgumentParser) -> None:
     """Add ``--session``."""
-    parser.add_argument("--session", action="store_true", help=SUMMARY)
+    parser.add_argument("--session", action="store_true", help="decide on attempts together, at --far over all of them")
 
 
 def run_session(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
+from .coverage import add_language, coverage_fields, coverage_lines
 from .options import (
     add_command,
     add_json,
@@ -54,6 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
     )
+    add_language(parser)
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="add the recordings to the profile that exists")
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
@@ -160,7 +162,12 @@ def run(args: argparse.Namespace) -> int:
     calibration = refined_calibration(encoder, store.path)
     heard = HeardBefore() if args.refuse_replays else None
     enroller = Enroller(
-        encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio, heard_before=heard
+        encoder,
+        calibration=calibration,
+        profile=existing,
+        keep_audio=args.keep_audio,
+        heard_before=heard,
+        language=args.lang,
     )
     answers = []
     out = console(stderr=args.json)
@@ -185,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if heard is not None:
         store.heard(profile.name).extend(heard)
+    coverage = enroller.coverage
     if args.json:
         print_json(
             {
@@ -196,6 +204,7 @@ def run(args: argparse.Namespace) -> int:
                 "seconds": enroller.seconds,
                 "progress": enroller.progress,
                 "prompt": enroller.prompt,
+                "coverage": None if coverage is None else coverage_fields(coverage, args.lang),
                 "expires": profile.expires.isoformat() if profile.expires else None,
                 "utterances": answers,
             }
@@ -207,7 +216,9 @@ def run(args: argparse.Namespace) -> int:
         markup=False,
         soft_wrap=True,
     )
-    out.print(f"To make it better: {enroller.prompt} (emoinv enroll {args.name} --add FILE)", markup=False)
+    if coverage is not None:
+        for line in coverage_lines(coverage, args.name, args.lang):
+            out.print(line, markup=False, soft_wrap=True)
     return EXIT_ACCEPT
 
 

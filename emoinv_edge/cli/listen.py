@@ -79,9 +79,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--retry", action="store_true", help="wait for a microphone that was unplugged")
     parser.add_argument("--until-accept", action="store_true", help="stop at the first accepted utterance")
     add_session(parser)
-    parser.add_argument(
-        "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
-    )
+    detectors, help_ = ("webrtc", "silero"), "webrtc (default) or silero finds the speech"
+    parser.add_argument("--vad", choices=detectors, default="webrtc", metavar="NAME", help=help_)
     parser.add_argument(
         "--refuse-replays",
         action="store_true",

@@ -19,6 +19,7 @@ from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 
 from ..prepare import PreparedSet
+from .coverage import coverage_rates
 from .emotion_axis import fit_axis
 from .select import select_terms
 from .sessions import session_rises
@@ -77,6 +78,7 @@ def fit_speech(
         found,
         source=source or _describe(everyone + further, teaching),
         session_rises=session_rises(speech, everyone, found),
+        coverage=coverage_rates(speech, found, {each.corpus for each in teaching}),
     )
 
 
