@@ -1,4 +1,4 @@
-"""What a profile covers of its speaker's ways of speaking, and what to say next, in many languages.
+"""What a profile covers of its speaker's ways of speaking, and what to say next.
 
 Told from the speech alone, never from a guess of emotions: how far the exemplars reach in vocal effort, in pitch and in
 brightness (the shape of the spectrum). Profiles that reach further reject fewer of the owner's utterances in emotions
@@ -8,19 +8,16 @@ that they have not heard; how many, the model's calibration knows (`Calibration.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .fields import read_fields, read_json, read_text
 from .quality import SpeechQuality
 
 if TYPE_CHECKING:
     from .calibration import Calibration
 
-__all__ = ["PROMPTS", "Coverage", "coverage_of", "languages", "next_prompt", "read_prompts"]
+__all__ = ["Coverage", "coverage_of", "next_prompt"]
 
 # As far as four utterances of one speaker in four emotions reach, or a little further.
 WIDE_F0_SEMITONES = 12.0
@@ -30,11 +27,9 @@ WIDE_BRIGHTNESS_DB = 6.0
 SIDE = 0.5
 COVERED = 0.9
 
-PROMPTS = ("normal", "call", "soft", "excited", "tired", "smiling", "annoyed", "away", "enough")
 # What is asked for where a measure lacks most: the raised voice first, it rises more easily than it falls.
 RAISED = {"effort": "call", "pitch": "excited", "brightness": "annoyed"}
 LOWERED = {"effort": "soft", "pitch": "tired", "brightness": "smiling"}
-FOLDER = Path(__file__).parent / "prompts"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class Coverage:
     share : float
         0 to 1: the mean of the three, each against what is wide.
     prompt : str
-        Of `PROMPTS`: what would help most; ``enough`` where little is missing.
+        Of `emoinv_edge.prompts.PROMPTS`: what would help most; ``enough`` where little is missing.
     frr : float or None
         Share of the owner's utterances, in emotions that such a profile has not heard, that are rejected at 1 in 100
         impostors; of acted speech that the calibration was made with. None where the calibration does not say.
@@ -116,7 +111,7 @@ def _most_wanted(utterances: Sequence[SpeechQuality], spans: dict[str, float]) -
 
 
 def next_prompt(utterances: Sequence[SpeechQuality], before: str = "") -> str:
-    """Which of `PROMPTS` comes next in an enrolment: normal speech, then what lacks most, never one twice running.
+    """The prompt that comes next in an enrolment: normal speech, then what lacks most, never one twice running.
 
     Parameters
     ----------
@@ -132,23 +127,3 @@ def next_prompt(utterances: Sequence[SpeechQuality], before: str = "") -> str:
         return found.prompt
     pairs = [*RAISED.values(), *LOWERED.values()]
     return pairs[(pairs.index(before) + 1) % len(pairs)]
-
-
-def languages() -> tuple[str, ...]:
-    """The languages that there are prompts in, by their code."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
-
-
-@functools.lru_cache(maxsize=16)
-def read_prompts(language: str) -> dict[str, str]:
-    """The prompts in one language, by the names in `PROMPTS`.
-
-    Raises
-    ------
-    ValueError
-        If there is none in that language.
-    """
-    if language not in languages():
-        raise ValueError(f"expected a language of {', '.join(languages())}, got {language!r}")
-    values = read_fields(read_json((FOLDER / f"{language}.json").read_bytes()), ("language", *PROMPTS), language)
-    return {name: read_text(values[name], name) for name in PROMPTS}

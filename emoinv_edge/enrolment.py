@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from .audio import level_dbfs
 from .calibration import Calibration, bayes_threshold
-from .coverage import Coverage, coverage_of, next_prompt, read_prompts
+from .coverage import Coverage, coverage_of, next_prompt
 from .decision import require_calibration, require_model
 from .encoder import Embedding, Encoder
 from .errors import EnrolmentError
 from .heard import HeardBefore
 from .microphone import Gap
 from .profiles import Exemplar, Profile
+from .prompts import read_prompts
 from .quality import SpeechQuality, measure_quality
 from .scoring import ProfileBank
 from .utterance import hear
@@ -102,7 +103,7 @@ class Enroller:
     heard_before : HeardBefore, optional
         The utterances that are taken are added to it, so that a played-back one is known later.
     language : str
-        Of the prompts: one of `emoinv_edge.coverage.languages`.
+        Of the prompts: one of `emoinv_edge.prompts.languages`.
 
     Raises
     ------

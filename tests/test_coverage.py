@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from emoinv_edge.calibration import Calibration
 from emoinv_edge.cli import main
-from emoinv_edge.coverage import PROMPTS, coverage_of, languages, next_prompt, read_prompts
+from emoinv_edge.coverage import coverage_of, next_prompt
 from emoinv_edge.errors import ModelFormatError
+from emoinv_edge.prompts import PROMPTS, languages, read_prompts
 from emoinv_edge.quality import SpeechQuality
 from tests.builders import ANA_HZ, RATE, build_encoder, calibration, in_file, quality, synthesise
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emoinv_edge.coverage import languages, read_prompts
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.enrolment import MAX_UTTERANCES, Enroller
 from emoinv_edge.errors import AudioError, CalibrationError, EmoinvError, EnrolmentError, ModelMismatchError
 from emoinv_edge.profiles import Profile
+from emoinv_edge.prompts import languages, read_prompts
 from tests.builders import ANA_HZ, BOB_HZ, RATE, calibrated_encoder, profile, synthesise, unit_vectors
 
 

@@ -14,7 +14,7 @@ __all__ = ["add_language", "coverage_fields", "coverage_lines", "parse_language"
 
 def add_language(parser: argparse.ArgumentParser) -> None:
     """Add ``--lang``."""
-    from ..coverage import languages
+    from ..prompts import languages
 
     parser.add_argument(
         "--lang",
@@ -27,7 +27,7 @@ def add_language(parser: argparse.ArgumentParser) -> None:
 
 def parse_language(text: str) -> str:
     """The code of a language that there are prompts in."""
-    from ..coverage import read_prompts
+    from ..prompts import read_prompts
 
     try:
         read_prompts(text)
@@ -38,14 +38,15 @@ def parse_language(text: str) -> str:
 
 def coverage_fields(found: Coverage, language: str = "en") -> dict[str, Any]:
     """The JSON object of a coverage, its prompt as text too."""
-    from ..coverage import read_prompts
+    from ..prompts import read_prompts
 
     return {**dataclasses.asdict(found), "prompt_text": read_prompts(language)[found.prompt]}
 
 
 def coverage_lines(found: Coverage, name: str, language: str = "en") -> list[str]:
     """What is covered, what that leaves to be rejected, and what would help most."""
-    from ..coverage import WIDE_BRIGHTNESS_DB, WIDE_EFFORT_DB, WIDE_F0_SEMITONES, read_prompts
+    from ..coverage import WIDE_BRIGHTNESS_DB, WIDE_EFFORT_DB, WIDE_F0_SEMITONES
+    from ..prompts import read_prompts
 
     lines = [
         f"It covers {found.share:.0%} of what four emotions would: vocal effort {found.effort_db:.0f} of "
