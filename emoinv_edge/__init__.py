@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING
 from .errors import (
     AudioError,
     CalibrationError,
+    ChannelError,
     EmoinvError,
     EnrolmentError,
     MicrophoneError,
     ModelFormatError,
     ModelMismatchError,
+    OutOfMemoryError,
     ProfileExpiredError,
     SchemaError,
     SealError,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from .attempts import Session
     from .audio import read_audio
     from .calibration import Calibration
+    from .comparison import compare
     from .coverage import Coverage
     from .decision import Decision, Verdict
     from .encoder import Embedding, Encoder
@@ -64,6 +67,7 @@ __all__ = [
     "AudioError",
     "Calibration",
     "CalibrationError",
+    "ChannelError",
     "Coverage",
     "Decision",
     "Embedding",
@@ -84,6 +88,7 @@ __all__ = [
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "Passphrase",
     "Profile",
     "ProfileExpiredError",
@@ -100,6 +105,7 @@ __all__ = [
     "VerificationStream",
     "Verifier",
     "__version__",
+    "compare",
     "log_mel",
     "read_audio",
 ]
@@ -110,6 +116,7 @@ _MODULES = {
     "attempts": "Session",
     "audio": "read_audio",
     "calibration": "Calibration",
+    "comparison": "compare",
     "coverage": "Coverage",
     "decision": "Decision Verdict",
     "encoder": "Embedding Encoder",

@@ -258,6 +258,18 @@ class Comparator:
             cosine=float(cosines[best]),
         )
 
+    def scores_of(self, embedding: ArrayLike | None, quality: SpeechQuality | None) -> dict[str, float]:
+        """The LLR of every profile, the best first; empty for what `decide` would not judge, or None."""
+        if embedding is None or quality is None or unusable(quality) is not None:
+            return {}
+        try:
+            llrs, _ = self._bank.score(self._calibration, np.asarray(embedding), quality)
+        except ValueError:
+            return {}
+        if not np.isfinite(llrs).all():
+            return {}
+        return {self._bank.names[place]: float(llrs[place]) for place in np.argsort(-llrs, kind="stable")}
+
     def no_decision(
         self,
         refusal: Refusal,

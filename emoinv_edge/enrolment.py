@@ -61,7 +61,7 @@ class EnrolmentFeedback:
     ----------
     accepted : bool
     reason : str
-        ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``too_short``, ``clipped``,
+        ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``channels``, ``too_short``, ``clipped``,
         ``too_quiet``, ``too_noisy``, ``duplicate``, ``second_voice``, ``other_speaker``, ``full``,
         ``no_embedding``.
     message : str
