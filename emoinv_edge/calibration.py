@@ -52,6 +52,19 @@ TERMS = (
     "test_seconds",
     "enrol_seconds",
 )
+MAX_BIAS, MAX_WEIGHT = 200.0, 500.0
+# What the evidence can be at all: no calibration covers more.
+RANGES = {
+    "cosine": (-1.0, 1.0),
+    "f0_above": (0.0, 2.5),
+    "f0_below": (0.0, 2.5),
+    "envelope": (-4.0, 4.0),
+    "norm_above": (0.0, 4.0),
+    "norm_below": (0.0, 4.0),
+    "emotion_shift": (-2.0, 2.0),
+    "test_seconds": (-2.5, 9.0),
+    "enrol_seconds": (-2.5, 9.0),
+}
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
 
 
@@ -305,7 +318,9 @@ class Calibration:
             If a key is missing or unknown, the format number is not known, or a value is out of range.
         """
         try:
-            return _read(read_json(text))
+            found = _read(read_json(text))
+            _check_plausible(found)
+            return found
         except ModelFormatError:
             raise
         except ValueError as error:
@@ -343,6 +358,32 @@ def _decoded(text: Any) -> bytes:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ModelFormatError(f"calibration: {message}; it is damaged or foreign, calibrate again")
+
+
+def _check_plausible(calibration: Calibration) -> None:
+    """Refuse numbers that no speech gives, and thresholds that a voice like no other would pass.
+
+    A voice at a right angle to the profile says nothing for the owner: it must stay below the threshold of every rate,
+    and below that of the strictest rate even where everything else is as favourable as it can be.
+    """
+    _require(abs(calibration.bias) <= MAX_BIAS, f"bias should be at most {MAX_BIAS:g}, got {calibration.bias:g}")
+    stranger = best = calibration.bias
+    for term in calibration.terms:
+        low, high = RANGES[term.name]
+        _require(
+            abs(term.weight) <= MAX_WEIGHT and low <= term.low <= term.high <= high,
+            f"term {term.name!r} should weigh at most {MAX_WEIGHT:g} and lie within {low:g} and {high:g}, "
+            f"got {term.weight:g} within {term.low:g} and {term.high:g}",
+        )
+        at_zero = term.weight * min(max(0.0, term.low), term.high)
+        stranger += at_zero
+        best += at_zero if term.name == "cosine" else max(term.weight * term.low, term.weight * term.high)
+    for table in calibration.far_tables:
+        _require(
+            stranger < table.thresholds[0] and best < table.thresholds[-1],
+            f"thresholds should be above the scores of a voice unlike the profile's, {stranger:.2f} and at best "
+            f"{best:.2f}, got {table.thresholds[0]:.2f} to {table.thresholds[-1]:.2f}",
+        )
 
 
 def _check_table(table: FarTable) -> None:
