@@ -12,6 +12,9 @@
      ├── StoreError            the profile store cannot be read or written
      │    ├── SealError            wrong key, or bytes that were altered
      │    ├── SchemaError          a store made by a newer or unknown version
+     │    ├── DailyLimitError      an adaptation too many within 24 hours
+     │    ├── StoreBusyError       another process kept the store locked
+     │    ├── ProfileChangedError  a profile that is no longer the one that was judged
      │    └── ProfileExpiredError  a profile past its expiry
      └── MicrophoneError       no PortAudio, no device, or the device went away
 
@@ -24,14 +27,17 @@ from __future__ import annotations
 __all__ = [
     "AudioError",
     "CalibrationError",
+    "DailyLimitError",
     "EmoinvError",
     "EnrolmentError",
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "ProfileChangedError",
     "ProfileExpiredError",
     "SchemaError",
     "SealError",
+    "StoreBusyError",
     "StoreError",
     "UnknownSpeakerError",
 ]
@@ -69,12 +75,24 @@ class StoreError(EmoinvError):
     """The profile store cannot be read or written."""
 
 
+class StoreBusyError(StoreError):
+    """Another process kept the store locked for longer than the time limit; nothing was changed, try again."""
+
+
 class SealError(StoreError):
     """Sealed bytes do not open: the key is wrong or the bytes were altered."""
 
 
 class SchemaError(StoreError):
     """The store was written by a newer or unknown version of this library."""
+
+
+class DailyLimitError(StoreError):
+    """The profile was adapted as often within 24 hours as may be."""
+
+
+class ProfileChangedError(StoreError):
+    """The profile in the store is no longer the one that was judged; judge the present one."""
 
 
 class ProfileExpiredError(StoreError):
