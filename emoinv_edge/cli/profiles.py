@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EmoinvError, EnrolmentError, StoreError
 from .options import add_command, add_json, add_model, add_store, ask_passphrase, open_encoder, open_store, parse_name
-from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json
+from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json, shown
 
 if TYPE_CHECKING:
     from ..store import KeySource, ProfileInfo
@@ -162,7 +162,7 @@ def run_show(args: argparse.Namespace) -> int:
             for day, counts in sorted(audit.verified.items())
         ),
     ]
-    console().print("\n".join(lines), markup=False, soft_wrap=True)
+    console().print("\n".join(map(shown, lines)), markup=False, soft_wrap=True)
     return EXIT_ACCEPT
 
 
@@ -268,7 +268,7 @@ def escaped(text: str) -> str:
     """Text that a rich table prints as it is."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(shown(text))
 
 
 def report(args: argparse.Namespace, done: str, names: list[str], **more: Any) -> int:
@@ -278,5 +278,5 @@ def report(args: argparse.Namespace, done: str, names: list[str], **more: Any) -
     else:
         what = ", ".join(names) if names else "nothing"
         where = f" ({more['file']})" if "file" in more else ""
-        console().print(f"{done}: {what}{where}", markup=False, soft_wrap=True)
+        console().print(shown(f"{done}: {what}{where}"), markup=False, soft_wrap=True)
     return EXIT_ACCEPT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..decision import Decision
+    from ..quality import SpeechQuality
 
 __all__ = [
     "EXIT_ACCEPT",
@@ -21,6 +23,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_NO_DECISION",
     "EXIT_REJECT",
+    "LoggedToTerminal",
     "console",
     "decision_fields",
     "exit_status",
@@ -28,7 +31,9 @@ __all__ = [
     "print_decision",
     "print_error",
     "print_json",
+    "quality_fields",
     "report_failure",
+    "shown",
     "track",
     "verdict_text",
 ]
@@ -39,6 +44,7 @@ EXIT_NO_DECISION = 2
 EXIT_ERROR = 3
 EXIT_INTERRUPTED = 130
 
+OF_THE_VOICE = frozenset({"log_f0_mean", "log_f0_std", "envelope"})
 STYLES = {"ACCEPT": "green", "REJECT": "red", "NO_DECISION": "yellow"}
 
 Item = TypeVar("Item")
@@ -51,14 +57,41 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False)
 
 
+def shown(text: str) -> str:
+    """A text from elsewhere (a note, a name, what a file says of itself) as a terminal may show it.
+
+    Whatever moves the cursor, changes colours or the direction of writing is written as an escape.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value on one line; a number that is not finite is a defect, not JSON."""
-    print(json.dumps(value, allow_nan=False, ensure_ascii=False), flush=True)
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    if not text.isprintable():  # JSON's own escapes leave those of the terminals that begin with U+009B
+        text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    print(text, flush=True)
 
 
 def print_error(message: str) -> None:
     """Print ``emoinv: message`` on standard error."""
-    print(f"emoinv: {message}", file=sys.stderr, flush=True)
+    print(f"emoinv: {shown(message)}", file=sys.stderr, flush=True)
+
+
+def quality_fields(quality: SpeechQuality | None, verbose: bool) -> dict[str, Any] | None:
+    """The circumstances of speech as a JSON object; pitch and envelope, which are the voice's, if `verbose`."""
+    if quality is None:
+        return None
+    fields = dataclasses.asdict(quality)
+    return fields if verbose else {name: value for name, value in fields.items() if name not in OF_THE_VOICE}
+
+
+class LoggedToTerminal(logging.Handler):
+    """Shows what the library has to say beside its answers as ``emoinv: ...`` on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        print_error(record.getMessage())
 
 
 def report_failure(error: Exception, as_json: bool) -> int:
@@ -81,10 +114,15 @@ def verdict_text(decision: Decision) -> str:
     return f"[{STYLES[name]}]{name.replace('_', ' ')}[/]"
 
 
-def decision_fields(decision: Decision) -> dict[str, Any]:
-    """A decision as a JSON object: its fields, with the verdict as "accept", "reject" or "no_decision"."""
+def decision_fields(decision: Decision, verbose: bool = False) -> dict[str, Any]:
+    """A decision as a JSON object: its fields, with the verdict as "accept", "reject" or "no_decision".
+
+    What tells of the voice itself is in it only if `verbose`.
+    """
     fields = dataclasses.asdict(decision)
+    fields["quality"] = quality_fields(decision.quality, verbose)
     fields["verdict"] = decision.verdict.name.lower()
+    fields["expires"] = decision.expires.isoformat() if decision.expires else None
     return fields
 
 
@@ -98,7 +136,7 @@ def print_decision(
 ) -> None:
     """Print the decision on ``args.file``: one line, or one JSON object with ``--json``."""
     if args.json:
-        fields = {**decision_fields(decision), **(more or {})}
+        fields = {**decision_fields(decision, args.verbose), **(more or {})}
         print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
         return
     for note in notes:
@@ -112,7 +150,7 @@ def print_decision(
         )
     from rich.markup import escape
 
-    console().print(f"{verdict_text(decision)}  {escape(f'{speaker}  {line}')}", soft_wrap=True)
+    console().print(f"{verdict_text(decision)}  {escape(shown(f'{speaker}  {line}'))}", soft_wrap=True)
 
 
 def one_in(rate: float) -> str:

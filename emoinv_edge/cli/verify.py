@@ -7,7 +7,17 @@ import time
 from pathlib import Path
 
 from ..errors import CalibrationError
-from .options import add_command, add_far, add_json, add_model, add_store, note_verified, open_encoder, open_store
+from .options import (
+    add_command,
+    add_far,
+    add_json,
+    add_model,
+    add_store,
+    add_verbose,
+    note_verified,
+    open_encoder,
+    open_store,
+)
 from .terminal import exit_status, print_decision, print_error
 
 __all__ = ["add_parser", "run"]
@@ -19,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "verify",
         "Decide whether a recording is an enrolled speaker; exit status 0 accept, 1 reject, 2 no decision, 3 error.",
-        "emoinv verify ana door.wav && unlock",
+        "emoinv verify -- ana door.wav && unlock",
     )
     parser.add_argument("name", help="the enrolled speaker")
     parser.add_argument("file", type=Path, help="the recording (WAV, FLAC, OGG, MP3, ...)")
@@ -35,44 +45,38 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify one file and return the exit status of the decision."""
     from ..audio import read_audio
-    from ..device_calibration import refined_calibration
 
     if args.adapt and args.extrapolate:
         raise CalibrationError("--adapt needs a supported false-accept rate; leave --extrapolate out")
     encoder = open_encoder(args)
     store = open_store(args)
-    profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
-    calibration = refined_calibration(encoder, store.path)
-    heard_before = store.heard(profile.name) if args.refuse_replays else None
-    waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
-    start = time.perf_counter()
+    name = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False).name
+    rate = encoder.spec.sample_rate
+    heard_before = store.heard(name) if args.refuse_replays else None
     adapted = False
     if args.adapt:
         from ..adaptation import Adapter
 
-        adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration, heard_before=heard_before)
-        decision, adapted = adapter.verify(waveform, encoder.spec.sample_rate)
+        adapter = Adapter(encoder, store, name, args.far, heard_before=heard_before)
+        waveform, notes = read_audio(args.file, rate)
+        start = time.perf_counter()
+        outcome = adapter.verify(waveform, rate)
+        decision, adapted = outcome.decision, outcome.added
     else:
-        from ..verifier import Verifier
-
-        verifier = Verifier(
-            encoder,
-            profile,
-            args.far,
-            extrapolate=args.extrapolate,
-            calibration=calibration,
-            heard_before=heard_before,
-        )
-        decision = verifier.verify(waveform, encoder.spec.sample_rate)
+        verifier = store.verifier(name, encoder, args.far, extrapolate=args.extrapolate, heard_before=heard_before)
+        waveform, notes = read_audio(args.file, rate)
+        start = time.perf_counter()
+        decision = verifier.verify(waveform, rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
-    note_verified(store, profile.name, decision.verdict)
-    print_decision(args, decision, profile.name, notes, took_ms, {"adapted": adapted})
+    print_decision(args, decision, name, notes, took_ms, {"adapted": adapted})
     if adapted and not args.json:
-        print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {profile.name}")
+        print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {name}")
+    note_verified(store, name, decision.verdict)
     return exit_status(decision)
