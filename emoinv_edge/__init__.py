@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING
 from .errors import (
     AudioError,
     CalibrationError,
+    ChannelError,
     DailyLimitError,
     EmoinvError,
     EnrolmentError,
     MicrophoneError,
     ModelFormatError,
     ModelMismatchError,
+    OutOfMemoryError,
     ProfileChangedError,
     ProfileExpiredError,
     SchemaError,
@@ -41,8 +43,11 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .adaptation import Adapter
+    from .attempts import Session
     from .audio import read_audio
     from .calibration import Calibration
+    from .comparison import compare
+    from .coverage import Coverage
     from .decision import Decision, Verdict
     from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
@@ -65,6 +70,8 @@ __all__ = [
     "AudioError",
     "Calibration",
     "CalibrationError",
+    "ChannelError",
+    "Coverage",
     "DailyLimitError",
     "Decision",
     "Embedding",
@@ -85,6 +92,7 @@ __all__ = [
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "Passphrase",
     "Profile",
     "ProfileChangedError",
@@ -92,6 +100,7 @@ __all__ = [
     "ProfileStore",
     "SchemaError",
     "SealError",
+    "Session",
     "SpeechQuality",
     "SpeechSegment",
     "SpeechSegmenter",
@@ -102,6 +111,7 @@ __all__ = [
     "VerificationStream",
     "Verifier",
     "__version__",
+    "compare",
     "log_mel",
     "read_audio",
 ]
@@ -109,8 +119,11 @@ __all__ = [
 # Public names by the module that defines them; loaded on first use (PEP 562).
 _MODULES = {
     "adaptation": "Adapter",
+    "attempts": "Session",
     "audio": "read_audio",
     "calibration": "Calibration",
+    "comparison": "compare",
+    "coverage": "Coverage",
     "decision": "Decision Verdict",
     "encoder": "Embedding Encoder",
     "enrolment": "Enroller EnrolmentFeedback",

@@ -167,6 +167,7 @@ class Comparator:
         store: ProfileSource | None = None,
     ) -> None:
         self._encoder = encoder
+        self._extrapolate = extrapolate
         self._heard_before = heard_before
         self._countermeasure = countermeasure
         left_out: dict[str, EmoinvError] = {}
@@ -203,6 +204,10 @@ class Comparator:
     def threshold(self) -> Threshold:
         """The threshold in use; it stays when a profile is left out."""
         return self._threshold
+
+    def session_threshold(self, attempts: int) -> Threshold:
+        """The threshold of a session of so many attempts, at the same rate; see `Calibration.session_threshold`."""
+        return self._calibration.session_threshold(self._threshold, attempts, self._extrapolate)
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -302,6 +307,19 @@ class Comparator:
             extrapolated=self._threshold.extrapolated,
             expires=expires[best],
         )
+
+    def scores_of(self, embedding: ArrayLike | None, quality: SpeechQuality | None) -> dict[str, float]:
+        """The LLR of every profile, the best first; empty for what `decide` would not judge, or None."""
+        if embedding is None or quality is None or unusable(quality) is not None:
+            return {}
+        try:
+            bank, _ = self._permitted.now()
+            llrs, _ = bank.score(self._calibration, np.asarray(embedding), quality)
+        except (StoreError, ValueError):
+            return {}
+        if not np.isfinite(llrs).all():
+            return {}
+        return {bank.names[place]: float(llrs[place]) for place in np.argsort(-llrs, kind="stable")}
 
     def no_decision(
         self,

@@ -4,6 +4,7 @@
 
     EmoinvError
      ├── AudioError            a waveform or an audio file that cannot be used     (also a ValueError)
+     │    └── ChannelError         its channels cancel each other when mixed down
      ├── ModelFormatError      a model file that is damaged, foreign or too new    (also a ValueError)
      ├── ModelMismatchError    a profile made by one model, used with another
      ├── EnrolmentError        a profile asked for before there is speech enough
@@ -16,7 +17,8 @@
      │    ├── StoreBusyError       another process kept the store locked
      │    ├── ProfileChangedError  a profile that is no longer the one that was judged
      │    └── ProfileExpiredError  a profile past its expiry
-     └── MicrophoneError       no PortAudio, no device, or the device went away
+     ├── MicrophoneError       no PortAudio, no device, or the device went away
+     └── OutOfMemoryError      there is not memory enough for a model or a recording
 
 Wrong use of a function (a wrong type, a negative count) raises the usual ``TypeError`` or
 ``ValueError``. Every message states what was expected, what came, and the cure.
@@ -27,12 +29,14 @@ from __future__ import annotations
 __all__ = [
     "AudioError",
     "CalibrationError",
+    "ChannelError",
     "DailyLimitError",
     "EmoinvError",
     "EnrolmentError",
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "ProfileChangedError",
     "ProfileExpiredError",
     "SchemaError",
@@ -49,6 +53,10 @@ class EmoinvError(Exception):
 
 class AudioError(EmoinvError, ValueError):
     """A waveform or an audio file that cannot be used: empty, not finite, silent, wrong shape or type."""
+
+
+class ChannelError(AudioError):
+    """Channels that are inverted against each other, so that mixing them down leaves no speech; take one alone."""
 
 
 class ModelFormatError(EmoinvError, ValueError):
@@ -101,3 +109,7 @@ class ProfileExpiredError(StoreError):
 
 class MicrophoneError(EmoinvError):
     """No PortAudio, no such device, or the device went away."""
+
+
+class OutOfMemoryError(EmoinvError):
+    """There is not memory enough for a model or a recording; the speech is not to blame."""

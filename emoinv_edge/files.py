@@ -81,7 +81,7 @@ def read_regular(path: str | os.PathLike[str], limit: int, *, private: bool = Fa
     limit : int
         Bytes that it may have at most.
     private : bool
-        Refuse a file that belongs to a user other than this process's and root, or that others can read.
+        Refuse a file that belongs to a user other than this process's and root, or that others can read or write.
 
     Raises
     ------
@@ -95,13 +95,29 @@ def read_regular(path: str | os.PathLike[str], limit: int, *, private: bool = Fa
             raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
         if private and not _is_ours(about, root_too=True):
             raise PermissionError(errno.EPERM, f"belongs to another user ({about.st_uid})", os.fspath(path))
-        if private and os.name == "posix" and about.st_mode & 0o077:
-            what = f"mode {stat.S_IMODE(about.st_mode):04o} lets other users at it; run chmod 600 on it"
-            raise PermissionError(errno.EPERM, what, os.fspath(path))
+        exposed = _exposed(path, about) if private else ""
+        if exposed:
+            raise PermissionError(errno.EPERM, exposed, os.fspath(path))
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"is larger than {limit} bytes", os.fspath(path))
     return content
+
+
+def _exposed(path: str | os.PathLike[str], about: os.stat_result) -> str:
+    """Why a secret file's mode lets others at it, with the cure; empty if it does not, or was not ours to choose.
+
+    A container or service manager gives secrets as files of root, or on read-only mounts, whose mode nobody here
+    can change: such a file may be read by others, as whoever runs this machine decided, but not written by them.
+    """
+    mode = stat.S_IMODE(about.st_mode)
+    if os.name != "posix" or not mode & 0o077:
+        return ""
+    given = about.st_uid == 0 != os.geteuid() or bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    if given and not mode & 0o022:
+        return ""
+    cure = "let nobody else write it" if given else f"run chmod 600 {os.fspath(path)}"
+    return f"mode {mode:04o} lets other users at the key; {cure}"
 
 
 def _is_ours(about: os.stat_result, *, root_too: bool) -> bool:

@@ -11,6 +11,9 @@
 130   stopped with ctrl-C
 ====  ==============================================================================
 
+With several recordings it is the highest of theirs; ``enroll`` and ``embed`` exit with 2 where
+only some of them were taken.
+
 Subcommands import what they need inside ``run``, so that ``emoinv --help`` answers at once.
 """
 
@@ -26,13 +29,28 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import EmoinvError
-from . import bench, calibrate, demo, doctor, enroll, identify, listen, model, profiles, terminal, verify, wyoming
+from ..errors import EmoinvError, OutOfMemoryError
+from . import (
+    bench,
+    calibrate,
+    compare,
+    demo,
+    doctor,
+    embed,
+    enroll,
+    identify,
+    listen,
+    model,
+    profiles,
+    terminal,
+    verify,
+    wyoming,
+)
 from .terminal import EXIT_ERROR, EXIT_INTERRUPTED
 
 __all__ = ["build_parser", "main"]
 
-DECIDING = frozenset({"verify", "identify", "listen"})
+DECIDING = frozenset({"verify", "identify", "listen", "compare"})
 
 COMMANDS: tuple[ModuleType, ...] = (
     demo,
@@ -40,6 +58,8 @@ COMMANDS: tuple[ModuleType, ...] = (
     verify,
     identify,
     listen,
+    compare,
+    embed,
     profiles,
     calibrate,
     model,
@@ -59,7 +79,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 3."""
         self.print_usage(sys.stderr)
-        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}; see `{self.prog} --help`\n")
+        self.exit(EXIT_ERROR, terminal.legible(f"{self.prog}: error: {message}; see `{self.prog} --help`\n"))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``emoinv`` and return its exit status (the table in this module's docstring)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    terminal.escape_unencodable()
     try:
         args = build_parser().parse_args(words)
     except SystemExit as exit_:  # --help, --version, or wrong usage
@@ -90,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     library.propagate = False
     try:
         status: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         terminal.print_error("stopped with ctrl-C")
@@ -98,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `emoinv ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
+    except MemoryError:
+        cure = "cut the recording, free some memory, or take --model small"
+        return terminal.report_failure(OutOfMemoryError(f"out of memory; {cure}"), as_json=getattr(args, "json", False))
     except (EmoinvError, OSError) as error:
         return terminal.report_failure(error, as_json=getattr(args, "json", False))
     except Exception as error:  # 1 would read as "rejected", so a defect exits with 3 too

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    import argparse
-
     from rich.console import Console
 
     from ..decision import Decision
@@ -26,9 +25,10 @@ __all__ = [
     "LoggedToTerminal",
     "console",
     "decision_fields",
+    "escape_unencodable",
     "exit_status",
+    "legible",
     "one_in",
-    "print_decision",
     "print_error",
     "print_json",
     "quality_fields",
@@ -66,16 +66,25 @@ def shown(text: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on one line; a number that is not finite is a defect, not JSON."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-    if not text.isprintable():  # JSON's own escapes leave those of the terminals that begin with U+009B
-        text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
-    print(text, flush=True)
+    """Print one JSON value on one line, in ASCII; a number that is not finite is a defect, not JSON."""
+    print(json.dumps(value, allow_nan=False), flush=True)
 
 
 def print_error(message: str) -> None:
-    """Print ``emoinv: message`` on standard error."""
-    print(f"emoinv: {shown(message)}", file=sys.stderr, flush=True)
+    """Print ``emoinv: message`` on standard error, with control characters escaped."""
+    print(f"emoinv: {legible(message)}", file=sys.stderr, flush=True)
+
+
+def legible(text: str) -> str:
+    """A text with what a terminal would act on, and what no encoding holds, escaped; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def escape_unencodable() -> None:
+    """Let standard output and error escape what their encoding lacks: a decision must not fail to be printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quality_fields(quality: SpeechQuality | None, verbose: bool) -> dict[str, Any] | None:
@@ -124,33 +133,6 @@ def decision_fields(decision: Decision, verbose: bool = False) -> dict[str, Any]
     fields["verdict"] = decision.verdict.name.lower()
     fields["expires"] = decision.expires.isoformat() if decision.expires else None
     return fields
-
-
-def print_decision(
-    args: argparse.Namespace,
-    decision: Decision,
-    speaker: str,
-    notes: Sequence[str],
-    took_ms: float,
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """Print the decision on ``args.file``: one line, or one JSON object with ``--json``."""
-    if args.json:
-        fields = {**decision_fields(decision, args.verbose), **(more or {})}
-        print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
-        return
-    for note in notes:
-        print_error(f"{args.file}: {note}")
-    line = decision.reason
-    if decision.score is not None and decision.quality is not None:
-        marked = ", extrapolated" if decision.extrapolated else ""
-        line += (
-            f"  (threshold for {one_in(args.far)} impostors{marked}; "
-            f"{decision.quality.net_speech_s:.1f} s of speech, {took_ms:.0f} ms)"
-        )
-    from rich.markup import escape
-
-    console().print(f"{verdict_text(decision)}  {escape(shown(f'{speaker}  {line}'))}", soft_wrap=True)
 
 
 def one_in(rate: float) -> str:

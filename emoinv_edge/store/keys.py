@@ -140,7 +140,8 @@ class KeyFile:
         try:
             key = _parsed_key(read_regular(path, MAX_KEY_TEXT, private=True))
         except PermissionError as error:
-            raise StoreError(f"key file {path}: {error.strerror}") from None
+            hint = f'; or give a secret of your container as the variable {KEY_VARIABLE}="$(cat {path})"'
+            raise StoreError(f"key file {path}: {error.strerror}{hint}") from None
         except OSError as error:
             raise StoreError(
                 f"key file {path}: {error.strerror}; restore it from a copy, or give the path of the key. "

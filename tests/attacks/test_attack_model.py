@@ -216,7 +216,8 @@ def hostile_calibrations() -> list[dict[str, Any]]:
         return [dataclasses.asdict(FarTable(1, (0.5, 0.01), thresholds))]  # type: ignore[arg-type]
 
     return [
-        whole | {"bias": 250.0}, whole | {"bias": 50.0}, whole | {"bias": 1e308}, whole | {"bias": 0.0}, whole | {"bias": 10**400},
+        whole | {"bias": 250.0},
+        whole | {"bias": 50.0}, whole | {"bias": 1e308}, whole | {"bias": 0.0}, whole | {"bias": 10**400},
         whole | {"far_tables": tables(-1e9, -1e9)}, whole | {"far_tables": tables(-8.0, -7.5)},
         whole | {"far_tables": tables(-100.0, 0.0)},
         whole | {"terms": terms(Term("test_seconds", 8.0, 0.0, 2.0))},
