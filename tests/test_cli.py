@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emoinv_edge.calibration import FarTable, Term
-from emoinv_edge.cli import COMMANDS, build_parser, doctor, main, verify
+from emoinv_edge.cli import COMMANDS, DECIDING, build_parser, doctor, main, verify
 from emoinv_edge.cli.options import parse_far
 from emoinv_edge.cli.terminal import one_in
 from emoinv_edge.microphone import Gap
