@@ -1,7 +1,7 @@
 """Enroller: utterances in, feedback at once, a profile at the end; and a microphone's chunks cut into utterances.
 
 A profile of neutral speech alone is what defeats verifiers when the owner is angry, so the prompts ask
-for variety: calm, excited, louder, softer, further away. They are offers, not demands.
+for what it does not cover yet (`coverage`): louder, softer, excited, low. They are offers, not demands.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from .audio import level_dbfs
 from .calibration import Calibration, bayes_threshold
 from .clips import Clips, Doubt
+from .coverage import Coverage, coverage_of, next_prompt
 from .decision import require_calibration, require_model
 from .encoder import Encoder
 from .errors import EnrolmentError
 from .heard import HeardBefore
 from .microphone import Gap
 from .profiles import Exemplar, Profile
+from .prompts import read_prompts
 from .quality import SpeechQuality, measure_quality
 from .scoring import ProfileBank
 from .second_voice import second_voice, window_times
@@ -32,12 +34,12 @@ from .utterance import Utterance, hear
 from .vad import SpeechSegmenter
 from .voice import is_unvoiced
 
-__all__ = ["PROMPTS", "Enroller", "EnrolmentFeedback", "utterances"]
+__all__ = ["Enroller", "EnrolmentFeedback", "utterances"]
 
 MIN_UTTERANCE_S = 1.0
 MIN_PROFILE_S = 2.0  # below, no profile is made
 TARGET_S = 10.0  # progress reaches 100 % here, and with TARGET_UTTERANCES
-TARGET_UTTERANCES = 3
+TARGET_UTTERANCES = 4
 MAX_UTTERANCES = 40
 UNDECIDED_PROGRESS = 0.99
 MIN_ENROL_SNR_DB = 5.0
@@ -52,16 +54,6 @@ PAUSE_MS = 800  # a pause as long ends an utterance at the microphone
 MARGIN_S = 0.4  # of what came before and after it is kept: the noise is judged from there
 SHORTEST_S = 0.4  # anything shorter is a click or a cough, and not worth a word
 LONGEST_MS = 20_000
-
-PROMPTS = (
-    "Say a few sentences as you normally speak.",
-    "Now say something with excitement, as if you had won a prize.",
-    "Now louder, as if to somebody across the room.",
-    "Now softly, as if somebody were asleep nearby.",
-    "Now annoyed, as if you had to repeat yourself.",
-    "Now from further away, or in another room.",
-)
-ENOUGH = "That is enough; more emotions and places make it better still."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +87,10 @@ class EnrolmentFeedback:
     prompt: str
     quality: SpeechQuality | None = None
 
+    def __bool__(self) -> bool:
+        """Whether it was accepted."""
+        return self.accepted
+
 
 class Enroller:
     """Collects utterances of one speaker until a profile can be made.
@@ -116,9 +112,13 @@ class Enroller:
     sure : bool
         Take utterances that do not sound like the speaker of the others, or of the profile, all the same: you know
         who spoke. `doubts` still lists them.
+    language : str
+        Of the prompts: one of `emoinv_edge.prompts.languages`.
 
     Raises
     ------
+    ValueError
+        If there are no prompts in that language.
     CalibrationError
         If there is no calibration: without it a second voice is not recognised.
     ModelMismatchError
@@ -134,16 +134,20 @@ class Enroller:
         keep_audio: bool = False,
         heard_before: HeardBefore | None = None,
         sure: bool = False,
+        language: str = "en",
     ) -> None:
         self._encoder = encoder
         self._calibration = require_calibration(encoder, calibration)
         self._keep_audio = keep_audio
         self._heard_before = heard_before
         self._base = profile
+        held = () if profile is None else profile.exemplars
+        self._held = len(held)
         self._digests: set[bytes] = set()
+        self._prompts = read_prompts(language)
+        self._answered = ""  # the name of the last prompt that an accepted utterance followed
         if profile is not None:
             require_model(encoder, profile)
-        held = () if profile is None else profile.exemplars
         self._clips = Clips(self._calibration, encoder.guards, held, sure=sure)
         self._sure = sure
         self._num_given = 0
@@ -154,14 +158,15 @@ class Enroller:
         return sum(exemplar.quality.net_speech_s for exemplar in self._exemplars)
 
     @property
+    def added(self) -> tuple[Exemplar, ...]:
+        """The exemplars of the utterances that were accepted."""
+        return tuple(self._exemplars[self._held :])
+
+    @property
     def progress(self) -> float:
         """0 to 1: both the seconds and the number of utterances count; below 1 while they may be two people's."""
         most = UNDECIDED_PROGRESS if self._undecided else 1.0
         return min(most, self.seconds / TARGET_S, len(self._exemplars) / TARGET_UTTERANCES)
-
-    @property
-    def _exemplars(self) -> list[Exemplar]:
-        return self._clips.kept
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
@@ -183,15 +188,25 @@ class Enroller:
         return bool(self._exemplars) and self.seconds >= MIN_PROFILE_S and not self._undecided
 
     @property
+    def _exemplars(self) -> list[Exemplar]:
+        return self._clips.kept
+
+    @property
     def _undecided(self) -> bool:
         return self._clips.undecided and not self._sure
 
     @property
     def prompt(self) -> str:
-        """The next thing to say."""
-        if self.progress >= 1.0 and len(self._exemplars) >= len(PROMPTS):
-            return ENOUGH
-        return PROMPTS[len(self._exemplars) % len(PROMPTS)]
+        """The next thing to say: normal speech, then what would help most."""
+        return self._prompts[self._prompt_name()]
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """How far the utterances accepted so far reach, and how many rejects that leaves; None before the first."""
+        return coverage_of([exemplar.quality for exemplar in self._exemplars], self._calibration)
+
+    def _prompt_name(self) -> str:
+        return next_prompt([exemplar.quality for exemplar in self._exemplars], self._answered)
 
     def add(self, waveform: NDArray[Any], sample_rate: int) -> EnrolmentFeedback:
         """Take one utterance, or refuse it with the reason.
@@ -222,11 +237,13 @@ class Enroller:
         if refused is not None:
             return self._refuse(*refused, quality)
         self._digests.add(digest)
+        answered = self._prompt_name()
         now = datetime.datetime.now(datetime.timezone.utc)
         exemplar = Exemplar(heard.embedding.vector, quality, now, audio if self._keep_audio else None)
         doubt = self._clips.add(number, exemplar)
         if doubt is not None:
             return self._refuse("other_speaker", self._doubtful(doubt), quality)
+        self._answered = answered
         if self._heard_before is not None:
             self._heard_before.add(waveform, sample_rate)
         unvoiced = " (unvoiced: whispered or hoarse; say it aloud too)" if is_unvoiced(quality) else ""
@@ -259,7 +276,8 @@ class Enroller:
                 f"{len(self._exemplars)} utterances; add more (each answer of add() holds the next prompt)"
             )
         if self._base is not None:
-            return dataclasses.replace(self._base, name=name, exemplars=tuple(self._exemplars))
+            exemplars = (*self._base.enrolled, *self.added, *self._base.adapted)
+            return dataclasses.replace(self._base, name=name, exemplars=exemplars)
         return Profile(
             name,
             self._encoder.fingerprint,
@@ -270,19 +288,18 @@ class Enroller:
 
     def _spoilt(self, heard: Utterance, digest: bytes) -> tuple[str, str] | None:
         """Reason and message if this is a duplicate or a mixture of voices."""
-        embedding, speech = heard.embedding, heard.speech
+        embedding, guards = heard.embedding, self._encoder.guards
         assert embedding is not None  # there was no refusal
         duplicate = digest in self._digests or any(
             float(exemplar.embedding @ embedding) > DUPLICATE_COSINE for exemplar in self._clips.given
         )
         if duplicate:
             return "duplicate", "This recording, or a copy of it, was given before; say something new."
-        guards = self._encoder.guards
         if guards is not None and guards.windows is not None:
             times = window_times(guards, heard, self._encoder.spec.sample_rate)
             found = second_voice(guards, embedding.windows, times)
             return None if found is None else (found.code, _sentence(found.message))
-        if self._mixed(speech):
+        if self._mixed(heard.speech):
             return "second_voice", "There seems to be a second voice in this recording; record it alone."
         return None
 

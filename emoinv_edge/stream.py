@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .attempts import Session
 from .audio import MAX_PEAK, ResampleStream, mono_chunk
+from .calibration import Threshold
 from .decision import Comparator, Decision, Verdict
 from .encoder import Embedding
 from .features import LogMelStream
@@ -33,6 +35,7 @@ BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the
 LEAST_S = 0.2  # of speech, for one embedding
 TAIL_S = 0.25  # less speech than this at the end of an utterance does not change the answer
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
+REPORT_S = 1.0  # damaged audio is reported so often at most
 GUARDED_S = 20.0  # of one utterance's speech is kept for `Comparator.guard`
 WINDOWS_APART_S = 0.48  # of two windows among which a second voice is sought
 LEAST_WINDOW_S = 1.4  # shorter ones differ too much within one voice
@@ -70,6 +73,9 @@ class VerificationStream:
         Speech of one utterance that a decision rests on, at most.
     detector : SpeechDetector, optional
         For this stream alone; WebRTC's unless given.
+    session : Session, optional
+        Of this verifier, and for this stream alone: each utterance is decided on with those before it, pauses
+        between them. Give one that renews itself (`Session`).
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class VerificationStream:
         context_s: float = 1.5,
         window_s: float = 6.0,
         detector: SpeechDetector | None = None,
+        session: Session | None = None,
     ) -> None:
         if not 0.0 < hop_s <= context_s <= window_s:
             raise ValueError(
@@ -89,6 +96,7 @@ class VerificationStream:
         if context_s < MIN_SPEECH_S:
             raise ValueError(f"expected context_s of at least {MIN_SPEECH_S} s, got {context_s!r}")
         self._comparator = verifier
+        self._session = session
         self._encoder = verifier.encoder
         spec = self._encoder.spec
         self._rate = spec.sample_rate
@@ -113,6 +121,11 @@ class VerificationStream:
     def verifier(self) -> Comparator:
         """The verifier whose profiles and threshold are used."""
         return self._comparator
+
+    @property
+    def threshold(self) -> Threshold:
+        """The threshold of its decisions: the verifier's, or that of its sessions."""
+        return self._comparator.threshold if self._session is None else self._session.threshold
 
     @property
     def sample_rate(self) -> int:
@@ -160,8 +173,7 @@ class VerificationStream:
                 return out
         mono = mono_chunk(chunk)
         if len(mono):
-            self._end_damage(out)
-            self._sound(mono, out)
+            self._undamaged(mono, out)
         return out
 
     def gap(self, num_samples: int) -> list[Decision]:
@@ -192,8 +204,12 @@ class VerificationStream:
         """Forget everything but the profiles; the next sample is sample 0 of a new stream."""
         self._resampler.flush()
         self._segmenter.reset()
+        if self._session is not None:
+            self._session.reset()
         self._taken = 0  # samples at the input's rate
         self._damage = 0  # samples of the run of damaged ones that is under way
+        self._merged = False  # whether sound samples are among them
+        self._merged_until = 0  # a loss was reported so recently that what is lost before here makes one report
         self._forget_background(0)
         self._forget_utterance()
 
@@ -259,20 +275,32 @@ class VerificationStream:
         edges = np.flatnonzero(np.diff(sound)) + 1
         for part, good in zip(np.split(chunk, edges), sound[np.concatenate(([0], edges))], strict=True):
             if good:
-                self._end_damage(out)
-                self._sound(mono_chunk(part), out)
+                self._undamaged(mono_chunk(part), out)
             else:
                 self._damage += len(part)
+
+    def _undamaged(self, mono: NDArray[np.float32], out: list[Decision]) -> None:
+        """Take sound samples; those between damaged ones of one second are lost with them, so that one report does."""
+        if self._damage:
+            lost = min(len(mono), max(0, self._merged_until - self._taken - self._damage))
+            self._damage += lost
+            self._merged |= lost > 0
+            mono = mono[lost:]
+            if not len(mono):
+                return
+            self._end_damage(out)
+        self._sound(mono, out)
 
     def _end_damage(self, out: list[Decision]) -> None:
         if self._damage:
             length, self._damage = self._damage, 0
+            merged, self._merged = self._merged, False
             self._lose(
                 length,
                 Refusal(
                     "not_finite",
-                    f"not finite: {length} samples were NaN, infinite or far beyond full scale; "
-                    "find the fault in the recording chain",
+                    f"not finite: {'some of ' if merged else ''}{length} samples were NaN, infinite or far beyond "
+                    "full scale; find the fault in the recording chain",
                 ),
                 out,
             )
@@ -281,6 +309,7 @@ class VerificationStream:
         self._feed(self._resampler.flush(), out)
         before = self._segmenter.position
         self._taken += num_samples
+        self._merged_until = self._taken + round(REPORT_S * self._in_rate)
         after = max(before, round(self._taken * self._rate / self._in_rate))
         self._segmenter.gap(after - before)  # its segment is dropped: the utterance is not known to the end
         start = before if self._utterance_start is None else self._utterance_start
@@ -344,7 +373,9 @@ class VerificationStream:
             decision = self._no_decision(problem, quality, end, final)
         else:
             decision = self._decide(end, final)
-        if final or decision.accepted:
+        # A session asks for itself before it keeps an utterance, and twice would find what was just heard.
+        asked = final and problem is None and self._session is not None
+        if (final or decision.accepted) and not asked:
             decision = self._guard(decision)
         doubt = decision.reason if decision.verdict is Verdict.NO_DECISION else None
         if final or doubt is None or self._doubt is None:
@@ -386,14 +417,14 @@ class VerificationStream:
         quality = merge_qualities([step.quality for step in self._steps])
         quality = dataclasses.replace(quality, log_embedding_norm=log_norm)
         whole, times = self._whole_windows()
-        return self._comparator.decide(
-            Embedding(embedding, math.exp(log_norm), whole),
-            quality,
-            times=times,
-            start=self._steps[0].start,
-            end=end,
-            final=final,
-        )
+        found = Embedding(embedding, math.exp(log_norm), whole)
+        start = self._steps[0].start
+        if self._session is not None:
+            at = start / self._rate
+            return self._session.take(
+                found, quality, times=times, start=start, end=end, final=final, at_s=at, guard=self._guard
+            )
+        return self._comparator.decide(found, quality, times=times, start=start, end=end, final=final)
 
     def _whole_windows(self) -> tuple[NDArray[np.float32] | None, list[float]]:
         """Embeddings of the steps that saw a whole context, and where each begins, in seconds of the stream."""

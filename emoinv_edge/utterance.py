@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .guards import Guards
 
 __all__ = [
+    "HARDLY_VOICE",
     "MAX_CLIPPED_FRACTION",
     "MIN_SPEECH_S",
     "Embedder",
@@ -356,6 +357,12 @@ def embed_speech(encoder: Embedder, speech: NDArray[np.float32]) -> Embedding | 
 
 def _no_embedding(error: EmoinvError) -> Refusal:
     return Refusal("no_embedding", f"the model gave no usable embedding ({error})")
+
+
+HARDLY_VOICE = Refusal(
+    "no_voice",
+    "hardly a voice: for speech so unlike a person's it is too far from the profile; say it once more, clearly",
+)
 
 
 def no_voice(guards: Guards | None, embedding: NDArray[np.float32], quality: SpeechQuality) -> Refusal | None:

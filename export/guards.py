@@ -34,7 +34,9 @@ def add_guards(
     cache: Path | None = None,
     report: Report = print,
 ) -> Mapping[str, Mapping[str, float]]:
-    """Fit the guards of an exported file; embeddings, calibration, golden test and fingerprint stay as they are.
+    """Fit the guards of an exported file; embeddings, calibration and golden test stay as they are.
+
+    The graph gets the output ``windows`` where it has none yet, and with it a new fingerprint. Later fits keep that.
 
     Parameters
     ----------
@@ -80,9 +82,6 @@ def add_guards(
     graph = add_windows(graph)
     values.pop("emoinv.guards", None)
     provenance = json.loads(values["emoinv.provenance"])
-    # With the same embeddings the file keeps the fingerprint, and profiles stay good.
-    provenance |= {"fingerprint": original.fingerprint}
-    values["emoinv.provenance"] = provenance
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
         write_model(draft, graph, values)

@@ -34,8 +34,7 @@ def add_windows(graph: onnx.ModelProto) -> onnx.ModelProto:
     -------
     onnx.ModelProto
         ``windows`` (rows, embedding_dim), not of unit norm: of one item, a row for every hop that a window fits in
-        (see `geometry`), at least one (of a shorter item its last frame stands for those that
-        it lacks).
+        (see `geometry`), at least one, of what there is.
 
     Raises
     ------
@@ -91,14 +90,20 @@ def _pooled(body: onnx.GraphProto, frames: str, length: int, hop: int) -> list[o
         nodes.append(helper.make_node(operator, inputs, [_MADE + output], name=_MADE + output, **attributes))
         return _MADE + output
 
+    # Windows that begin in the frames but end beyond them hold what there is; those but the first are cut off.
+    window = {"kernel_shape": [1, length], "strides": [1, hop], "pads": [0, 0, 0, length - 1], "count_include_pad": 0}
     count = node("Shape", [frames], "count", start=3, end=4)
-    lack = node("Sub", [constant("length", np.array([length], np.int64)), count], "lack/raw")
-    lack = node("Max", [lack, constant("none", np.array([0], np.int64))], "lack")
-    pads = node("Concat", [constant("before", np.zeros(7, np.int64)), lack], "pads", axis=0)
-    whole = node("Pad", [frames, pads], "frames", mode="edge")
-    window = {"kernel_shape": [1, length], "strides": [1, hop]}
-    mean = node("AveragePool", [whole], "mean", **window)
-    square = node("AveragePool", [node("Mul", [whole, whole], "frames/square")], "square", **window)
+    beyond = node("Sub", [count, constant("length", np.array([length], np.int64))], "beyond")
+    steps = node("Div", [beyond, constant("hop", np.array([hop], np.int64))], "steps")
+    one = constant("one", np.array([1], np.int64))
+    whole = node("Max", [node("Add", [steps, one], "whole/raw"), one], "whole")
+    none, axis = constant("none", np.array([0], np.int64)), constant("axis", np.array([3], np.int64))
+
+    def pooled(source: str, output: str) -> str:
+        return node("Slice", [node("AveragePool", [source], f"{output}/all", **window), none, whole, axis], output)
+
+    mean = pooled(frames, "mean")
+    square = pooled(node("Mul", [frames, frames], "frames/square"), "square")
     spread = node("Sub", [square, node("Mul", [mean, mean], "mean/square")], "variance/raw")
     spread = node("Max", [spread, constant("zero", np.array(0.0, np.float32))], "variance/positive")
     unbiased = np.array(length / (length - 1), np.float32)

@@ -142,7 +142,7 @@ def test_the_command_writes_guards_into_the_file_and_leaves_the_rest(
     values = {
         "emoinv.spec": SPEC.to_json(),
         "emoinv.calibration": held.to_json(),
-        "emoinv.golden": make_golden(Encoder(bare), golden_inputs(SPEC, "features"), "test"),
+        "emoinv.golden": make_golden(Encoder(bare), golden_inputs(SPEC), "test"),
         "emoinv.provenance": {"format": 1, "sealed": True, "parents": {}},
     }
     write_model(old, graph, values)

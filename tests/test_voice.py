@@ -17,6 +17,7 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.enrolment import Enroller
 from emoinv_edge.errors import ModelFormatError
 from emoinv_edge.guards import Guards
+from emoinv_edge.profiles import Profile
 from emoinv_edge.verifier import Verifier
 from emoinv_edge.voice import VoiceTest, is_unvoiced
 from tests.builders import (
@@ -93,10 +94,27 @@ def test_an_accept_needs_the_least_cosine_beside_the_score(tmp_path: Path) -> No
     verifier = Verifier(encoder, held, prior=0.5)
     assert 0.7 < float(near @ SPEECH) < 0.9
     decision = verifier.decide(near, quality())
-    assert decision.verdict is Verdict.REJECT
-    assert decision.score is not None and decision.score >= decision.threshold
-    assert "cosine" in decision.reason
+    assert (decision.verdict, decision.code) == (Verdict.NO_DECISION, "no_voice")
+    assert calibrated(tmp_path, held).decide(near, quality()).accepted  # by the score alone
     assert verifier.decide(SPEECH, quality()).accepted
+
+
+def test_what_is_hardly_a_voice_must_be_all_the_nearer(tmp_path: Path) -> None:
+    test = voice_along(np.zeros(DIM), -1.0, (Term("voiced_fraction", 4.0, 0.0, 1.0),))
+    encoder = guarded_encoder(tmp_path, guards(voice=test, cosine_weight=10.0, least_sum=10.0))
+    verifier = Verifier(encoder, profile("ana", SPEECH, model=encoder.fingerprint), prior=0.5)
+    near = SPEECH + 0.5 * SOUND
+    near = (near / np.linalg.norm(near)).astype(np.float32)
+    assert 0.8 < float(near @ SPEECH) < 0.95
+    assert verifier.decide(near, quality(voiced_fraction=0.8)).accepted
+    assert verifier.decide(near, quality(voiced_fraction=0.3)).code == "no_voice"
+    assert verifier.decide(SPEECH, quality(voiced_fraction=0.3)).accepted
+
+
+def calibrated(folder: Path, held: Profile) -> Verifier:
+    """The same without guards."""
+    encoder = calibrated_encoder(folder)
+    return Verifier(encoder, dataclasses.replace(held, model_fingerprint=encoder.fingerprint), prior=0.5)
 
 
 def test_unvoiced_speech_is_taken_and_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

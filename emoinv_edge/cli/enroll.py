@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
+from .coverage import add_language, coverage_fields, coverage_lines
 from .options import (
     add_command,
     add_json,
     add_model,
     add_store,
+    add_verbose,
     open_encoder,
     open_store,
     parse_device,
@@ -22,13 +24,13 @@ from .options import (
     positive,
 )
 from .recordings import add_audio, open_recording, waveform_of
-from .terminal import EXIT_ACCEPT, EXIT_NO_DECISION, console, print_json, track
+from .terminal import EXIT_ACCEPT, EXIT_NO_DECISION, console, print_json, quality_fields, track
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..encoder import Encoder
-    from ..enrolment import Enroller
+    from ..enrolment import Enroller, EnrolmentFeedback
     from ..profiles import Profile
     from ..store import ProfileStore
 
@@ -58,6 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
     )
+    add_language(parser)
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="add the recordings to the profile that exists")
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
@@ -82,6 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
@@ -119,7 +123,12 @@ def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Con
                 message = str(error).removeprefix(f"{file}: ")
                 yield {"file": file, "notes": [], "accepted": False, "reason": "unreadable", "message": message}
             else:
-                yield {"file": file, "notes": recording.notes, **dataclasses.asdict(enroller.add(waveform, rate))}
+                yield {"file": file, "notes": recording.notes, **answer(enroller.add(waveform, rate), args.verbose)}
+
+
+def answer(feedback: EnrolmentFeedback, verbose: bool) -> dict[str, Any]:
+    """The feedback on one utterance as a JSON object."""
+    return {**dataclasses.asdict(feedback), "quality": quality_fields(feedback.quality, verbose)}
 
 
 def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
@@ -148,7 +157,7 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
             if isinstance(take, Gap):
                 yield {"file": name, "notes": [], "accepted": False, "reason": "gap", "message": take.reason}
                 continue
-            yield {"file": name, "notes": [], **dataclasses.asdict(enroller.add(take, rate))}
+            yield {"file": name, "notes": [], **answer(enroller.add(take, rate), args.verbose)}
             if enroller.progress >= 1.0:
                 return
 
@@ -170,7 +179,6 @@ def reconsidered(answers: Iterable[dict[str, Any]], enroller: Enroller) -> Itera
 
 def run(args: argparse.Namespace) -> int:
     """Enrol from files or at the microphone; 0 when the profile was stored, 2 without some of the files, 3 when not."""
-    from ..device_calibration import refined_calibration
     from ..enrolment import Enroller
     from ..heard import HeardBefore
 
@@ -179,15 +187,16 @@ def run(args: argparse.Namespace) -> int:
     encoder = open_encoder(args)
     store = open_store(args)
     existing = existing_profile(store, encoder, args)
-    calibration = refined_calibration(encoder, store.path)
     heard = HeardBefore() if args.refuse_replays else None
+    calibration = store.calibration(encoder)
     enroller = Enroller(
         encoder,
         calibration=calibration,
         profile=existing,
         keep_audio=args.keep_audio,
-        sure=args.sure,
         heard_before=heard,
+        sure=args.sure,
+        language=args.lang,
     )
     answers = []
     out = console(stderr=args.json)
@@ -207,14 +216,14 @@ def run(args: argparse.Namespace) -> int:
         store.put(profile, replace=args.replace)
     else:  # on what is there by now: adaptation may have gone on while these were recorded
         profile = store.extend(
-            profile.name,
-            profile.exemplars[len(existing.exemplars) :],
-            model_fingerprint=encoder.fingerprint,
+            existing,
+            enroller.added,
             expires=profile.expires,
             consent=profile.consent,
         )
     if heard is not None:
         store.heard(profile.name).extend(heard)
+    coverage = enroller.coverage
     refused = 0 if args.mic else sum(not each["accepted"] for each in answers)
     status = EXIT_NO_DECISION if refused else EXIT_ACCEPT
     if args.json:
@@ -228,6 +237,7 @@ def run(args: argparse.Namespace) -> int:
                 "seconds": enroller.seconds,
                 "progress": enroller.progress,
                 "prompt": enroller.prompt,
+                "coverage": None if coverage is None else coverage_fields(coverage, args.lang),
                 "expires": profile.expires.isoformat() if profile.expires else None,
                 "utterances": answers,
             }
@@ -241,7 +251,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if refused:
         out.print(f"{refused} of {len(answers)} recordings were left out; see why above.")
-    out.print(f"To make it better: {enroller.prompt} (emoinv enroll {args.name} --add FILE)", markup=False)
+    if coverage is not None:
+        for line in coverage_lines(coverage, args.name, args.lang):
+            out.print(line, markup=False, soft_wrap=True)
     return status
 
 

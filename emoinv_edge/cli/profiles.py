@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmoinvError, EnrolmentError, StoreError
+from .coverage import add_language, coverage_fields, coverage_lines
 from .options import add_command, add_json, add_model, add_store, ask_passphrase, open_encoder, open_store, parse_name
-from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json
+from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json, shown
 
 if TYPE_CHECKING:
+    from ..coverage import Coverage
     from ..store import KeySource, ProfileInfo, ProfileStore
 
 __all__ = ["add_parser"]
@@ -97,6 +99,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for added in (listing, show, remove, export, import_, purge, rollback, upgrade, rotate):
         add_store(added)
         add_json(added)
+    add_language(show)
     for added in (show, import_, upgrade):
         add_model(added)
 
@@ -142,10 +145,13 @@ def run_show(args: argparse.Namespace) -> int:
     if info.problem.startswith("damaged"):
         raise StoreError(info.problem.removeprefix("damaged: "))
     audit = store.audit(info.name)
+    coverage = None if info.problem else profile_coverage(args, store, info)
     if args.json:
         events = [{"at": at.isoformat(), "event": event} for at, event in audit.events]
-        agreed = agreement_of(args, store, info)
-        print_json({**fields(info), "agreement": agreed, "events": events, "verified": audit.verified})
+        covered = None if coverage is None else coverage_fields(coverage, args.lang)
+        agreed = None if info.problem else profile_agreement(args, store, info)
+        found = {"coverage": covered, "agreement": agreed, "events": events, "verified": audit.verified}
+        print_json({**fields(info), **found})
         return EXIT_ACCEPT
     lines = [
         f"name        {info.name}",
@@ -154,7 +160,6 @@ def run_show(args: argparse.Namespace) -> int:
         f"expires     {f'{info.expires:%Y-%m-%d %H:%M} UTC' if info.expires else 'never'}",
         f"consent     {info.consent or 'no note'}",
         f"model       {info.model_fingerprint}",
-        f"agreement   {said(agreement_of(args, store, info))}",
         f"last used   {f'{info.last_used:%Y-%m-%d %H:%M} UTC' if info.last_used else 'never'}",
         f"undoable    {info.adaptations} adaptations",
         *(f"  {at:%Y-%m-%d %H:%M} UTC  {event}" for at, event in audit.events),
@@ -164,29 +169,38 @@ def run_show(args: argparse.Namespace) -> int:
             for day, counts in sorted(audit.verified.items())
         ),
     ]
-    console().print("\n".join(lines), markup=False, soft_wrap=True)
+    if coverage is not None:
+        lines += coverage_lines(coverage, info.name, args.lang)
+        lines.append(agreement_line(profile_agreement(args, store, info)))
+    console().print("\n".join(map(shown, lines)), markup=False, soft_wrap=True)
     return EXIT_ACCEPT
 
 
-def agreement_of(args: argparse.Namespace, store: ProfileStore, info: ProfileInfo) -> float | None:
+def profile_coverage(args: argparse.Namespace, store: ProfileStore, info: ProfileInfo) -> Coverage | None:
+    """What a profile covers; how many rejects that leaves only with the model that made it."""
+    from ..coverage import coverage_of
+
+    encoder = open_encoder(args)
+    own = info.model_fingerprint == encoder.fingerprint
+    exemplars = store.get(info.name, audio=False).exemplars
+    return coverage_of([each.quality for each in exemplars], encoder.calibration if own else None)
+
+
+def profile_agreement(args: argparse.Namespace, store: ProfileStore, info: ProfileInfo) -> float | None:
     """The least LLR of one of the profile's recordings against the others; None for one, or by another model."""
     from ..clips import agreement
 
-    try:
-        encoder = open_encoder(args)
-        if encoder.calibration is None or encoder.fingerprint != info.model_fingerprint:
-            return None
-        exemplars = store.get(info.name, audio=False).exemplars
-    except EmoinvError:  # it is shown all the same
+    encoder = open_encoder(args)
+    if encoder.calibration is None or encoder.fingerprint != info.model_fingerprint:
         return None
-    return agreement(encoder.calibration, encoder.guards, exemplars)
+    return agreement(encoder.calibration, encoder.guards, store.get(info.name, audio=False).exemplars)
 
 
-def said(agreed: float | None) -> str:
+def agreement_line(agreed: float | None) -> str:
     """What is told of a profile's agreement with itself."""
     if agreed is None:
-        return "unknown: it needs two recordings, and their model (--model)"
-    return f"LLR {agreed:.1f} or more for one speaker, of each recording against the others"
+        return "agreement   unknown: it needs two recordings, and their model (--model)"
+    return f"agreement   LLR {agreed:.1f} or more for one speaker, of each recording against the others"
 
 
 def run_remove(args: argparse.Namespace) -> int:
@@ -291,7 +305,7 @@ def escaped(text: str) -> str:
     """Text that a rich table prints as it is."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(shown(text))
 
 
 def report(args: argparse.Namespace, done: str, names: list[str], **more: Any) -> int:
@@ -301,5 +315,5 @@ def report(args: argparse.Namespace, done: str, names: list[str], **more: Any) -
     else:
         what = ", ".join(names) if names else "nothing"
         where = f" ({more['file']})" if "file" in more else ""
-        console().print(f"{done}: {what}{where}", markup=False, soft_wrap=True)
+        console().print(shown(f"{done}: {what}{where}"), markup=False, soft_wrap=True)
     return EXIT_ACCEPT
