@@ -17,6 +17,7 @@ import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -405,17 +406,28 @@ def _simulate_room(rng: np.random.Generator) -> Room:
         )  # fmt: skip
         room.add_source(mouth)
         room.add_microphone(np.stack(microphones, axis=1))
-        # Its displacements are drawn from numpy's global generator: seeded from ours, and given back as it was.
-        state = np.random.get_state()  # noqa: NPY002
-        np.random.seed(int(rng.integers(2**31)))  # noqa: NPY002
-        try:
-            room.compute_rir()
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
+        _compute_responses(room, int(rng.integers(2**31)))
         longest = round(min(1.2 * rt60, LONGEST_RESPONSE_S) * SAMPLE_RATE)
         near, far = (np.asarray(room.rir[m][0], np.float32)[: longest + 2000] for m in range(2))
         scale = [np.float32(1.0 / np.abs(each).max()) for each in (near, far)]
         return Room(near * scale[0], far * scale[1], rt60, float(np.linalg.norm(microphones[1] - mouth)))
+
+
+def _compute_responses(room: Any, seed: int) -> None:
+    """Compute a room's impulse responses, the displacements of its images drawn from `seed` alone."""
+    import pyroomacoustics
+
+    if hasattr(pyroomacoustics, "random"):  # since 0.9 it has a generator of its own
+        pyroomacoustics.random.seed(seed)
+        room.compute_rir()
+        return
+    # Before, it drew from numpy's global generator: seeded for a moment, and given back as it was.
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        room.compute_rir()
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def _at_distance(
