@@ -1,10 +1,12 @@
 """``python -m benchmarks``: measure, compare, and make the report; every step's result is one JSON file.
 
     python -m benchmarks --peers FOLDER --eval ../shared/eval
+    python -m benchmarks table --write
 
 Steps can be named: ``speed`` (pytest benchmarks), ``peers`` (time, memory and size in turns), ``accuracy`` and
-``robustness`` (error rates; need --eval), ``report`` (figures, tables and the page). What lacks something is
-skipped with the reason. Embeddings are kept in the user's cache, so that a stopped run goes on where it was.
+``robustness`` (error rates; need --eval), ``report`` (the page and its tables). What lacks something is skipped
+with the reason. Embeddings are kept in the user's cache, so that a stopped run goes on where it was.
+``table``, which only runs when named, prints the README's table of figures, or writes it there.
 """
 
 from __future__ import annotations
@@ -22,16 +24,19 @@ from typing import Any
 import numpy as np
 
 from emoinv_edge.audio import read_audio
-from emoinv_edge.cli.bench import machine
-from emoinv_edge.encoder import MODEL_NAMES
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.files import write_atomically
+from emoinv_edge.machine import describe_machine, processor
 
-from .peers import ONE_THREAD, PEERS, ROOT, open_workers, take_turns
+from .peers import PEERS, ROOT, our_models
+from .report import RESULTS, fill, make, read, readme_table
+from .workers import ONE_THREAD, Worker, open_workers, take_turns
 
 STEPS = ("speed", "peers", "accuracy", "robustness", "report")
-RESULTS = Path(__file__).resolve().parent / "results"
+README = ROOT / "README.md"
 REFERENCE = "wespeaker"  # fp32 ResNet34-LM, which ratios are against
 CLIP_S = 3.0
-FORMAT = 1
+FORMAT = 2
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -39,10 +44,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}; all by default")
-    parser.add_argument(
-        "--model", action="append", default=[], metavar="NAME=FILE", help="instead of the shipped base and small"
-    )
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (all by default), and table")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="instead of the shipped ones")
     parser.add_argument("--fp32", type=Path, metavar="FILE", help="the fp32 .onnx file that base was made from")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="the unpacked wheels of the peers")
     parser.add_argument("--only", action="append", default=[], metavar="KEY", help="only this encoder; may be repeated")
@@ -53,51 +56,43 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="turns of the comparison (default: 20)")
     parser.add_argument("--stream-minutes", type=float, default=60.0, help="stream whose memory is watched (60)")
     parser.add_argument("--install", action="store_true", help="also time pip install (network)")
+    parser.add_argument("--write", action="store_true", help="write the table into README.md instead of printing it")
     args = parser.parse_args(arguments)
-    unknown = set(args.steps) - set(STEPS)
+    unknown = set(args.steps) - {*STEPS, "table"}
     if unknown:
-        parser.error(f"expected steps of {STEPS}, got {sorted(unknown)}")
+        parser.error(f"expected steps of {(*STEPS, 'table')}, got {sorted(unknown)}")
     return args
-
-
-def models(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Our models: name, and path or shipped name."""
-    if args.model:
-        given = []
-        for text in args.model:
-            name, _, path = text.rpartition("=")
-            given.append((name or Path(path).stem, str(Path(path).resolve())))
-        return given
-    shipped = [name for name in MODEL_NAMES if (ROOT / "emoinv_edge" / "models" / f"{name}.onnx").is_file()]
-    return [(name, name) for name in shipped]
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A result of an earlier step, or an empty one."""
-    if not path.is_file():
-        return {}
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
     """Write a step's result."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, **result}, indent=1, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(f"{text}\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps({**result, "format": FORMAT}, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, f"{text}\n", mode=0o644)
+
+
+def origin(sha256: str, fingerprint: str, versions: dict[str, str]) -> dict[str, Any]:
+    """What a row was measured with: the model file, this checkout's commit, the processor and the versions."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return {
+        "sha256": sha256, "fingerprint": fingerprint, "commit": commit, "cpu": processor()[0], "versions": versions
+    }  # fmt: skip
+
+
+def origin_of(worker: Worker) -> dict[str, Any]:
+    """`origin` of what a worker holds."""
+    return origin(worker.about["sha256"], worker.about["fingerprint"], worker.about["versions"])
 
 
 def speed(args: argparse.Namespace) -> None:
     """pytest benchmarks, its JSON brought down to what the report needs."""
-    chosen = args.model or [f"{name}={path}" for name, path in models(args) if path not in MODEL_NAMES]
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "raw.json"
         command = [
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "benchmarks"),
             f"--benchmark-json={raw}", "--benchmark-sort=name", "--benchmark-columns=median,iqr,rounds",
-            f"--stream-minutes={args.stream_minutes:g}", *(f"--model={model}" for model in chosen),
+            f"--stream-minutes={args.stream_minutes:g}", *(f"--model={model}" for model in args.model),
         ]  # fmt: skip
         if args.fp32:
             command.append(f"--fp32={args.fp32}")
@@ -109,6 +104,11 @@ def speed(args: argparse.Namespace) -> None:
         if not raw.is_file():
             raise SystemExit(f"pytest ended with status {done.returncode} and wrote no result")
         found = json.loads(raw.read_text())
+    about = describe_machine()
+    origins = {}
+    for name, path in our_models(args.model).items():
+        encoder = Encoder.open(path)
+        origins[name] = origin(encoder.file_sha256, encoder.fingerprint, about["versions"])
     rows = [
         {
             "name": row["name"],
@@ -117,22 +117,28 @@ def speed(args: argparse.Namespace) -> None:
             "iqr_ms": 1000.0 * row["stats"]["iqr"],
             "rounds": row["stats"]["rounds"],
             "extra": row["extra_info"],
+            **(
+                {"key": key, "origin": origins[key]}
+                if (key := (row["params"] or {}).get("model_name")) in origins
+                else {}
+            ),
         }
         for row in found["benchmarks"]
     ]
-    write(args.out / "speed.json", {"machine": machine(), "passed": done.returncode == 0, "benchmarks": rows})
+    write(args.out / "speed.json", {"machine": about, "passed": done.returncode == 0, "benchmarks": rows})
 
 
 def peers(args: argparse.Namespace) -> None:
     """Time of 3 s, memory and model size of every encoder, in turns on the same clip."""
     folder = ROOT / "emoinv_edge" / "demo" / "clips" / "slt"
     voice = np.concatenate([read_audio(path)[0] for path in sorted(folder.glob("*.ogg"))])
+    ours = list(our_models(args.model).items())
     with (
         tempfile.TemporaryDirectory() as scratch,
-        open_workers(models(args), args.peers, args.resemblyzer_python, args.only) as (workers, skipped),
+        open_workers(ours, args.peers, args.resemblyzer_python, args.only) as (workers, skipped),
     ):
         for name, reason in skipped.items():
-            say(f"skipped {name}: {reason}")
+            log(f"skipped {name}: {reason}")
         clip = Path(scratch) / "clip.npy"
         np.save(clip, voice[: round(CLIP_S * 16000)])
         times = take_turns(workers, clip, args.rounds)
@@ -141,8 +147,7 @@ def peers(args: argparse.Namespace) -> None:
         for worker in workers:
             row = {
                 "key": worker.key, "name": worker.name, "ours": worker.ours, "dim": worker.about["dim"],
-                "model_mb": worker.about["model_mb"], "rss_mb": worker.about["rss_mb"],
-                "versions": worker.about["versions"],
+                "model_mb": worker.about["model_mb"], "rss_mb": worker.about["rss_mb"], "origin": origin_of(worker),
                 **{name: value for name, value in times[worker.key].items() if name != "cpu_ms_rounds"},
             }  # fmt: skip
             if worker.key in about:
@@ -150,16 +155,16 @@ def peers(args: argparse.Namespace) -> None:
             if REFERENCE in times:
                 row["times_faster_than_reference"] = times[REFERENCE]["cpu_ms"] / times[worker.key]["cpu_ms"]
             rows.append(row)
-    result = {"machine": machine(), "clip_s": CLIP_S, "rounds": 2 * args.rounds, "encoders": rows, "skipped": skipped}
-    write(args.out / "peers.json", result)
+    result = {"machine": describe_machine(), "clip_s": CLIP_S, "rounds": 2 * args.rounds, "encoders": rows}
+    write(args.out / "peers.json", {**result, "skipped": skipped})
 
 
 def error_rates(args: argparse.Namespace, step: str) -> None:
     """One entry an encoder, in accuracy.json or robustness.json; entries of encoders not asked for stay."""
     if args.eval is None:
-        say(f"skipped {step}: no --eval FOLDER with the evaluation speech was given")
+        log(f"skipped {step}: no --eval FOLDER with the evaluation speech was given")
         return
-    from train.evaluate import default_cache
+    from train.evaluation.embeddings import default_cache
 
     from . import accuracy
 
@@ -170,37 +175,43 @@ def error_rates(args: argparse.Namespace, step: str) -> None:
         "accuracy": accuracy.measure,
         "robustness": accuracy.robustness,
     }
-    ours = models(args)
-    for key in [name for name, _ in ours] + [peer.key for peer in PEERS]:
+    ours = our_models(args.model)
+    for key in [*ours, *(peer.key for peer in PEERS)]:
         if args.only and key not in args.only:
             continue
-        mine = [(name, model) for name, model in ours if name == key]
-        if step == "robustness" and not mine and key not in (args.only or [best_peer(args.out)]):
+        if step == "robustness" and key not in ours and key not in (args.only or [best_peer(args.out)]):
             continue
+        mine = [(key, ours[key])] if key in ours else []
         with open_workers(mine, args.peers, args.resemblyzer_python, [key]) as (workers, skipped):
             for name, reason in skipped.items():
-                say(f"skipped {name}: {reason}")
+                log(f"skipped {name}: {reason}")
             for worker in workers:
-                row = measures[step](worker, args.eval, cache, progress=say)
-                row.update(name=worker.name, ours=worker.ours)
+                row = measures[step](worker, args.eval, cache, progress=log)
+                row.update(name=worker.name, ours=worker.ours, origin=origin_of(worker))
                 if step == "accuracy" and worker.ours:
-                    model = mine[0][1]
-                    file = ROOT / "emoinv_edge" / "models" / f"{model}.onnx" if model in MODEL_NAMES else Path(model)
-                    row["calibrated"] = accuracy.calibrated(file, args.eval, cache)
+                    row["calibrated"] = accuracy.calibrated(Encoder.open(ours[key]).path, args.eval, cache)
                 result["encoders"][key] = row
-                write(path, {key: value for key, value in result.items() if key != "format"})
+                write(path, result)
 
 
 def best_peer(out: Path) -> str:
     """The peer with the lowest `enrol` EER measured so far, else the reference."""
     rows = read(out / "accuracy.json").get("encoders", {})
-    found = {
-        key: row["ravdess"]["enrol"]["eer"] for key, row in rows.items() if not row["ours"] and "ravdess" in row
-    }
+    found = {key: row["ravdess"]["enrol"]["eer"] for key, row in rows.items() if not row["ours"] and "ravdess" in row}
     return min(found, key=lambda key: found[key]) if found else REFERENCE
 
 
-def say(text: str) -> None:
+def table(args: argparse.Namespace) -> None:
+    """The README's table of figures, printed or written between its markers."""
+    if args.write:
+        text = fill(README.read_text(encoding="utf-8"), readme_table(args.out))
+        write_atomically(README, text, mode=0o644)
+        log(f"wrote {README}")
+    else:
+        print(readme_table(args.out))
+
+
+def log(text: str) -> None:
     """One line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
@@ -209,23 +220,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the steps; 0 when all of them ran."""
     args = parse(arguments)
     steps = args.steps or STEPS
-    if not models(args):
-        say("no model is shipped in this checkout; name one with --model NAME=FILE")
+    if not our_models(args.model):
+        log("no model is shipped in this checkout; name one with --model NAME=FILE")
         return 1
-    for step in STEPS:
-        if step not in steps:
-            continue
-        if step == "speed":
-            speed(args)
-        elif step == "peers":
-            peers(args)
-        elif step == "report":
-            from .report import make
-
-            for made in make(args.out):
-                say(f"wrote {made.name}")
-        else:
+    if "speed" in steps:
+        speed(args)
+    if "peers" in steps:
+        peers(args)
+    for step in ("accuracy", "robustness"):
+        if step in steps:
             error_rates(args, step)
+    if "report" in steps:
+        for made in make(args.out):
+            log(f"wrote {made}")
+    if "table" in steps:
+        table(args)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Error rates of encoders on the evaluation speech: by protocol, by emotion, by condition and by seconds of speech.
 
-Plain cosine for everybody, by the protocols of `train.evaluate`; for our own models also the calibrated score
+Plain cosine for everybody, by the protocols of `train.evaluation`; for our own models also the calibrated score
 that the runtime decides by.
 """
 
@@ -14,21 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evaluate import (
-    PROTOCOLS,
-    EmbeddingCache,
-    EvaluationSet,
-    acquire_set,
-    evaluate_embeddings,
-    evaluate_llr,
-    make_trials,
-    open_model,
-    open_set,
-)
-from train.metrics import DetCurve, det_curve
+from train.evaluation.clips import EvaluationSet, open_set
+from train.evaluation.decisions import evaluate_decisions
+from train.evaluation.embeddings import EmbeddingCache, hear_set, open_model
+from train.evaluation.metrics import det_curve
+from train.evaluation.protocols import PROTOCOLS, evaluate_embeddings, make_trials
+from train.evaluation.report import det_points
 
 from .conditions import CONDITIONS, DURATIONS
-from .peers import Worker
+from .workers import Worker
 
 __all__ = ["calibrated", "measure", "robustness"]
 
@@ -58,7 +52,14 @@ def embed(
 
 
 def measure(worker: Worker, evaluation: Path, cache: Path, progress: Progress = lambda text: None) -> dict[str, Any]:
-    """Every protocol of every set that is there; rates are fractions, ``enrol`` has 95 % intervals over speakers."""
+    """Every protocol of every set that is there.
+
+    Returns
+    -------
+    dict
+        Set -> protocol -> figures (fractions). ``enrol`` has 95 % intervals over speakers, the DET curve, and by
+        emotion the EER, and the FRR at the one threshold that accepts 1 % of all its impostor trials.
+    """
     out: dict[str, Any] = {}
     for name, protocols in SETS.items():
         folder = evaluation / name
@@ -69,13 +70,19 @@ def measure(worker: Worker, evaluation: Path, cache: Path, progress: Progress = 
         rows = embed(worker, folder, cache)
         figures = evaluate_embeddings(rows, clips, protocols, detail=False)
         if "enrol" in protocols:
-            figures["enrol"] = evaluate_embeddings(rows, clips, ("enrol",), detail=True, resamples=RESAMPLES)["enrol"]
-            figures["enrol"] = {
-                key: value for key, value in figures["enrol"].items() if key not in ("by_gender", "by_duration")
-            }
+            enrol = evaluate_embeddings(rows, clips, ("enrol",), detail=True, resamples=RESAMPLES)["enrol"]
             trials = make_trials(clips.clips, "enrol")
             scores = trials.scores(rows)
-            figures["enrol"]["det"] = points(det_curve(scores[trials.target], scores[~trials.target]))
+            curve = det_curve(scores[trials.target], scores[~trials.target])
+            threshold = curve.threshold[np.flatnonzero(curve.far <= 0.01 * (1.0 + 1e-12))[0]]
+            emotion = np.array([clip.emotion for clip in clips.clips])[trials.test]
+            for each, found in enrol["by_emotion"].items():
+                own = scores[trials.target & (emotion == each)]
+                found["frr_at_far"] = {"0.01": float(np.mean(own < threshold))}
+            figures["enrol"] = {k: v for k, v in enrol.items() if k not in ("by_gender", "by_duration")}
+            figures["enrol"]["det"] = [
+                [round(rate, 6) for rate in point] for point in det_points(scores, trials.target, DET_POINTS)
+            ]
         out[name] = figures
     return out
 
@@ -84,24 +91,16 @@ def calibrated(path: Path, evaluation: Path, cache: Path) -> dict[str, Any] | No
     """The ``enrol`` figures of one of our models by its calibrated score, as the runtime decides; None without."""
     model = open_model(path)
     folder = evaluation / EMOTIONAL
-    if model.encoder.calibration is None or not folder.is_dir():
+    if model.encoder is None or model.encoder.calibration is None or not folder.is_dir():
         return None
     clips = open_set(folder)
     with EmbeddingCache(cache, model.fingerprint, model.embedding_dim) as known:
-        speech = acquire_set(model, clips, known)
-    figures = evaluate_llr(speech, clips.clips, model.encoder.calibration, RESAMPLES)
+        heard = hear_set(model, clips, known)
+    figures = evaluate_decisions(heard, clips.clips, model.encoder.calibration, RESAMPLES)
     if figures is None or figures["enrol"] is None:
         return None
     out = {key: figures["enrol"][key] for key in ("eer", "eer_interval", "frr_at_far", "cllr", "thresholds")}
     return {**out, "failure_to_acquire": figures["failure_to_acquire"]}
-
-
-def points(curve: DetCurve) -> list[list[float]]:
-    """[false accepts, false rejects] along an operating curve, at most `DET_POINTS`, dense where both are small."""
-    far, frr = np.asarray(curve.far), np.asarray(curve.frr)
-    wanted = np.geomspace(2e-4, 0.6, DET_POINTS)
-    kept = [(float(far[k]), float(frr[k])) for k in (int(np.argmax(far <= rate)) for rate in wanted)]
-    return [[round(x, 6), round(y, 6)] for x, y in dict.fromkeys(kept)]
 
 
 def split_enrol(clips: EvaluationSet) -> tuple[list[int], list[int]]:
@@ -163,10 +162,12 @@ def robustness(
             progress(f"{worker.name}: {name}, {condition}")
             short = embed(worker, folder, cache, condition)
             # Both directions of each pair: whole profile against short test.
-            scores = np.concatenate([
-                np.sum(whole[trials.enrol] * short[trials.test], axis=1),
-                np.sum(whole[trials.test] * short[trials.enrol], axis=1),
-            ])
+            scores = np.concatenate(
+                [
+                    np.sum(whole[trials.enrol] * short[trials.test], axis=1),
+                    np.sum(whole[trials.test] * short[trials.enrol], axis=1),
+                ]
+            )
             target = np.concatenate([trials.target, trials.target])
             by_seconds[f"{seconds:g}"] = det_curve(scores[target], scores[~target]).eer()
         out["seconds"][name] = by_seconds

@@ -9,7 +9,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evaluate import EvaluationSet
+from train.evaluation.clips import EvaluationSet
 
 __all__ = ["CONDITIONS", "DURATIONS", "degrade", "degraded"]
 
@@ -35,9 +35,7 @@ def degraded(evaluation: EvaluationSet, condition: str) -> EvaluationSet:
     """The same clips under one condition; the noise of a clip depends on its number alone."""
     if condition == "clean":
         return evaluation
-    return dataclasses.replace(
-        evaluation, waveform=lambda index: degrade(evaluation.waveform(index), condition, index)
-    )
+    return dataclasses.replace(evaluation, waveform=lambda index: degrade(evaluation.waveform(index), condition, index))
 
 
 def degrade(waveform: Waveform, condition: str, seed: int) -> Waveform:
@@ -138,9 +136,9 @@ def opus(waveform: Waveform, bits_per_second: int) -> Waveform:
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
     file.seek(0)
-    with av.open(file) as container:
+    with av.open(file, "r") as reader:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        parts = [part.to_ndarray()[0] for frame in container.decode(audio=0) for part in resampler.resample(frame)]
+        parts = [part.to_ndarray()[0] for frame in reader.decode(audio=0) for part in resampler.resample(frame)]
         parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
     return np.asarray(np.concatenate(parts), np.float32)
 

@@ -24,11 +24,15 @@ import pytest
 from numpy.typing import NDArray
 
 from emoinv_edge.audio import read_audio
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.cli.bench import stand_in_calibration
-from emoinv_edge.encoder import MODEL_NAMES, Encoder
-from emoinv_edge.scoring import Calibration
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.enrolment import Enroller
+from emoinv_edge.machine import describe_machine
+from emoinv_edge.profiles import Profile
 
-ROOT = Path(__file__).resolve().parents[1]
+from .peers import ROOT, our_models
+
 CLIPS = ROOT / "emoinv_edge" / "demo" / "clips"
 
 
@@ -46,10 +50,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    from emoinv_edge.cli.bench import machine
-
     machine_info.clear()  # the host's name and the like are nobody's business
-    machine_info.update(machine())
+    machine_info.update(describe_machine())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,19 +70,9 @@ def sizes(request: pytest.FixtureRequest) -> Sizes:
     return Sizes(not request.config.getoption("benchmark_disable"))
 
 
-def model_paths(config: pytest.Config) -> dict[str, str]:
-    """Name -> path, or "base" and "small" for the shipped models that are there."""
-    given = {}
-    for text in config.getoption("--model"):
-        name, _, path = text.rpartition("=")
-        given[name or Path(path).stem] = path
-    shipped = {name: name for name in MODEL_NAMES if (ROOT / "emoinv_edge" / "models" / f"{name}.onnx").is_file()}
-    return given or shipped
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model_name" in metafunc.fixturenames:
-        names = list(model_paths(metafunc.config))
+        names = list(our_models(metafunc.config.getoption("--model")))
         if metafunc.config.getoption("--fp32") and "any_precision" in metafunc.fixturenames:
             names.append("fp32")
         metafunc.parametrize("model_name", names or ["base"], scope="session")
@@ -89,11 +81,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def model_path(request: pytest.FixtureRequest, model_name: str) -> str:
     """The path or the shipped name of the model under test."""
-    paths = {**model_paths(request.config), "fp32": request.config.getoption("--fp32")}
+    paths = our_models(request.config.getoption("--model"))
+    if fp32 := request.config.getoption("--fp32"):
+        paths["fp32"] = str(Path(fp32).resolve())
     if model_name not in paths:
         pytest.skip("no model is shipped in this checkout; name one with --model FILE")
-    path = paths[model_name]
-    return path if path in MODEL_NAMES else str(Path(path).resolve())
+    return paths[model_name]
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +97,7 @@ def any_precision() -> None:
 @pytest.fixture(scope="session")
 def encoder(model_path: str) -> Encoder:
     """The model under test on one thread."""
-    return Encoder.load(model_path) if model_path in MODEL_NAMES else Encoder(model_path)
+    return Encoder.open(model_path)
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +119,16 @@ def speech() -> Callable[..., NDArray[np.float32]]:
         return np.resize(np.concatenate(clips), length)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def profile(encoder: Encoder, calibration: Calibration, speech: Callable[..., NDArray[np.float32]]) -> Profile:
+    """The profile of one demo voice."""
+    enroller = Enroller(encoder, calibration=calibration)
+    for first in (0, 2, 4):
+        feedback = enroller.add(speech(4.0, "slt", first), 16000)
+        assert feedback.accepted, feedback.message
+    return enroller.profile("slt")
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Does the shipped model compute the same voice on ARM, and on x86 processors without VNNI?
+# Does the shipped model compute the same embeddings on ARM, and on x86 processors without VNNI?
 #
 #   benchmarks/qemu_aarch64.sh [MODEL] [FOLDER]
 #
@@ -71,7 +71,7 @@ worst = 1.0
 for label in ("aarch64", "haswell"):
     other = np.load(f"{sys.argv[1]}/{label}.npz")
     cosines = [float(native[name] @ other[name]) for name in native.files]
-    print(f"{label}: cosine to this machine mean {np.mean(cosines):.6f}, least {min(cosines):.6f}, {len(cosines)} clips")
+    print(f"{label}: cosine to this machine mean {np.mean(cosines):.6f}, lowest {min(cosines):.6f}, {len(cosines)} clips")
     worst = min(worst, *cosines) if label == "aarch64" else worst
 sys.exit(worst < 0.999)
 PYTHON

@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.model_file import run_golden
+from emoinv_edge.golden import run_golden
 
 
 def main() -> int:
@@ -26,13 +26,13 @@ def main() -> int:
     with np.load(waveforms) as clips:
         for name in clips.files:
             start = time.perf_counter()
-            embeddings[name] = encoder.embed(clips[name], encoder.spec.sample_rate)
+            embeddings[name] = encoder.embed(clips[name], encoder.spec.sample_rate).vector
             seconds = time.perf_counter() - start
             speech_s = len(clips[name]) / encoder.spec.sample_rate
             print(f"{platform.machine()}  {name}  {speech_s:.2f} s of speech, {seconds:.2f} s")
     golden = run_golden(encoder)
     if golden:
-        print(f"{platform.machine()}  golden test: least cosine {min(result.cosine for result in golden):.6f}")
+        print(f"{platform.machine()}  golden test: lowest cosine {min(result.cosine for result in golden):.6f}")
     np.savez(out, **embeddings)
     return 0
 

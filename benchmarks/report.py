@@ -1,419 +1,381 @@
-"""``python -m benchmarks.report``: figures, tables for the README and one page, from the JSON of a run."""
+"""The page, the tables and the README's figures, from the JSON of a run."""
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
-import os
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import figures
+from emoinv_edge.files import write_atomically
+from train.evaluation import figures
+from train.evaluation.figures import Series, percent, table_markdown, with_interval
+
 from .conditions import CONDITIONS
 
-__all__ = ["make", "markdown", "page"]
+__all__ = ["RESULTS", "fill", "load", "make", "read", "readme_table"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
+STEPS = ("speed", "peers", "accuracy", "robustness")
 STAGES = ("test_pipeline.py", "test_scoring.py")  # whose times are per call; the others measure for themselves
+# Of the README's table, and what it leaves out when more was measured of all its encoders than there is room for.
+MOST_ROWS, MOST_COLUMNS, FIRST_TO_GO = 7, 6, ("EER neutral %", "MB")
+# Ours in blue and green, strong; the peers in muted colours that differ in lightness too.
+COLOURS = {
+    "base": "#0b5cad", "small": "#0a8f76", "large": "#123a6b", "wespeaker": "#b4530a", "sherpa": "#d08a3c",
+    "eres2net": "#8a4fa3", "campplus": "#6f7f1d", "ecapa": "#b23a5b", "resemblyzer": "#6d7580",
+}  # fmt: skip
+OTHER_COLOUR = "#444444"
+
+Results = Mapping[str, dict[str, Any]]
 Table = tuple[list[str], list[list[str]]]
 
 
-def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a run wrote: speed, peers, accuracy and robustness, those that are there."""
-    found = {}
-    for name in ("speed", "peers", "accuracy", "robustness"):
-        path = folder / f"{name}.json"
-        if path.is_file():
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
-            encoders = found[name].get("encoders")
-            if isinstance(encoders, dict):  # ours first; the order is that of the measurements
-                found[name]["encoders"] = dict(sorted(encoders.items(), key=lambda item: not item[1]["ours"]))
+def read(path: Path) -> dict[str, Any]:
+    """One step's result, or an empty one."""
+    if not path.is_file():
+        return {}
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def load(folder: Path = RESULTS, steps: Sequence[str] = STEPS) -> dict[str, dict[str, Any]]:
+    """What a run wrote, those steps that are there; ours come first.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing, or the figures of one encoder come from different model files.
+    """
+    found = {step: result for step in steps if (result := read(folder / f"{step}.json"))}
     if not found:
-        raise SystemExit(f"{folder}: no results; run `python -m benchmarks` first")
+        raise ValueError(f"{folder}: no results; run `python -m benchmarks` first")
+    for result in found.values():
+        encoders = result.get("encoders")
+        if isinstance(encoders, dict):
+            result["encoders"] = dict(sorted(encoders.items(), key=lambda item: not item[1]["ours"]))
+    _refuse_mixtures(found)
     return found
 
 
-def percent(rate: float | None, digits: int = 2) -> str:
-    """A rate as a percentage."""
-    return "" if rate is None else f"{100.0 * rate:.{digits}f}"
+def _refuse_mixtures(results: Results) -> None:
+    """Raise where an encoder's rows are not all of one network; its fingerprint stays when only its scores change."""
+    files: dict[str, dict[str, list[str]]] = {}
+    for step, result in results.items():
+        rows = result.get("encoders") or result.get("benchmarks") or []
+        for key, row in rows.items() if isinstance(rows, dict) else ((row.get("key"), row) for row in rows):
+            if key is not None:
+                fingerprint = row.get("origin", {}).get("fingerprint", "no file named")
+                files.setdefault(key, {}).setdefault(fingerprint, []).append(step)
+    for key, found in files.items():
+        if len(found) > 1 or "no file named" in found:
+            rows = "; ".join(f"{', '.join(dict.fromkeys(steps))}: {name[:12]}" for name, steps in found.items())
+            raise ValueError(
+                f"expected the figures of {key} to come from one model file, got {rows}; measure again: "
+                f"python -m benchmarks {' '.join(results)}"
+            )
 
 
-def eer(row: dict[str, Any], name: str, protocol: str) -> float | None:
-    """The EER of one protocol of one set, where it was measured."""
+def _rated(results: Results) -> dict[str, dict[str, Any]]:
+    """Rows of accuracy.json."""
+    return dict(results.get("accuracy", {}).get("encoders", {}))
+
+
+def _timed(results: Results) -> dict[str, dict[str, Any]]:
+    """Rows of peers.json by key."""
+    return {row["key"]: row for row in results.get("peers", {}).get("encoders", [])}
+
+
+def _names(results: Results) -> dict[str, str]:
+    found = [results.get(step, {}).get("encoders", {}) for step in ("accuracy", "robustness")]
+    return {key: row["name"] for rows in found for key, row in rows.items()}
+
+
+def _eer(row: Mapping[str, Any], name: str, protocol: str) -> float | None:
     value = row.get(name, {}).get(protocol, {}).get("eer")
     return None if value is None else float(value)
 
 
-def peers_table(results: dict[str, dict[str, Any]]) -> Table:
-    """The comparison, a row an encoder."""
+def peers_table(results: Results) -> Table:
+    """The comparison, a row an encoder, and one more for the calibrated score of ours."""
     head = [
         "encoder", "model MB", "ms for 3 s", "times faster than fp32 ResNet34-LM", "RSS MB", "neutral", "pairs",
-        "enrol (95 %)", "false rejects at 1 % false accepts", "LibriSpeech", "alphanumeric",
+        "enrol (95 %)", "FRR at 1 % FAR", "LibriSpeech", "alphanumeric",
     ]  # fmt: skip
-    accuracy = results.get("accuracy", {}).get("encoders", {})
-    timed = {row["key"]: row for row in results.get("peers", {}).get("encoders", [])}
+    rated, timed = _rated(results), _timed(results)
     rows = []
-    for key in [*timed, *(key for key in accuracy if key not in timed)]:
-        time, rates = timed.get(key, {}), accuracy.get(key, {})
+    for key in dict.fromkeys((*timed, *rated)):
+        time, rates = timed.get(key, {}), rated.get(key, {})
         enrol = rates.get("ravdess", {}).get("enrol", {})
-        spread = enrol.get("eer_interval")
-        faster = time.get("times_faster_than_reference")
         rows.append([
             time.get("name") or rates["name"],
-            f"{time['model_mb']:.1f}" if time else "",
-            f"{time['cpu_ms']:.1f}" if time else "",
-            f"{faster:.1f}" if faster else "",
-            f"{time['rss_mb']:.0f}" if time else "",
-            percent(eer(rates, "ravdess", "neutral")),
-            percent(eer(rates, "ravdess", "pairs")),
-            percent(enrol.get("eer")) + (f" ({percent(spread[0], 1)}-{percent(spread[1], 1)})" if spread else ""),
+            *(f"{time[name]:.{digits}f}" if time.get(name) else "" for name, digits in (
+                ("model_mb", 1), ("cpu_ms", 1), ("times_faster_than_reference", 1), ("rss_mb", 0))),
+            percent(_eer(rates, "ravdess", "neutral")),
+            percent(_eer(rates, "ravdess", "pairs")),
+            with_interval(enrol.get("eer"), enrol.get("eer_interval")),
             percent(enrol.get("frr_at_far", {}).get("0.01"), 1),
-            percent(eer(rates, "librispeech", "same")),
-            percent(eer(rates, "alphanumeric", "same")),
+            percent(_eer(rates, "librispeech", "same")),
+            percent(_eer(rates, "alphanumeric", "same")),
         ])  # fmt: skip
-        score = rates.get("calibrated")
-        if score:
-            spread = score["eer_interval"]
-            rows.append([
-                f"{rates['name']}, calibrated score", "", "", "", "", "", "",
-                f"{percent(score['eer'])} ({percent(spread[0], 1)}-{percent(spread[1], 1)})",
-                percent(score["frr_at_far"]["0.01"], 1), "", "",
-            ])  # fmt: skip
+        if score := rates.get("calibrated"):
+            eer, frr = with_interval(score["eer"], score["eer_interval"]), percent(score["frr_at_far"]["0.01"], 1)
+            rows.append([f"{rates['name']}, calibrated score", *[""] * 6, eer, frr, "", ""])
     return head, rows
 
 
-def emotion_table(results: dict[str, dict[str, Any]]) -> Table | None:
-    """`enrol` EER by emotion."""
-    accuracy = results.get("accuracy", {}).get("encoders", {})
-    found = {key: row["ravdess"]["enrol"]["by_emotion"] for key, row in accuracy.items() if "ravdess" in row}
-    if not found:
-        return None
-    emotions = sorted({name for row in found.values() for name in row})
-    rows = [
-        [accuracy[key]["name"], *(percent(row.get(name, {}).get("eer"), 1) for name in emotions)]
-        for key, row in found.items()
-    ]
-    return ["encoder", *emotions], rows
-
-
-def robustness_tables(results: dict[str, dict[str, Any]]) -> list[tuple[str, Table]]:
-    """EER by condition, and by seconds of speech."""
-    encoders = results.get("robustness", {}).get("encoders", {})
-    if not encoders:
-        return []
-    names = [row["name"] for row in encoders.values()]
-    known = [name for name in CONDITIONS if any(name in row["conditions"] for row in encoders.values())]
-    rows = [
-        [CONDITIONS[name], *(percent(row["conditions"].get(name, {}).get("eer"), 1) for row in encoders.values())]
-        for name in known
-    ]
-    tables = [("EER on degraded tests, %", (["test speech", *names], rows))]
+def grids(results: Results) -> dict[str, tuple[str, dict[str, dict[str, float]]]]:
+    """EER of encoders by emotion, by condition and by seconds of speech: name -> (title, encoder -> group -> EER)."""
+    rated, robust = _rated(results), results.get("robustness", {}).get("encoders", {})
+    emotions = {key: row["ravdess"]["enrol"]["by_emotion"] for key, row in rated.items() if "ravdess" in row}
+    conditions = {
+        key: {words: row["conditions"][name] for name, words in CONDITIONS.items() if name in row["conditions"]}
+        for key, row in robust.items()
+    }
+    found = {
+        "emotions": ("EER by emotion, enrolled on neutral speech (RAVDESS enrol), %", _eers(emotions)),
+        "conditions": ("EER in noise, rooms and channels with a clean profile, %", _eers(conditions)),
+    }
     for corpus in ("librispeech", "alphanumeric"):
-        found = [row["seconds"].get(corpus, {}) for row in encoders.values()]
-        lengths = sorted({length for each in found for length in each}, key=float)
-        if lengths:
-            rows = [[f"{length} s", *(percent(each.get(length), 1) for each in found)] for length in lengths]
-            tables.append((f"EER by seconds of test speech, {corpus}, %", (["test speech", *names], rows)))
-    return tables
+        seconds = {
+            key: {f"{length} s": eer for length, eer in row["seconds"].get(corpus, {}).items()}
+            for key, row in robust.items()
+        }
+        found[f"seconds-{corpus}"] = (f"EER by seconds of test speech, {corpus}, %", seconds)
+    return {name: (title, grid) for name, (title, grid) in found.items() if any(grid.values())}
 
 
-def speed_table(results: dict[str, dict[str, Any]]) -> Table | None:
+def _eers(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    return {key: {group: found["eer"] for group, found in groups.items()} for key, groups in rows.items()}
+
+
+def _groups(grid: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return list(dict.fromkeys(group for groups in grid.values() for group in groups))
+
+
+def speed_table(results: Results) -> Table:
     """Every benchmark with a time per second of audio, or per call."""
     rows = []
     for row in results.get("speed", {}).get("benchmarks", []):
         extra = row["extra"]
-        if row["file"] not in STAGES:
-            continue
-        rows.append([
-            label(row["name"]),
-            f"{row['median_ms']:.2f}" if row["median_ms"] < 100 else f"{row['median_ms']:.0f}",
-            f"{row['iqr_ms']:.2f}",
-            f"{extra['rtf']:.5f}" if "rtf" in extra else "",
-            f"{extra['percent_of_one_core']:.2f}" if "rtf" in extra else "",
-        ])  # fmt: skip
-    return (["benchmark", "CPU ms", "IQR", "RTF", "% of one core"], rows) if rows else None
+        if row["file"] in STAGES:
+            rows.append([
+                _label(row["name"]),
+                f"{row['median_ms']:.2f}" if row["median_ms"] < 100 else f"{row['median_ms']:.0f}",
+                f"{row['iqr_ms']:.2f}",
+                f"{extra['rtf']:.5f}" if "rtf" in extra else "",
+                f"{extra['percent_of_one_core']:.2f}" if "rtf" in extra else "",
+            ])  # fmt: skip
+    return ["benchmark", "CPU ms", "IQR", "RTF", "% of one core"], rows
 
 
-def label(name: str) -> str:
+def start_table(results: Results) -> Table:
+    """Start-up, memory, sizes and growth: what each benchmark found."""
+
+    def words(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {each}" for key, each in value.items())
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    rows = []
+    for row in results.get("speed", {}).get("benchmarks", []):
+        shown = {key: value for key, value in row["extra"].items() if key not in ("points", "x", "y", "audio_s")}
+        if row["file"] not in STAGES and shown:
+            rows.append([_label(row["name"]), "; ".join(f"{k.replace('_', ' ')} {words(v)}" for k, v in shown.items())])
+    return ["benchmark", "found"], rows
+
+
+def _label(name: str) -> str:
     """``test_embed[base-3]`` as ``embed, base, 3``."""
     stem, _, parameters = name.removeprefix("test_").partition("[")
     return ", ".join([stem.replace("_", " "), *filter(None, parameters.removesuffix("]").split("-"))])
 
 
-def start_table(results: dict[str, dict[str, Any]]) -> Table | None:
-    """Start-up, memory and sizes: what each benchmark of test_startup.py and the stream found."""
-    rows = []
-    for row in results.get("speed", {}).get("benchmarks", []):
-        if row["file"] in STAGES:
-            continue
-        found = []
-        for name, value in row["extra"].items():
-            if name in ("points", "x", "y", "audio_s"):
-                continue
-            if isinstance(value, float):
-                value = f"{value:.4g}"
-            elif isinstance(value, dict):
-                value = ", ".join(f"{key} {each}" for key, each in value.items())
-            found.append(f"{name.replace('_', ' ')} {value}")
-        if found:
-            rows.append([label(row["name"]), "; ".join(found)])
-    return (["benchmark", "found"], rows) if rows else None
+def tables(results: Results) -> list[tuple[str, Table]]:
+    """Every table that the results allow, with its title."""
+    found = [("Beside the peers: cost, and EER in % on speech that none was tuned on", peers_table(results))]
+    names = _names(results)
+    for title, grid in grids(results).values():
+        rows = [[group, *(percent(grid[key].get(group), 1) for key in grid)] for group in _groups(grid)]
+        found.append((title, (["test speech", *(names[key] for key in grid)], rows)))
+    found += [("Stages", speed_table(results)), ("Start-up, memory, sizes, growth", start_table(results))]
+    return [(title, table) for title, table in found if table[1]]
 
 
-def draw(results: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+def draw(results: Results) -> dict[str, tuple[str, str]]:
     """Every figure that the results allow: name -> (title, SVG)."""
     out = {}
-    accuracy = results.get("accuracy", {}).get("encoders", {})
-    timed = {row["key"]: row for row in results.get("peers", {}).get("encoders", [])}
-    colour = figures.colours([*timed, *(key for key in accuracy if key not in timed)])
-    rated = {key: row for key, row in accuracy.items() if eer(row, "ravdess", "enrol") is not None}
+    timed, rated = _timed(results), {k: row for k, row in _rated(results).items() if _eer(row, "ravdess", "enrol")}
+    enrol = {key: row["ravdess"]["enrol"] for key, row in rated.items()}
     points = [
-        (short(row["name"]), colour[key], timed[key]["cpu_ms"], 100.0 * row["ravdess"]["enrol"]["eer"], row["ours"])
+        Series(_short(row["name"]), _colour(key), [(timed[key]["cpu_ms"], 100.0 * enrol[key]["eer"])], row["ours"])
         for key, row in rated.items()
         if key in timed
     ]
     if points:
         title = "Accuracy against latency: left and low is better"
-        svg = figures.scatter(
-            title, "CPU ms to embed 3 s of audio, one thread", "EER on emotional speech (RAVDESS enrol), %", points
-        )
-        out["accuracy-latency"] = (title, svg)
+        costs, rates = zip(*(each.points[0] for each in points), strict=True)
+        x = figures.logarithmic("CPU ms to embed 3 s of audio, one thread", min(costs) / 1.6, max(costs) * 1.6)
+        y = figures.linear("EER on emotional speech (RAVDESS enrol), %", max(rates) * 1.08)
+        out["accuracy-latency"] = (title, figures.plot(title, x, y, points, height=246, joined=False, named=True))
     if rated:
-        title = "Error rate by emotion, enrolled on neutral speech"
-        emotions = sorted({name for row in rated.values() for name in row["ravdess"]["enrol"]["by_emotion"]})
-        series = [
-            (
-                short(row["name"]),
-                colour[key],
-                [
-                    100.0 * each["eer"] if (each := row["ravdess"]["enrol"]["by_emotion"].get(name)) else None
-                    for name in emotions
-                ],
-            )
-            for key, row in rated.items()
+        title = "False accepts against false rejects, RAVDESS enrol"
+        series = [Series(_short(row["name"]), _colour(k), enrol[k]["det"], row["ours"]) for k, row in rated.items()]
+        axes = figures.deviate("false accepts, %"), figures.deviate("false rejects, %")
+        out["det"] = (title, figures.plot(title, *axes, series, height=300, dots=False, diagonal=True))
+    names = _names(results)
+    for name, (title, grid) in grids(results).items():
+        groups = _groups(grid)
+        series_of = [
+            (_short(names[key]), _colour(key), [100.0 * row[group] if group in row else None for group in groups])
+            for key, row in grid.items()
         ]
-        out["emotions"] = (title, figures.bars(title, "EER, %", emotions, series))
-        title = "Trade-off of false accepts and false rejects, RAVDESS enrol"
-        out["det"] = (
-            title,
-            figures.det(
-                title,
-                [
-                    (short(row["name"]), colour[key], row["ours"], row["ravdess"]["enrol"]["det"])
-                    for key, row in rated.items()
-                ],
-            ),
-        )
-    robust = results.get("robustness", {}).get("encoders", {})
-    if robust:
-        title = "Noise, rooms and channels: EER with a clean profile"
-        hue = figures.colours(list(robust))
-        names = [name for name in CONDITIONS if any(name in row["conditions"] for row in robust.values())]
-        series = [
-            (
-                short(row["name"]),
-                hue[key],
-                [100.0 * each["eer"] if (each := row["conditions"].get(name)) else None for name in names],
-            )
-            for key, row in robust.items()
-        ]
-        if names:
-            out["conditions"] = (title, figures.bars(title, "EER, %", [CONDITIONS[n] for n in names], series))
-        title = "Error rate by seconds of test speech, alphanumeric"
-        lines = [
-            (short(row["name"]), hue[key], [[float(s), 100.0 * v] for s, v in row["seconds"]["alphanumeric"].items()])
-            for key, row in robust.items()
-            if row["seconds"].get("alphanumeric")
-        ]
-        if lines:
-            out["seconds"] = (
-                title,
-                figures.curves(title, "seconds of test speech", "EER, %", lines, log_x=True, log_y=False),
-            )
+        out[name] = (title, figures.bars(title, "EER, %", groups, series_of))
+    return out | _draw_growth(results)
+
+
+def _draw_growth(results: Results) -> dict[str, tuple[str, str]]:
+    """How costs grow, a figure a benchmark."""
     growth: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for row in results.get("speed", {}).get("benchmarks", []):
         if "points" in row["extra"]:
             stem, _, model = row["name"].removeprefix("test_").partition("[")
             growth.setdefault(stem, []).append((model.removesuffix("]"), row["extra"]))
+    out = {}
     for stem, entries in growth.items():
         title = stem.replace("_", " ").capitalize()
-        hue = figures.colours([model for model, _ in entries])
         lines = [
-            (model + (f", slope {extra['slope']:.2f}" if "slope" in extra else ""), hue[model], extra["points"])
+            Series(
+                model + (f", slope {extra['slope']:.2f}" if "slope" in extra else ""), _colour(model), extra["points"]
+            )
             for model, extra in entries
         ]
-        memory = entries[0][1]["y"].startswith("resident")
-        svg = figures.curves(title, entries[0][1]["x"], entries[0][1]["y"], lines, log_y=not memory)
-        out[f"growth-{stem.replace('_', '-')}"] = (title, svg)
+        label = entries[0][1]["y"]
+        sizes, costs = zip(*(point for line in lines for point in line.points), strict=True)
+        x = figures.logarithmic(entries[0][1]["x"], min(sizes), max(sizes))
+        y = figures.logarithmic(label, min(costs) / 1.5, max(costs) * 1.5)
+        if label.startswith("resident"):
+            y = figures.linear(label, max(costs) * 1.02)
+        out[f"growth-{stem.replace('_', '-')}"] = (title, figures.plot(title, x, y, lines))
     return out
 
 
-def short(name: str) -> str:
-    """A name for a figure."""
-    return {
-        "ResNet34-LM, WeSpeaker": "ResNet34-LM",
-        "ResNet34-LM, sherpa-onnx": "sherpa-onnx",
-        "ERes2Net-base, 3D-Speaker": "ERes2Net",
-        "CAM++ zh-en, 3D-Speaker": "CAM++",
-        "ECAPA-TDNN, SpeechBrain": "ECAPA-TDNN",
-        "GE2E LSTM, Resemblyzer": "Resemblyzer",
-    }.get(name, name)
+def _colour(key: str) -> str:
+    return COLOURS.get(key, OTHER_COLOUR)
 
 
-def about(results: dict[str, dict[str, Any]]) -> str:
-    """Where the times come from, in a sentence."""
-    found = next((results[name]["machine"] for name in ("peers", "speed") if name in results), None)
+def _short(name: str) -> str:
+    """``ResNet34-LM, WeSpeaker`` as ``ResNet34-LM``: a name for a figure."""
+    return "sherpa-onnx" if name.endswith("sherpa-onnx") else name.partition(",")[0]
+
+
+def about(results: Results) -> str:
+    """Where the times come from, and which files of ours were measured."""
+    found = next((results[step]["machine"] for step in ("peers", "speed") if step in results), None)
     if found is None:
         return ""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     flags = ", ".join(found["flags"]) or "no int8 instructions known"
+    rows = {**_rated(results), **_timed(results)}
+    files = ", ".join(f"{key} {row['origin']['sha256'][:12]}" for key, row in rows.items() if row["ours"])
     return (
         f"{found['cpu']}, {found['cores']} cores ({flags}), {found['system']} {found['architecture']}; {versions}. "
-        f"One thread; times are CPU time, which other programs do not change (load then {found['load']})."
+        f"Times are CPU time of one thread. SHA-256 of the model files: {files}."
     )
 
 
-def tables(results: dict[str, dict[str, Any]]) -> list[tuple[str, Table]]:
-    """Every table that the results allow, with its title."""
-    found: list[tuple[str, Table | None]] = []
-    if "peers" in results or "accuracy" in results:
-        found.append(("Beside the peers: cost, and EER in % on speech that none was tuned on", peers_table(results)))
-    found.append(("EER by emotion, %, RAVDESS enrol", emotion_table(results)))
-    found += robustness_tables(results)
-    found.append(("Stages", speed_table(results)))
-    found.append(("Start-up, memory, sizes, growth", start_table(results)))
-    return [(title, table) for title, table in found if table is not None and table[1]]
+def readme_table(folder: Path = RESULTS) -> str:
+    """The figures of the README: one small table of our encoders and the most accurate peers.
+
+    Raises
+    ------
+    ValueError
+        As `load`.
+    """
+    results = load(folder, ("peers", "accuracy", "robustness"))
+    timed, rated = _timed(results), _rated(results)
+    robust = results.get("robustness", {}).get("encoders", {})
+    both = [key for key in rated if key in timed]
+    both.sort(key=lambda key: (not rated[key]["ours"], rated[key]["ravdess"]["enrol"]["eer"]))
+    rows = []
+    for key in both[:MOST_ROWS]:
+        enrol = rated[key]["ravdess"]["enrol"]
+        rows.append([
+            f"**{key}**, int8" if rated[key]["ours"] else rated[key]["name"],
+            f"{timed[key]['model_mb']:.1f}",
+            f"{timed[key]['cpu_ms']:.1f}",
+            percent(_eer(rated[key], "ravdess", "neutral")),
+            percent(enrol["eer"]),
+            percent(enrol["frr_at_far"]["0.01"], 1),
+            percent(rated[key]["ravdess"].get("led", {}).get("frr_at_far", {}).get("0.01"), 1),
+            percent(robust.get(key, {}).get("conditions", {}).get("telephone", {}).get("eer"), 1),
+        ])  # fmt: skip
+    head = [
+        "encoder", "MB", "ms for 3 s", "EER neutral %", "EER between emotions %", "FRR at 1 % FAR %",
+        "FRR, enrolled led %", "EER telephone %",
+    ]  # fmt: skip
+    shown = [column for column in range(len(head)) if all(row[column] for row in rows)]
+    for column in FIRST_TO_GO[: max(0, len(shown) - MOST_COLUMNS)]:
+        shown.remove(head.index(column))
+    return table_markdown([head[c] for c in shown], [[row[c] for c in shown] for row in rows])
 
 
-def markdown(results: dict[str, dict[str, Any]]) -> str:
-    """The tables for the README."""
+def fill(text: str, body: str) -> str:
+    """A document with `body` between its markers.
+
+    Raises
+    ------
+    ValueError
+        If it has no such markers.
+    """
+    found = re.search(r"(<!-- figures: begin[^\n]*-->\n).*?(<!-- figures: end -->)", text, re.DOTALL)
+    if found is None:
+        raise ValueError("expected lines '<!-- figures: begin -->' and '<!-- figures: end -->', got a document without")
+    return f"{text[: found.end(1)]}{body}\n{text[found.start(2) :]}"
+
+
+def markdown(results: Results) -> str:
+    """Every table in Markdown."""
     parts = [about(results)] if about(results) else []
-    for title, (head, rows) in tables(results):
-        aligned = ["---", *("---:" for _ in head[1:])]
-        lines = [head, aligned, *rows]
-        parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
-    for name, reason in results.get("peers", {}).get("skipped", {}).items():
-        parts.append(f"Not measured: {name} ({reason}).")
+    parts += [f"**{title}**\n\n{table_markdown(*table)}" for title, table in tables(results)]
+    skipped = results.get("peers", {}).get("skipped", {})
+    parts += [f"Not measured: {name} ({reason})." for name, reason in skipped.items()]
     return "\n\n".join(parts) + "\n"
 
 
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 1180px; padding: 16px; font: 16px/1.5 system-ui, sans-serif; color: #1d2733;
-  background: #fff; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { max-width: 46rem; }
-.figures { columns: 340px; column-gap: 20px; }
-figure { margin: 0 0 20px; break-inside: avoid; border: 1px solid #d9dde3; border-radius: 8px; padding: 10px; }
-figcaption { font-weight: 600; font-size: .95rem; margin-bottom: 4px; }
-svg { display: block; width: 100%; height: auto; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
-th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid #d9dde3; white-space: nowrap; }
-th { vertical-align: bottom; white-space: normal; min-width: 3.5rem; } tr > :first-child { text-align: left; }
-.found td:last-child { text-align: left; white-space: normal; min-width: 16rem; }
-@media (max-width: 480px) { body { padding: 8px; } figure { padding: 6px 2px; } }
-"""
-
-
-def page(results: dict[str, dict[str, Any]]) -> str:
-    """One HTML page without any reference to another file."""
+def report(results: Results) -> str:
+    """The page."""
     parts = [
-        "<h1>emoinv-edge: speed, size and accuracy beside the peers</h1>",
         f"<p>{html.escape(about(results))}</p>",
         "<p>EER is the rate at which false accepts equal false rejects; lower is better. Profiles are made of four "
         "neutral clips, tests are emotional. Every encoder is compared by plain cosine; “calibrated score” is what "
         "the library decides by.</p>",
         '<div class="figures">',
+        *(figures.figure(name, title, svg) for name, (title, svg) in draw(results).items()),
+        "</div>",
+        *(f"<h2>{html.escape(title)}</h2>{figures.table_html(*table)}" for title, table in tables(results)),
     ]
-    for name, (title, svg) in draw(results).items():
-        parts.append(f'<figure id="{name}"><figcaption>{html.escape(title)}</figcaption>{svg}</figure>')
-    parts.append("</div>")
-    for title, (head, rows) in tables(results):
-        kind = ' class="found"' if head[-1] == "found" else ""
-        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-        )
-        parts.append(
-            f'<h2>{html.escape(title)}</h2><div class="wide"><table{kind}><thead><tr>{cells}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
-        )
-    skipped = results.get("peers", {}).get("skipped", {})
-    if skipped:
-        parts.append("<h2>Not measured</h2><ul>")
-        parts += [f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in skipped.items()]
-        parts.append("</ul>")
-    sources = [row for row in results.get("peers", {}).get("encoders", []) if "get" in row]
-    if sources:
-        parts.append("<h2>Where the peers come from</h2><ul>")
-        for row in sources:
-            versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-            parts.append(
-                f"<li>{html.escape(row['name'])} ({html.escape(row['licence'])}; {html.escape(versions)}): "
-                f"{html.escape(row['get'])}</li>"
-            )
-        parts.append("</ul>")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>emoinv-edge benchmarks</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+    peers = results.get("peers", {})
+    missing = [f"{name}: {reason}" for name, reason in peers.get("skipped", {}).items()]
+    sources = [
+        f"{row['name']} ({row['licence']}; "
+        f"{', '.join(' '.join(each) for each in row['origin']['versions'].items())}): {row['get']}"
+        for row in peers.get("encoders", [])
+        if "get" in row
+    ]
+    for title, lines in (("Not measured", missing), ("Where the peers come from", sources)):
+        if lines:
+            items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+            parts.append(f"<h2>{title}</h2><ul>{items}</ul>")
+    return figures.page("emoinv-edge: speed, size and accuracy beside the peers", parts)
 
 
-def make(folder: Path = RESULTS, out: Path | None = None) -> list[Path]:
-    """Write report.html, tables.md and one SVG a figure into `out` (default: beside the results)."""
+def make(folder: Path = RESULTS) -> list[Path]:
+    """Write report.html and tables.md beside the results."""
     results = load(folder)
-    target = out or folder
-    target.mkdir(parents=True, exist_ok=True)
-    written = [target / "report.html", target / "tables.md"]
-    written[0].write_text(page(results), encoding="utf-8")
-    written[1].write_text(markdown(results), encoding="utf-8")
-    for name, (_, svg) in draw(results).items():
-        written.append(target / f"{re.sub('[^a-z0-9-]', '', name)}.svg")
-        written[-1].write_text(svg + "\n", encoding="utf-8")
-    return written
-
-
-def readme(results: dict[str, dict[str, Any]], text: str, folder: str) -> str:
-    """The README with the tables and two figures between its markers; `folder` is where the results lie from there.
-
-    Raises
-    ------
-    ValueError
-        If the README has no such markers.
-    """
-    found = re.search(r"(<!-- figures: begin[^\n]*-->\n).*?(<!-- figures: end -->)", text, re.DOTALL)
-    if found is None:
-        raise ValueError("the README has no lines '<!-- figures: begin -->' and '<!-- figures: end -->'")
-    drawn = draw(results)
-    parts = [
-        f"![{drawn[name][0]}]({folder}/{name}.svg)" for name in ("accuracy-latency", "emotions", "det") if name in drawn
-    ]
-    body = markdown({name: value for name, value in results.items() if name != "speed"})
-    more = f"Every stage, growth, start-up and memory: [tables]({folder}/tables.md), [page]({folder}/report.html)."
-    filled = "\n".join([*parts, "", body, more, ""])
-    return text[: found.end(1)] + filled + text[found.start(2) :]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="the folder of a run's JSON")
-    parser.add_argument("--out", type=Path, help="where to write (default: beside the results)")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="also fill the figures of this README")
-    args = parser.parse_args(arguments)
-    for path in make(args.results, args.out):
-        print(path)
-    if args.readme is not None:
-        folder = os.path.relpath(args.out or args.results, args.readme.parent).replace(os.sep, "/")
-        filled = readme(load(args.results), args.readme.read_text(encoding="utf-8"), folder)
-        args.readme.write_text(filled, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    made = {folder / "report.html": report(results), folder / "tables.md": markdown(results)}
+    for path, text in made.items():
+        write_atomically(path, text, mode=0o644)
+    return list(made)

@@ -18,25 +18,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoinv_edge.encoder import MODEL_NAMES, Encoder
-from emoinv_edge.enrolment import Enroller
+from emoinv_edge.encoder import Encoder
 from emoinv_edge.verifier import Verifier
 
 from .conftest import cpu_of
+from .peers import ROOT
 from .test_scoring import QUALITY, bank_of
-
-ROOT = Path(__file__).resolve().parents[1]
 
 MEMORY_OF_A_STREAM = """
 import json, sys
 import numpy as np
-from emoinv_edge.cli.bench import demo_speech, resident_mb, stand_in_calibration
-from emoinv_edge.encoder import MODEL_NAMES, Encoder
+from emoinv_edge.cli.bench import demo_speech, stand_in_calibration
+from emoinv_edge.encoder import Encoder
 from emoinv_edge.enrolment import Enroller
+from emoinv_edge.machine import resident_mb
 from emoinv_edge.verifier import Verifier
 
 model, minutes, idle = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-encoder = Encoder.load(model) if model in MODEL_NAMES else Encoder(model)
+encoder = Encoder.open(model)
 calibration = encoder.calibration or stand_in_calibration(encoder.spec.embedding_dim)
 voice = demo_speech(16000)
 enroller = Enroller(encoder, calibration=calibration)
@@ -83,13 +82,6 @@ def slope(points: list[list[float]]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def profile_of(encoder, calibration, speech):
-    enroller = Enroller(encoder, calibration=calibration)
-    for first in (0, 2, 4):
-        enroller.add(speech(4.0, "slt", first), 16000)
-    return enroller.profile("slt")
-
-
 def test_embedding_grows_linearly_with_the_audio(benchmark, encoder, speech, sizes):
     lengths = sizes((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (1.0, 2.0))
 
@@ -116,7 +108,7 @@ def test_scoring_grows_at_most_linearly_with_the_profiles(benchmark, calibration
             bank, embeddings = bank_of(count, calibration)
 
             def score(bank=bank, test=embeddings[0]):
-                return calibration.score(bank, test, QUALITY)[0]
+                return bank.score(calibration, test, QUALITY)[0]
 
             points.append([float(count), cpu_of(score, sizes(15, 1))])
         return points
@@ -128,8 +120,8 @@ def test_scoring_grows_at_most_linearly_with_the_profiles(benchmark, calibration
         assert tail <= 1.15, points
 
 
-def test_a_stream_costs_the_same_beside_idle_ones(benchmark, encoder, calibration, speech, sizes):
-    verifier = Verifier(encoder, profile_of(encoder, calibration, speech), extrapolate=True, calibration=calibration)
+def test_a_stream_costs_the_same_beside_idle_ones(benchmark, encoder, calibration, profile, speech, sizes):
+    verifier = Verifier(encoder, profile, extrapolate=True, calibration=calibration)
     chunks = np.split(speech(sizes(6.0, 1.0), "slt", 5), range(480, round(16000 * sizes(6.0, 1.0)), 480))
 
     def measure():
@@ -159,9 +151,7 @@ def test_memory_does_not_grow_with_the_length_of_a_stream(benchmark, request, mo
     minutes = sizes(request.config.getoption("--stream-minutes"), 1)
     idle = sizes(1000, 10)
     command = [sys.executable, "-c", MEMORY_OF_A_STREAM, model_path, str(minutes), str(idle)]
-    done = benchmark.pedantic(
-        subprocess.run, (command,), {"capture_output": True, "text": True, "cwd": ROOT}, rounds=1
-    )
+    done = benchmark.pedantic(subprocess.run, (command,), {"capture_output": True, "text": True, "cwd": ROOT}, rounds=1)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     points = answer["points"]
@@ -177,7 +167,7 @@ def test_memory_does_not_grow_with_the_length_of_a_stream(benchmark, request, mo
 def test_threads_share_one_encoder(benchmark, encoder, speech, sizes):
     """Throughput of one encoder used from many Python threads at once, each call on one thread of its own."""
     waveform = speech(sizes(3.0, 1.0))
-    expected = encoder.embed(waveform, 16000)
+    expected = encoder.embed(waveform, 16000).vector
     rounds = sizes(12, 2)
 
     def measure():
@@ -187,7 +177,7 @@ def test_threads_share_one_encoder(benchmark, encoder, speech, sizes):
             each = max(1, rounds // count)
 
             def work(results=results, share=each):
-                results.extend(encoder.embed(waveform, 16000) for _ in range(share))
+                results.extend(encoder.embed(waveform, 16000).vector for _ in range(share))
 
             threads = [threading.Thread(target=work) for _ in range(count)]
             start = time.perf_counter()
@@ -209,7 +199,7 @@ def test_threads_inside_one_inference(benchmark, model_path, speech, sizes):
     def measure():
         points = []
         for count in (1, 2):
-            encoder = Encoder.load(model_path, count) if model_path in MODEL_NAMES else Encoder(model_path, count)
+            encoder = Encoder.open(model_path, count)
             encoder.embed(waveform, 16000)
             times = []
             for _ in range(sizes(9, 1)):

@@ -7,11 +7,12 @@ import time
 import numpy as np
 import pytest
 
+from emoinv_edge.decision import Verdict
 from emoinv_edge.enrolment import Enroller
-from emoinv_edge.features import log_mel
+from emoinv_edge.features import LogMelStream, log_mel
 from emoinv_edge.quality import measure_quality
 from emoinv_edge.vad import speech_only
-from emoinv_edge.verifier import Verdict, Verifier
+from emoinv_edge.verifier import Verifier
 
 pytestmark = pytest.mark.benchmark(
     timer=time.process_time, min_rounds=5, max_time=0.5, warmup=True, warmup_iterations=1
@@ -20,20 +21,22 @@ pytestmark = pytest.mark.benchmark(
 LENGTHS_S = (1, 2, 3, 5, 10)
 
 
-@pytest.fixture(scope="module")
-def profile(encoder, calibration, speech):
-    """The profile of one demo voice."""
-    enroller = Enroller(encoder, calibration=calibration)
-    for first in (0, 2, 4):
-        feedback = enroller.add(speech(4.0, "slt", first), 16000)
-        assert feedback.accepted, feedback.message
-    return enroller.profile("slt")
-
-
 def test_features(benchmark, encoder, speech, note):
     features = benchmark(log_mel, speech(1.0), encoder.spec)
     assert features.shape == (encoder.spec.num_frames(16000), encoder.spec.num_mel_bins)
     note(1.0)
+
+
+def test_features_of_a_stream_in_chunks_of_ten_milliseconds(benchmark, encoder, speech, note):
+    waveform = speech(3.0)
+    chunks = np.split(waveform, range(160, len(waveform), 160))
+
+    def run():
+        stream = LogMelStream(encoder.spec)
+        return np.concatenate([stream.process(chunk) for chunk in chunks])
+
+    assert np.array_equal(benchmark(run), log_mel(waveform, encoder.spec))
+    note(3.0)
 
 
 def test_speech_detection(benchmark, speech, note):
@@ -53,7 +56,7 @@ def test_quality(benchmark, speech, note):
 def test_encoder(benchmark, encoder, any_precision, speech, note, seconds):
     features = log_mel(speech(seconds), encoder.spec)
     embedding = benchmark(encoder.embed_features, features)
-    assert np.linalg.norm(embedding) == pytest.approx(1.0, abs=1e-5)
+    assert np.linalg.norm(embedding.vector) == pytest.approx(1.0, abs=1e-5)
     note(seconds)
 
 
@@ -61,7 +64,8 @@ def test_encoder(benchmark, encoder, any_precision, speech, note, seconds):
 def test_embed(benchmark, encoder, any_precision, speech, note, seconds):
     waveform = speech(seconds)
     embedding = benchmark(encoder.embed, waveform, 16000)
-    assert np.array_equal(embedding, encoder.embed_features(log_mel(waveform, encoder.spec)))
+    again = encoder.embed_features(log_mel(waveform, encoder.spec))
+    assert np.array_equal(embedding.vector, again.vector)
     note(seconds)
 
 

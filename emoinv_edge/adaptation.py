@@ -1,14 +1,14 @@
-"""Guarded adaptation: what an accepted utterance may teach a profile, and what it may not.
+"""Guarded adaptation: which accepted utterance is added to a profile, and which is not.
 
 Off unless it is used: `Verifier` never changes a profile. An `Adapter` verifies as a `Verifier`
 does, and after a clear ACCEPT on good speech adds that utterance to the stored profile, so that it
-comes to know the owner in other moods and rooms. What keeps an impostor from creeping in:
+comes to cover the owner's other emotions and rooms. What keeps an impostor from creeping in:
 
 - the score must be clear: above the strictest threshold that the calibration supports, by a margin;
-- it must be clear against the exemplars of the *enrolment alone*. Adapted exemplars vouch for
-  nobody, so that each of a chain of impostors, every one a little further off, is measured against
+- it must be clear against the exemplars of the *enrolment alone*. Adapted exemplars are no
+  evidence for others, so that each of a chain of impostors, every one a little further off, is measured against
   the owner and not against the one before;
-- the speech must be good, and no replay of an exemplar;
+- the speech must be good, and no duplicate of an exemplar;
 - at most `limit` adapted exemplars are kept, the oldest goes first, the enrolment's never;
 - every change is in the store's audit trail, and ``emoinv profiles rollback`` undoes it.
 """
@@ -21,14 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .enrolment import REPLAY_COSINE
+from .calibration import Calibration
+from .decision import Decision, require_calibration
+from .encoder import Embedding, Encoder
+from .enrolment import DUPLICATE_COSINE
+from .heard import HeardBefore
 from .profiles import Exemplar, Profile
 from .quality import SpeechQuality
-from .scoring import Calibration, ProfileBank
-from .verifier import Decision, Verifier, require_calibration
+from .scoring import ProfileBank
+from .verifier import Verifier
 
 if TYPE_CHECKING:
-    from .encoder import Encoder
     from .store import ProfileStore
 
 __all__ = ["Adapter", "admissible"]
@@ -55,7 +58,7 @@ def admissible(
     enrolled : tuple of Exemplar
         Those of the enrolment: the score is taken against them alone.
     held : tuple of Exemplar
-        All that the profile holds; none of them may be replayed.
+        All that the profile holds; none of them may be given again.
     embedding, quality
         Of the utterance.
     margin : float
@@ -63,17 +66,17 @@ def admissible(
     """
     if quality.net_speech_s < MIN_SPEECH_S or quality.snr_db < MIN_SNR_DB or quality.clipped_fraction > 0.0:
         return False
-    if any(float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in held):
+    if any(float(exemplar.embedding @ embedding) > DUPLICATE_COSINE for exemplar in held):
         return False
-    bank = ProfileBank.of_exemplars(enrolled, calibration.moods)
-    llr = float(calibration.score(bank, embedding, quality)[0][0])
+    bank = ProfileBank.of_exemplars(enrolled, calibration.emotion_axis)
+    llr = float(bank.score(calibration, embedding, quality)[0][0])
     table = calibration.far_tables[0]
     strictest = calibration.threshold(max(calibration.supported_far, table.rates[-1])).llr
     return llr >= strictest + margin
 
 
 class Adapter:
-    """Verifies one stored speaker and lets the profile learn from clear accepts.
+    """Verifies one stored speaker and adds clear accepts to the profile.
 
     Not for use from several threads at once; other processes may use the same store.
 
@@ -91,6 +94,8 @@ class Adapter:
         Nats above the strictest supported threshold that an utterance must reach to be kept.
     calibration : Calibration, optional
         Instead of the model's own.
+    heard_before : HeardBefore, optional
+        As for `Verifier`.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class Adapter:
         limit: int = LIMIT,
         margin: float = MARGIN,
         calibration: Calibration | None = None,
+        heard_before: HeardBefore | None = None,
     ) -> None:
         if limit < 1:
             raise ValueError(f"expected a limit of 1 or more adapted exemplars, got {limit}")
@@ -115,12 +121,19 @@ class Adapter:
         self._limit = limit
         self._margin = margin
         self._calibration = require_calibration(encoder, calibration)
+        self._heard_before = heard_before
         self._load(store.get(name, model_fingerprint=encoder.fingerprint, audio=False))
 
     def _load(self, profile: Profile) -> None:
         self._profile = profile
         self._num_enrolled = self._store.info(self._name).num_enrolled
-        self._verifier = Verifier(self._encoder, profile, self._target_far, calibration=self._calibration)
+        self._verifier = Verifier(
+            self._encoder,
+            profile,
+            self._target_far,
+            calibration=self._calibration,
+            heard_before=self._heard_before,
+        )
 
     @property
     def profile(self) -> Profile:
@@ -133,19 +146,19 @@ class Adapter:
         return self._verifier
 
     def verify(self, waveform: NDArray[Any], sample_rate: int) -> tuple[Decision, bool]:
-        """Decide as `Verifier.verify` does, and whether the profile learnt from it."""
+        """Decide as `Verifier.verify` does, and whether the utterance was added to the profile."""
         decision, embedding = self._verifier.examine(waveform, sample_rate)
         return decision, embedding is not None and self.consider(decision, embedding)
 
-    def consider(self, decision: Decision, embedding: NDArray[np.float32]) -> bool:
+    def consider(self, decision: Decision, embedding: Embedding) -> bool:
         """Add the utterance behind a decision to the profile if it may be; whether it was."""
         if not (decision.accepted and decision.final) or decision.quality is None:
             return False
         held = self._profile.exemplars
         enrolled = held[: self._num_enrolled]
-        if not admissible(self._calibration, enrolled, held, embedding, decision.quality, self._margin):
+        if not admissible(self._calibration, enrolled, held, embedding.vector, decision.quality, self._margin):
             return False
-        exemplar = Exemplar(embedding, decision.quality, datetime.datetime.now(datetime.timezone.utc))
+        exemplar = Exemplar(embedding.vector, decision.quality, datetime.datetime.now(datetime.timezone.utc))
         self._load(
             self._store.adapt(
                 self._name,

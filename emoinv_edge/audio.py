@@ -1,4 +1,4 @@
-"""Audio in: read a file, check and convert a waveform, resample. The only place that resamples.
+"""Audio in: read a recording, check and convert a waveform, resample. The only place that resamples.
 
 Everything after this module sees one kind of waveform: float32, one channel, in [-1, 1], at the
 rate that it asked for. What cannot be used is refused with an `AudioError` that names the cure;
@@ -7,16 +7,31 @@ nothing is guessed.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .channels import ChannelComparison
+from .decoding import Source, decode, shown
 from .errors import AudioError
 
-__all__ = ["MAX_SAMPLE_RATE", "MIN_SAMPLE_RATE", "ResampleStream", "mono_chunk", "read_audio", "to_mono"]
+__all__ = [
+    "MAX_DURATION_S",
+    "MAX_SAMPLE_RATE",
+    "MIN_SAMPLE_RATE",
+    "ResampleStream",
+    "level_dbfs",
+    "mono_chunk",
+    "read_audio",
+    "read_blocks",
+    "read_channels",
+    "to_mono",
+]
 
 MIN_SAMPLE_RATE = 8000
 MAX_SAMPLE_RATE = 192000
@@ -25,12 +40,16 @@ MAX_CHANNELS = 64
 # Lossy decoders and float mixes overshoot full scale by a few dB; beyond twice full scale (6 dB)
 # the samples are on another scale, most often int16 values cast to float.
 MAX_PEAK = 2.0
+MAX_DURATION_S = 7200.0
+BLOCK_SAMPLES = 1 << 16
 
 _SCALES = {np.dtype(np.int16): 2.0**-15, np.dtype(np.int32): 2.0**-31}
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _check_rate(sample_rate: int, name: str = "sample_rate") -> int:
+def _check_rate(sample_rate: float, name: str = "sample_rate") -> int:
+    if isinstance(sample_rate, (float, np.floating)) and float(sample_rate).is_integer():
+        sample_rate = int(sample_rate)  # as json, ffprobe and PortAudio give rates
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, np.integer)):
         raise TypeError(f"expected {name} as an int in Hz, got {sample_rate!r}; pass e.g. 16000")
     if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
@@ -41,10 +60,15 @@ def _check_rate(sample_rate: int, name: str = "sample_rate") -> int:
     return int(sample_rate)
 
 
-def _check_samples(waveform: NDArray[Any]) -> None:
+def _check_samples(waveform: object) -> None:
     """Refuse what no chunk and no waveform may be: a foreign type, dtype or shape."""
     if not isinstance(waveform, np.ndarray):
-        raise TypeError(f"expected a NumPy array, got {type(waveform).__name__}; convert it with numpy.asarray")
+        cure = "convert it with numpy.asarray(waveform, numpy.float32), floats in [-1, 1]"
+        if isinstance(waveform, (bytes, bytearray, memoryview)):
+            cure = "use numpy.frombuffer(data, numpy.int16) for raw samples, read_audio(io.BytesIO(data)) for a file"
+        elif isinstance(waveform, (str, os.PathLike)):
+            cure = "read the file with emoinv_edge.read_audio"
+        raise TypeError(f"expected a NumPy array, got {type(waveform).__name__}; {cure}")
     if waveform.dtype not in _SCALES and waveform.dtype not in _FLOATS:
         raise AudioError(
             f"expected int16, int32, float32 or float64 samples, got {waveform.dtype}; "
@@ -59,6 +83,11 @@ def _check_samples(waveform: NDArray[Any]) -> None:
             f"expected shape (samples, channels) with 1 to {MAX_CHANNELS} channels, got {waveform.shape}; "
             "if the channels come first, pass waveform.T"
         )
+
+
+def _peak(samples: NDArray[Any]) -> float:
+    """The largest magnitude among floats, without a copy of them; NaN if one of them is."""
+    return float(max(samples.max(), -samples.min())) if samples.size else 0.0
 
 
 def mono_chunk(chunk: NDArray[Any]) -> NDArray[np.float32]:
@@ -87,7 +116,7 @@ def mono_chunk(chunk: NDArray[Any]) -> NDArray[np.float32]:
         samples = chunk.astype(np.float32)
         samples *= np.float32(_SCALES[chunk.dtype])
     else:
-        peak = float(np.abs(chunk).max()) if chunk.size else 0.0
+        peak = _peak(chunk)
         if not np.isfinite(peak):
             bad = int(np.count_nonzero(~np.isfinite(chunk)))
             raise AudioError(
@@ -132,45 +161,75 @@ def to_mono(waveform: NDArray[Any], sample_rate: int, target_rate: int = 16000) 
     Raises
     ------
     TypeError
-        If `waveform` is not an array or a rate is not an int.
+        If `waveform` is not an array or a rate is not a whole number.
     AudioError
         If the waveform is empty, all zero, of another shape or dtype, holds a NaN or infinite
-        sample or one far beyond full scale, or a rate is out of range.
+        sample or one far beyond full scale, its channels are inverted against each other, or a
+        rate is out of range.
     """
     sample_rate = _check_rate(sample_rate)
     target_rate = _check_rate(target_rate, "target_rate")
     _check_samples(waveform)
     if waveform.shape[0] == 0:
-        raise AudioError(
-            f"expected some samples, got an empty waveform of shape {waveform.shape}; "
-            "check the recording's length and that the microphone delivered audio"
-        )
+        raise AudioError(f"expected some samples, got an empty waveform of shape {waveform.shape}; record it again")
     if waveform.ndim == 2 and waveform.shape[1] > waveform.shape[0]:
         raise AudioError(
             f"expected shape (samples, channels), got {waveform.shape}, more channels than samples; "
             "if the channels come first, pass waveform.T"
         )
-    mono = mono_chunk(waveform)
-    if not mono.any():
-        if waveform.ndim == 2 and waveform.shape[1] > 1 and waveform.any():
-            raise AudioError(
-                f"the {waveform.shape[1]} channels cancel each other to silence when mixed down; "
-                "pass one of them, e.g. waveform[:, 0]"
-            )
+    mixer = _Mixer()
+    if sample_rate == target_rate and waveform.ndim == 1:
+        mono = mixer.mix(waveform, sample_rate)
+    else:  # block by block, which takes no memory but the result's
+        step = max(1, BLOCK_SAMPLES // (waveform.shape[1] if waveform.ndim == 2 else 1))
+        blocks = (waveform[first : first + step] for first in range(0, len(waveform), step))
+        mono = _gather(_resample(((sample_rate, mixer.mix(block, sample_rate)) for block in blocks), target_rate))
+    mixer.check("waveform[:, {index}]")
+    if not mixer.sounded:
         raise AudioError(
             f"expected sound, got {waveform.shape[0]} samples that are all zero; "
             "check that the microphone is not muted and that the right device or channel was recorded"
         )
-    return _resample(mono, sample_rate, target_rate)
+    return mono
 
 
-def _resample(mono: NDArray[np.float32], in_rate: int, out_rate: int) -> NDArray[np.float32]:
-    if in_rate == out_rate:
+class _Mixer:
+    """Mixes blocks of a recording down, and knows at their end whether that destroyed it."""
+
+    def __init__(self) -> None:
+        self.sounded = False  # whether the mix ever was not zero
+        self.peak = 0.0  # before it was limited, in floats
+        self.widths: dict[int, None] = {}  # numbers of channels and rates that came, in order
+        self.rates: dict[int, None] = {}
+        self._silenced = False  # whether zeros were made of what was not
+        self.comparison = ChannelComparison()
+
+    def mix(self, block: NDArray[Any], sample_rate: int) -> NDArray[np.float32]:
+        mono = mono_chunk(block)
+        sounds = bool(mono.any())
+        self.sounded |= sounds
+        if block.dtype in _FLOATS:
+            self.peak = max(self.peak, _peak(block))
+        if block.ndim == 2 and block.shape[1] > 1:
+            self.comparison.add(block, sample_rate)
+            self._silenced |= not sounds and bool(block.any())
         return mono
-    import soxr  # here, not above: it is needed only where rates differ
 
-    resampled: NDArray[np.float32] = soxr.resample(np.ascontiguousarray(mono), in_rate, out_rate)
-    return np.clip(resampled, np.float32(-1.0), np.float32(1.0), out=resampled)
+    def check(self, take: str) -> None:
+        """Refuse channels that cancelled each other; `take` says how to take one, by its index or number."""
+        opposed = self.comparison.opposed()
+        if opposed is None and (self.sounded or not self._silenced):
+            return
+        first, second = opposed or (1, 2)
+        what = f"channels {first} and {second} are inverted against each other and" if opposed else "the channels"
+        cure = f"take one of them alone: {take.format(index=first - 1, number=first)}"
+        raise AudioError(f"{what} cancel each other when mixed down; {cure}")
+
+
+def level_dbfs(waveform: NDArray[np.float32]) -> float:
+    """The level of a mono waveform: its mean power in dB below full scale; -120 for silence or no samples."""
+    power = float(np.mean(np.square(waveform, dtype=np.float64))) if len(waveform) else 0.0
+    return 10.0 * math.log10(max(power, 1e-12))
 
 
 class ResampleStream:
@@ -187,7 +246,7 @@ class ResampleStream:
     Raises
     ------
     TypeError, AudioError
-        If a rate is not an int, or out of range.
+        If a rate is not a whole number, or out of range.
     """
 
     def __init__(self, in_rate: int, out_rate: int) -> None:
@@ -237,71 +296,204 @@ class ResampleStream:
         return np.clip(resampled, np.float32(-1.0), np.float32(1.0), out=resampled)
 
 
-def _looks_like_text(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError:  # not to be opened at all, which the caller's own error says
-        return False
-    if b"\0" in head:
-        return False
-    text = head.decode("utf-8", errors="replace")
-    return sum(character.isprintable() or character.isspace() for character in text) > 0.95 * len(text)
+class _Resampler:
+    """A `ResampleStream` for blocks whose rate may change on the way."""
+
+    def __init__(self, target_rate: int) -> None:
+        self._target_rate = target_rate
+        self._stream: ResampleStream | None = None
+
+    def process(self, mono: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+        if self._stream is not None and self._stream.in_rate == sample_rate:
+            return self._stream.process(mono)
+        rest = self.flush()
+        self._stream = ResampleStream(sample_rate, self._target_rate)
+        return np.concatenate([rest, self._stream.process(mono)])
+
+    def flush(self) -> NDArray[np.float32]:
+        return np.empty(0, np.float32) if self._stream is None else self._stream.flush()
 
 
-def read_audio(path: str | os.PathLike[str], target_rate: int = 16000) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Read an audio file as mono float32 at `target_rate`.
+def _resample(blocks: Iterable[tuple[int, NDArray[np.float32]]], target_rate: int) -> Iterator[NDArray[np.float32]]:
+    resampler = _Resampler(target_rate)
+    for sample_rate, mono in blocks:
+        yield resampler.process(mono, sample_rate)
+    yield resampler.flush()
+
+
+def _gather(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Put blocks one behind the other without holding them all twice, as numpy.concatenate would."""
+    samples, length = np.empty(1 << 16, np.float32), 0
+    for block in blocks:
+        end = length + len(block)
+        if end > len(samples):
+            samples.resize(max(end, len(samples) * 9 // 8), refcheck=False)  # in place, where it can be
+        samples[length:end] = block
+        length = end
+    samples.resize(length, refcheck=False)
+    return samples
+
+
+def read_audio(
+    source: Source,
+    target_rate: int = 16000,
+    *,
+    channel: int | Literal["mix"] = "mix",
+    max_duration_s: float = MAX_DURATION_S,
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Read a recording as mono float32 at `target_rate`, to its end.
+
+    Memory is that of the result. What comes through a pipe is held besides, as it came.
 
     Parameters
     ----------
-    path : str or path-like
-        Any format that libsndfile reads: WAV, FLAC, OGG, MP3, AIFF and others.
+    source : str, path-like or binary file
+        A path, ``"-"`` for standard input, a named pipe, or a binary file, which is read from its
+        position on and left open. Any format that libsndfile reads: WAV, FLAC, OGG, MP3, AIFF and
+        others; with PyAV (the extra ``media``) M4A, WebM, AMR and others as well.
     target_rate : int
         Rate of the result, 8000 to 192000 Hz.
+    channel : "mix" or int
+        The mean of all channels, or one of them, counted from 1.
+    max_duration_s : float
+        Longer recordings are refused, before they are read where the header says so.
 
     Returns
     -------
     waveform : ndarray, shape (samples,), float32 in [-1, 1]
+        All zeros if the recording is.
     notes : tuple of str
-        What was done to the audio on the way, for the user to read: a mix-down, a resampling,
-        limited overshoots. Empty if nothing was.
+        What was done to the audio on the way and what is odd about it, for the user to read: a
+        mix-down and what it did harm to, a resampling, limited overshoots, a missing end with both
+        lengths. Empty if there is nothing to say.
 
     Raises
     ------
+    TypeError, ValueError
+        If an argument is of another kind.
     AudioError
-        If the file is missing, is no audio, or holds audio that `to_mono` refuses. The message
-        begins with the path.
+        If the source cannot be read, is no audio or empty, is too long, has no such channel, or
+        holds a NaN, an infinite sample or one far beyond full scale; or if its channels are inverted
+        against each other, so that mixing would cancel them. The message begins with the source.
     """
-    path = Path(path)
-    if not path.exists():
-        raise AudioError(f"{path}: no such file; check the path")
-    if not path.is_file():
-        raise AudioError(f"{path}: expected an audio file, got a folder or device; name one file")
-    import soundfile  # here, not above: the library also works on arrays alone
+    notes: list[str] = []
+    blocks = read_blocks(source, target_rate, channel=channel, max_duration_s=max_duration_s, notes=notes)
+    return _gather(blocks), tuple(notes)
 
-    try:
-        if path.stat().st_size == 0:
-            raise AudioError(f"{path}: the file is empty (0 bytes); record or copy it again")
-        with soundfile.SoundFile(path) as file:
-            sample_rate = int(file.samplerate)
-            samples = file.read(dtype="float32", always_2d=True)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error}); check its permissions") from error
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless .raw file
-        what = "the file holds text" if _looks_like_text(path) else str(error)
-        raise AudioError(
-            f"{path}: expected an audio file that libsndfile reads (WAV, FLAC, OGG, MP3), but {what}; "
-            "convert it, e.g. `ffmpeg -i INPUT -ac 1 -ar 16000 OUTPUT.wav`"
-        ) from error
-    try:
-        waveform = to_mono(samples, sample_rate, target_rate)
-    except AudioError as error:
-        raise AudioError(f"{path}: {error}") from error
-    notes = []
-    if samples.shape[1] > 1:
-        notes.append(f"mixed {samples.shape[1]} channels down to their mean")
-    if np.abs(samples).max() > 1.0:
+
+def read_blocks(
+    source: Source,
+    target_rate: int = 16000,
+    *,
+    channel: int | Literal["mix"] = "mix",
+    max_duration_s: float = MAX_DURATION_S,
+    notes: list[str] | None = None,
+) -> Generator[NDArray[np.float32], None, None]:
+    """Read a recording in blocks, whose concatenation is the waveform of `read_audio`, bit for bit.
+
+    Parameters
+    ----------
+    source, target_rate, channel, max_duration_s
+        As of `read_audio`.
+    notes : list of str, optional
+        The notes of `read_audio` are put into it at the end.
+
+    Yields
+    ------
+    ndarray, shape (samples,), float32 in [-1, 1]
+        A few seconds or less.
+
+    Raises
+    ------
+    TypeError, ValueError, AudioError
+        As `read_audio`, when the blocks are asked for; that channels cancel each other, only at the end.
+    """
+    notes = [] if notes is None else notes
+    target_rate = _check_rate(target_rate, "target_rate")
+    if channel != "mix" and (isinstance(channel, bool) or not isinstance(channel, (int, np.integer)) or channel < 1):
+        raise ValueError(f"expected channel as 'mix' or a number from 1, got {channel!r}; 1 is the left one of two")
+    missing: list[str] = []
+    mixer = _Mixer()
+    with _naming(source), contextlib.closing(decode(source, max_duration_s, missing)) as decoded:
+        yield from _resample(_pick(decoded, channel, mixer), target_rate)
+        mixer.check("channel={number} (--channel {number})")
+    what = "mixed {} channels down to their mean" if channel == "mix" else f"took channel {channel} of {{}}"
+    notes += [what.format(channels) for channels in mixer.widths if channels > 1]
+    if mixer.peak > 1.0:
         notes.append("limited samples beyond full scale")
-    if sample_rate != target_rate:
-        notes.append(f"resampled from {sample_rate} to {target_rate} Hz")
-    return waveform, tuple(notes)
+    notes += [f"resampled from {rate} to {target_rate} Hz" for rate in mixer.rates if rate != target_rate]
+    if not mixer.sounded:
+        notes.append("silent: every sample is zero; is the microphone muted?")
+    notes += [*mixer.comparison.notes(), *missing]
+
+
+def _pick(
+    decoded: Iterable[tuple[int, NDArray[np.float32]]], channel: int | Literal["mix"], mixer: _Mixer
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Mix the channels of decoded blocks, or take one of them."""
+    for sample_rate, block in decoded:
+        channels = block.shape[1]
+        if channel != "mix" and channel > channels:
+            raise AudioError(f"expected a channel from 1 to {channels}, got {channel}; the recording has no more")
+        mixer.widths[channels] = mixer.rates[_check_rate(sample_rate)] = None
+        yield sample_rate, mixer.mix(block if channel == "mix" else block[:, channel - 1], sample_rate)
+
+
+def read_channels(
+    source: Source, target_rate: int = 16000, *, max_duration_s: float = MAX_DURATION_S
+) -> tuple[tuple[NDArray[np.float32], ...], tuple[str, ...]]:
+    """Read every channel of a recording as a waveform of its own; otherwise as `read_audio`.
+
+    Parameters
+    ----------
+    source, target_rate
+        As of `read_audio`.
+    max_duration_s : float
+        Of all channels together.
+
+    Returns
+    -------
+    waveforms : tuple of ndarray, shape (samples,), float32 in [-1, 1]
+    notes : tuple of str
+
+    Raises
+    ------
+    TypeError, AudioError
+        As `read_audio`; also if parts of the file have different numbers of channels.
+    """
+    target_rate = _check_rate(target_rate, "target_rate")
+    missing: list[str] = []
+    tracks: list[tuple[_Resampler, list[NDArray[np.float32]]]] = []
+    rates: dict[int, None] = {}
+    seconds = 0.0
+    with _naming(source), contextlib.closing(decode(source, max_duration_s, missing)) as decoded:
+        for sample_rate, block in decoded:
+            rates[_check_rate(sample_rate)] = None
+            channels = block.shape[1]
+            tracks = tracks or [(_Resampler(target_rate), []) for _ in range(channels)]
+            if len(tracks) != channels:
+                raise AudioError(
+                    f"its parts have {len(tracks)} and {channels} channels; take one: channel=1 (--channel 1)"
+                )
+            seconds += channels * len(block) / sample_rate
+            if seconds > max_duration_s:
+                raise AudioError(
+                    f"expected at most {max_duration_s:g} s of all {channels} channels together; "
+                    "cut the recording, or allow more with max_duration_s (--max-duration)"
+                )
+            for (resampler, parts), samples in zip(tracks, block.T, strict=True):
+                parts.append(resampler.process(mono_chunk(samples), sample_rate))
+    notes = [f"resampled from {rate} to {target_rate} Hz" for rate in rates if rate != target_rate]
+    return tuple(np.concatenate([*parts, resampler.flush()]) for resampler, parts in tracks), (*notes, *missing)
+
+
+@contextlib.contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Put the source's name in front of what is wrong with it."""
+    try:
+        yield
+    except AudioError as error:
+        raise AudioError(f"{shown(source)}: {error}") from error
+    except MemoryError as error:
+        cure = "cut the recording, e.g. `ffmpeg -i INPUT -t 600 OUTPUT.wav`"
+        raise AudioError(f"{shown(source)}: out of memory; {cure}") from error

@@ -6,7 +6,7 @@ in it, and the spec is checked against the graph before anything runs.
 Two flavours of graph are read:
 
 - input ``features`` (batch, frames, num_mel_bins): this library computes the log-mels, with the
-  mean over frames removed where the spec says so;
+  mean over frames removed where the spec asks for it;
 - input ``waveform`` (batch, samples): the graph holds its own front end.
 
 Both give ``embedding`` (batch, embedding_dim), not yet of unit norm.
@@ -14,6 +14,7 @@ Both give ``embedding`` (batch, embedding_dim), not yet of unit norm.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import json
 import os
@@ -21,27 +22,29 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .audio import to_mono
+from .calibration import Calibration
 from .errors import AudioError, EmoinvError, ModelFormatError
 from .features import log_mel, mean_normalise
+from .fields import read_json
 from .model_file import DIGEST_KEY, check_digest
+from .session import open_session, run_session
 from .spec import EncoderSpec
 
-if TYPE_CHECKING:
-    from .scoring import Calibration
-
-__all__ = ["MIN_FRAMES", "MODEL_NAMES", "Encoder"]
+__all__ = ["MIN_FRAMES", "MODEL_NAMES", "Embedding", "Encoder"]
 
 MODEL_NAMES = ("base", "small")
 
 # Less than this holds no dynamics at all (one frame minus its own mean is zero), and an embedding
 # of nothing would still look like one. How much speech a decision needs is the verifier's matter.
 MIN_FRAMES = 10
+# The memory of an inference on more than this is given back to the system after it; shorter ones come again soon.
+LONG_S = 8.0
 
 # Every key that this version understands. A key of ours that is not here was written by another
 # version and might change what the embedding means, so it is refused; foreign keys are ignored.
@@ -50,6 +53,36 @@ _SPEC = "emoinv.spec"
 _CALIBRATION = "emoinv.calibration"
 _PROVENANCE = "emoinv.provenance"
 _KEYS = frozenset({_SPEC, _CALIBRATION, _PROVENANCE, "emoinv.golden", DIGEST_KEY})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A voice as a vector; wherever an array is taken, this is too, as its `vector`.
+
+    Parameters
+    ----------
+    vector : ndarray, shape (embedding_dim,), float32
+        Of unit Euclidean norm, so that ``a @ b`` of two embeddings is their cosine.
+    norm : float
+        The norm, above 0, that the model's output had before it was scaled to 1; in the model's own unit, so that
+        only norms of one model compare. It is low for unusual emotions, noise and little speech, and so explains a
+        low cosine (a quality measure of WeSpeaker's; compare MagFace, Meng et al., arXiv:2103.06627).
+    """
+
+    vector: NDArray[np.float32]
+    norm: float
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """The vector, as NumPy asks for it."""
+        return np.array(self.vector, dtype) if copy else np.asarray(self.vector, dtype)
+
+    def __matmul__(self, other: Any) -> Any:
+        """The cosine with another embedding, or the product with an array."""
+        return self.vector @ np.asarray(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """The product of an array with this embedding."""
+        return np.asarray(other) @ self.vector
 
 
 class Encoder:
@@ -74,8 +107,8 @@ class Encoder:
     Examples
     --------
     >>> encoder = Encoder.default()                      # doctest: +SKIP
-    >>> encoder.embed(waveform, sample_rate).shape       # doctest: +SKIP
-    (256,)
+    >>> encoder.embed(waveform, sample_rate).vector      # doctest: +SKIP
+    array([...], dtype=float32)
     """
 
     def __init__(self, path: str | os.PathLike[str], num_threads: int = 1) -> None:
@@ -87,12 +120,18 @@ class Encoder:
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
-            raise ModelFormatError(f"{self._path}: no such model file; check the path") from None
+            names = " and ".join(MODEL_NAMES)
+            raise ModelFormatError(
+                f"{self._path}: no such model file; check the path (only {names} are opened by name)"
+            ) from None
         except OSError as error:
             raise ModelFormatError(f"{self._path}: the model file cannot be read ({error})") from error
         # The hash and the session see the same bytes, whatever happens to the file meanwhile.
         self._file_sha256, sealed = check_digest(content, self._path)
-        self._session = _open_session(content, num_threads, self._path)
+        try:
+            self._session = open_session(content, num_threads)
+        except EmoinvError as error:
+            raise type(error)(f"{self._path}: {error}") from error
         self._metadata = _read_metadata(self._session, self._path)
         if not sealed and _should_be_sealed(self._metadata):
             raise ModelFormatError(
@@ -103,14 +142,12 @@ class Encoder:
         try:
             self._spec = EncoderSpec.from_json(json.dumps(self._metadata[_SPEC]))
             if _CALIBRATION in self._metadata:
-                from .scoring import Calibration
-
                 self._calibration = Calibration.from_json(json.dumps(self._metadata[_CALIBRATION]))
-                moods = self._calibration.moods
-                if moods is not None and moods.dim != self._spec.embedding_dim:
+                axis = self._calibration.emotion_axis
+                if axis is not None and axis.dim != self._spec.embedding_dim:
                     raise ModelFormatError(
-                        f"calibration: expected moods of embeddings of {self._spec.embedding_dim} numbers, got "
-                        f"{moods.dim}; it belongs to another model, calibrate again"
+                        f"calibration: expected an emotion axis of {self._spec.embedding_dim} numbers, got "
+                        f"{axis.dim}; it belongs to another model, calibrate again"
                     )
         except ModelFormatError as error:
             raise ModelFormatError(f"{self._path}: {error}") from error
@@ -120,40 +157,40 @@ class Encoder:
     @classmethod
     def default(cls, num_threads: int = 1) -> Encoder:
         """The encoder shipped with the library (``base``)."""
-        return cls.load("base", num_threads)
+        return cls.open("base", num_threads)
 
     @classmethod
-    def load(cls, name: str, num_threads: int = 1) -> Encoder:
-        """One of the encoders shipped with the library.
+    def open(cls, name_or_path: str | os.PathLike[str], num_threads: int = 1) -> Encoder:
+        """One of the encoders shipped with the library, by its name, or one in a file.
 
         Parameters
         ----------
-        name : {"base", "small"}
+        name_or_path : "base", "small", or path
             ``base`` is the most accurate; ``small`` takes a quarter of the time and less than half of the room,
-            and errs more (the model card has the figures).
+            and errs more (the model card has the figures). Anything else is the path of an ``.onnx`` file.
         num_threads : int
             As for `Encoder`.
 
         Raises
         ------
-        ValueError
-            If there is no model of that name.
         ModelFormatError
-            If this installation holds no file for it.
+            If this installation holds no file for the name, or as for `Encoder`.
         """
-        if name not in MODEL_NAMES:
-            raise ValueError(f"expected one of {MODEL_NAMES}, got {name!r}; for a file of your own use Encoder(path)")
+        if name_or_path not in MODEL_NAMES:
+            return cls(name_or_path, num_threads)
         folder = importlib.resources.files("emoinv_edge") / "models"
-        resource = folder / f"{name}.onnx"
+        resource = folder / f"{name_or_path}.onnx"
         if not resource.is_file():
             held = [other for other in MODEL_NAMES if (folder / f"{other}.onnx").is_file()]
             cure = f"it holds {', '.join(held)}: use that" if held else "install emoinv-edge again from its wheel"
             raise ModelFormatError(
-                f"this version of emoinv-edge comes without the model {name!r}; {cure}, "
-                "or load a file of your own with Encoder(path)"
+                f"this version of emoinv-edge comes without the model {name_or_path!r}; {cure}, "
+                "or open a file of your own"
             )
         with importlib.resources.as_file(resource) as path:
             return cls(path, num_threads)
+
+    load = open
 
     @property
     def path(self) -> Path:
@@ -186,7 +223,7 @@ class Encoder:
 
     @property
     def calibration(self) -> Calibration | None:
-        """How scores of this model become log-likelihood ratios, or None if the file says nothing."""
+        """How scores of this model become log-likelihood ratios, or None if the file holds none."""
         return self._calibration
 
     @property
@@ -197,7 +234,7 @@ class Encoder:
     def __repr__(self) -> str:
         return f"Encoder({str(self._path)!r}, name={self._spec.name!r}, fingerprint={self._fingerprint[:12]!r})"
 
-    def embed(self, waveform: NDArray[Any], sample_rate: int) -> NDArray[np.float32]:
+    def embed(self, waveform: NDArray[Any], sample_rate: int) -> Embedding:
         """The embedding of one stretch of speech.
 
         Parameters
@@ -208,32 +245,12 @@ class Encoder:
         sample_rate : int
             8000 to 192000 Hz; resampled to the model's rate where it differs.
 
-        Returns
-        -------
-        ndarray, shape (embedding_dim,), float32
-            Of unit Euclidean norm, so that the dot product of two is their cosine.
-
         Raises
         ------
         TypeError, AudioError
             If the waveform cannot be used, or is shorter than `MIN_FRAMES` analysis frames (115 ms).
         EmoinvError
             If the model gives no usable embedding (not finite, or zero).
-        """
-        return self.embed_with_norm(waveform, sample_rate)[0]
-
-    def embed_with_norm(self, waveform: NDArray[Any], sample_rate: int) -> tuple[NDArray[np.float32], float]:
-        """`embed`, and the norm that the model's output had before it was scaled to 1.
-
-        The norm says how much of a voice the model found: it is low for unusual manners, noise and little speech,
-        and so explains a low cosine (a quality measure of WeSpeaker's; compare MagFace, Meng et al.,
-        arXiv:2103.06627). Its logarithm goes into `SpeechQuality.log_embedding_norm`.
-
-        Returns
-        -------
-        embedding : ndarray, shape (embedding_dim,), float32, of unit norm
-        norm : float
-            Above 0; in the model's own unit, so that only norms of one model compare.
         """
         mono = to_mono(waveform, sample_rate, self._spec.sample_rate)
         minimum = self._spec.frame_length + (MIN_FRAMES - 1) * self._spec.frame_shift
@@ -244,22 +261,17 @@ class Encoder:
                 f"got {len(mono)} ({1000 * len(mono) / rate:g} ms); record longer speech, ideally 3 s or more"
             )
         if self._input == "waveform":
-            return self._run(mono[np.newaxis])
-        return self.embed_features_with_norm(log_mel(mono, self._spec))
+            return self._run(mono[np.newaxis], len(mono) / self._spec.sample_rate)
+        return self.embed_features(log_mel(mono, self._spec))
 
-    def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def embed_features(self, features: NDArray[np.float32]) -> Embedding:
         """The embedding of log-mel features that were computed before, e.g. by a `LogMelStream`.
 
         Parameters
         ----------
         features : ndarray, shape (frames, num_mel_bins), float32
             From `log_mel` with this encoder's spec; at least `MIN_FRAMES` frames. The mean over frames is
-            removed here where the spec says so.
-
-        Returns
-        -------
-        ndarray, shape (embedding_dim,), float32
-            As `embed` returns it.
+            removed here where the spec asks for it.
 
         Raises
         ------
@@ -270,10 +282,6 @@ class Encoder:
         EmoinvError
             If the model gives no usable embedding.
         """
-        return self.embed_features_with_norm(features)[0]
-
-    def embed_features_with_norm(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-        """`embed_features`, and the norm as `embed_with_norm` gives it."""
         if self._input == "waveform":
             raise ValueError(f"{self._path}: this model computes its own features; call embed with the waveform")
         if not isinstance(features, np.ndarray) or features.dtype != np.float32:
@@ -289,18 +297,14 @@ class Encoder:
             raise AudioError("expected finite features, got NaN or infinite ones; check the waveform behind them")
         if self._spec.mean_normalisation:
             features = mean_normalise(features)
-        return self._run(features[np.newaxis])
+        return self._run(features[np.newaxis], len(features) * self._spec.frame_shift_ms / 1000.0)
 
-    def _run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    def _run(self, batch: NDArray[np.float32], seconds: float) -> Embedding:
         """Run the session on one item; InferenceSession.run is safe from many threads at once."""
         try:
-            (output,) = self._session.run(["embedding"], {self._input: batch})
-        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-            raise EmoinvError(
-                f"{self._path}: the model failed on an input of shape {batch.shape} ({error}); "
-                "try longer speech, or export the model again"
-            ) from error
-        embedding = np.asarray(output, np.float32)
+            embedding = run_session(self._session, "embedding", {self._input: batch}, shrink=seconds > LONG_S)
+        except EmoinvError as error:
+            raise type(error)(f"{self._path}: {error}") from error
         if embedding.shape != (1, self._spec.embedding_dim):
             raise ModelFormatError(
                 f"{self._path}: expected an embedding of shape (1, {self._spec.embedding_dim}), "
@@ -312,26 +316,7 @@ class Encoder:
                 f"{self._path}: the model gave an embedding of norm {norm:g}, which means nothing; "
                 "try other speech, and check the model file with `emoinv doctor`"
             )
-        unit: NDArray[np.float32] = (embedding[0] / norm).astype(np.float32)
-        return unit, norm
-
-
-def _open_session(content: bytes, num_threads: int, path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread drains a battery
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise ModelFormatError(
-            f"{path}: expected an ONNX model, got {len(content)} bytes that onnxruntime refuses ({error}); "
-            "the file is truncated or foreign: copy it again, or install emoinv-edge again"
-        ) from error
+        return Embedding((embedding[0] / norm).astype(np.float32), norm)
 
 
 def _read_metadata(session: Any, path: Path) -> Mapping[str, Any]:
@@ -354,10 +339,10 @@ def _read_metadata(session: Any, path: Path) -> Mapping[str, Any]:
     values = {}
     for key, text in ours.items():
         try:
-            values[key] = json.loads(text)
+            values[key] = read_json(text)
         except ValueError as error:
             raise ModelFormatError(
-                f"{path}: metadata key {key!r} is not JSON ({error}); the file is damaged, export it again"
+                f"{path}: metadata key {key!r} is {error}; the file is damaged, export it again"
             ) from None
     return MappingProxyType(values)
 
@@ -375,7 +360,7 @@ def _first_exported(metadata: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _should_be_sealed(metadata: Mapping[str, Any]) -> bool:
-    """Whether the metadata say that the file was written with a digest at its end."""
+    """Whether the file was written with a digest at its end, by its metadata."""
     provenance = metadata.get(_PROVENANCE)
     return DIGEST_KEY in metadata or (isinstance(provenance, dict) and provenance.get("sealed") is True)
 

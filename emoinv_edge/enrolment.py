@@ -1,6 +1,6 @@
-"""Enroller: utterances in, feedback at once, a profile at the end.
+"""Enroller: utterances in, feedback at once, a profile at the end; and a microphone's chunks cut into utterances.
 
-A profile of one calm manner is what defeats verifiers when the owner is angry, so the prompts ask
+A profile of neutral speech alone is what defeats verifiers when the owner is angry, so the prompts ask
 for variety: calm, excited, louder, softer, further away. They are offers, not demands.
 """
 
@@ -9,23 +9,27 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import to_mono
-from .errors import AudioError, EmoinvError, EnrolmentError
+from .audio import level_dbfs
+from .calibration import Calibration, bayes_threshold
+from .decision import require_calibration, require_model
+from .encoder import Embedding, Encoder
+from .errors import EnrolmentError
+from .heard import HeardBefore
+from .microphone import Gap
 from .profiles import Exemplar, Profile
 from .quality import SpeechQuality, measure_quality
-from .scoring import Calibration, ProfileBank, bayes_threshold
-from .vad import speech_only
-from .verifier import require_calibration, require_model, unusable
+from .scoring import ProfileBank
+from .utterance import hear
+from .vad import SpeechSegmenter
 
-if TYPE_CHECKING:
-    from .encoder import Encoder
-
-__all__ = ["PROMPTS", "Enroller", "EnrolmentFeedback"]
+__all__ = ["PROMPTS", "Enroller", "EnrolmentFeedback", "utterances"]
 
 MIN_UTTERANCE_S = 1.0
 MIN_PROFILE_S = 2.0  # below, no profile is made
@@ -34,12 +38,17 @@ TARGET_UTTERANCES = 3
 MAX_UTTERANCES = 40
 MIN_ENROL_SNR_DB = 5.0
 # An utterance nearer than this to an earlier one is the same recording again: even the same
-# sentence in the same mood, spoken twice, stays below.
-REPLAY_COSINE = 0.985
+# sentence in the same emotion, spoken twice, stays below.
+DUPLICATE_COSINE = 0.985
 # How sure the enrolment is beforehand that it hears one person: at first mention and within one clip.
 SAME_SPEAKER_PRIOR = 0.9
 SAME_CLIP_PRIOR = 0.9
 WINDOW_S = 1.6  # of the search for a second voice inside one utterance
+
+PAUSE_MS = 800  # a pause as long ends an utterance at the microphone
+MARGIN_S = 0.4  # of what came before and after it is kept: the noise is judged from there
+SHORTEST_S = 0.4  # anything shorter is a click or a cough, and not worth a word
+LONGEST_MS = 20_000
 
 PROMPTS = (
     "Say a few sentences as you normally speak.",
@@ -49,7 +58,7 @@ PROMPTS = (
     "Now annoyed, as if you had to repeat yourself.",
     "Now from further away, or in another room.",
 )
-ENOUGH = "That is enough; more moods and places make it better still."
+ENOUGH = "That is enough; more emotions and places make it better still."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ class EnrolmentFeedback:
     accepted : bool
     reason : str
         ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``too_short``, ``clipped``,
-        ``too_quiet``, ``too_noisy``, ``replay``, ``second_voice``, ``other_speaker``, ``full``,
+        ``too_quiet``, ``too_noisy``, ``duplicate``, ``second_voice``, ``other_speaker``, ``full``,
         ``no_embedding``.
     message : str
         The same in a sentence, with the cure.
@@ -70,7 +79,7 @@ class EnrolmentFeedback:
     progress : float
         0 to 1; a profile can be made before 1 (see `Enroller.ready`).
     prompt : str
-        What to say next.
+        The next thing to say.
     quality : SpeechQuality or None
         Of this utterance, as far as it could be measured.
     """
@@ -99,11 +108,13 @@ class Enroller:
     keep_audio : bool
         Keep the speech itself (16-bit mono at the model's rate) in each exemplar, so that another
         model can enrol the speaker again without asking. Off by default: audio is personal.
+    heard_before : HeardBefore, optional
+        The utterances that are taken are added to it, so that a played-back one is known later.
 
     Raises
     ------
     CalibrationError
-        If there is no calibration: without it nobody can tell a second voice.
+        If there is no calibration: without it a second voice is not recognised.
     ModelMismatchError
         If `profile` was made by another model.
     """
@@ -115,10 +126,12 @@ class Enroller:
         calibration: Calibration | None = None,
         profile: Profile | None = None,
         keep_audio: bool = False,
+        heard_before: HeardBefore | None = None,
     ) -> None:
         self._encoder = encoder
         self._calibration = require_calibration(encoder, calibration)
         self._keep_audio = keep_audio
+        self._heard_before = heard_before
         self._base = profile
         self._exemplars: list[Exemplar] = []
         self._digests: set[bytes] = set()
@@ -143,13 +156,13 @@ class Enroller:
 
     @property
     def prompt(self) -> str:
-        """What to say next."""
+        """The next thing to say."""
         if self.progress >= 1.0 and len(self._exemplars) >= len(PROMPTS):
             return ENOUGH
         return PROMPTS[len(self._exemplars) % len(PROMPTS)]
 
     def add(self, waveform: NDArray[Any], sample_rate: int) -> EnrolmentFeedback:
-        """Take one utterance, or say why not.
+        """Take one utterance, or refuse it with the reason.
 
         Parameters
         ----------
@@ -163,43 +176,23 @@ class Enroller:
         TypeError, AudioError
             If the array's type, dtype, shape or rate is wrong: a fault of the program, not of the speech.
         """
-        if isinstance(waveform, np.ndarray) and waveform.ndim in (1, 2):
-            if waveform.size == 0:
-                return self._refuse("empty", "The recording is empty; record again.")
-            if waveform.dtype.kind == "f" and not np.isfinite(waveform).all():
-                return self._refuse("not_finite", "The recording holds a NaN or an infinity; record again.")
-            if not waveform.any():
-                return self._refuse("silent", "Every sample is zero; is the microphone muted?")
-        rate = self._encoder.spec.sample_rate
-        mono = to_mono(waveform, sample_rate, rate)
-        speech = speech_only(mono, rate)
-        quality = measure_quality(mono, rate, speech)
-        refusal = unusable(quality, MIN_UTTERANCE_S)
-        if refusal is None and quality.snr_db < MIN_ENROL_SNR_DB:
-            refusal = (
-                "too_noisy",
-                f"too noisy: {quality.snr_db:.0f} dB of speech over noise, {MIN_ENROL_SNR_DB:.0f} are needed to enrol; "
-                "come closer or go where it is quieter",
-            )
-        if refusal is not None:
-            return self._refuse(refusal[0], _sentence(refusal[1]), quality)
+        heard = hear(self._encoder, waveform, sample_rate, min_speech_s=MIN_UTTERANCE_S, min_snr_db=MIN_ENROL_SNR_DB)
+        quality = heard.quality
+        if heard.refusal is not None:
+            return self._refuse(heard.refusal.code, _sentence(heard.refusal.message), quality)
+        assert heard.embedding is not None and quality is not None  # there was no refusal
         if len(self._exemplars) >= MAX_UTTERANCES:
             return self._refuse("full", f"A profile holds at most {MAX_UTTERANCES} utterances.", quality)
-        try:
-            embedding, norm = self._encoder.embed_with_norm(speech, rate)
-        except AudioError:
-            raise
-        except EmoinvError as error:
-            return self._refuse("no_embedding", f"The model could not use this utterance ({error}).", quality)
-        quality = quality.with_embedding_norm(norm)
-        audio = np.clip(np.rint(speech * 32768.0), -32768, 32767).astype("<i2").tobytes()
+        audio = np.clip(np.rint(heard.speech * 32768.0), -32768, 32767).astype("<i2").tobytes()
         digest = hashlib.sha256(audio).digest()
-        refusal = self._doubt(embedding, quality, speech, digest)
-        if refusal is not None:
-            return self._refuse(*refusal, quality)
+        doubt = self._doubt(heard.embedding, quality, heard.speech, digest)
+        if doubt is not None:
+            return self._refuse(*doubt, quality)
         self._digests.add(digest)
+        if self._heard_before is not None:
+            self._heard_before.add(waveform, sample_rate)
         now = datetime.datetime.now(datetime.timezone.utc)
-        self._exemplars.append(Exemplar(embedding, quality, now, audio if self._keep_audio else None))
+        self._exemplars.append(Exemplar(heard.embedding.vector, quality, now, audio if self._keep_audio else None))
         return EnrolmentFeedback(
             accepted=True,
             reason="accepted",
@@ -221,7 +214,7 @@ class Enroller:
         if not self.ready:
             raise EnrolmentError(
                 f"expected at least {MIN_PROFILE_S:g} s of accepted speech, got {self.seconds:.1f} s in "
-                f"{len(self._exemplars)} utterances; add more (each answer of add() says what to say next)"
+                f"{len(self._exemplars)} utterances; add more (each answer of add() holds the next prompt)"
             )
         if self._base is not None:
             return dataclasses.replace(self._base, name=name, exemplars=tuple(self._exemplars))
@@ -234,18 +227,18 @@ class Enroller:
         )
 
     def _doubt(
-        self, embedding: NDArray[np.float32], quality: SpeechQuality, speech: NDArray[np.float32], digest: bytes
+        self, embedding: Embedding, quality: SpeechQuality, speech: NDArray[np.float32], digest: bytes
     ) -> tuple[str, str] | None:
-        """Reason and message if this is a replay, a mixture of voices or another speaker."""
-        replayed = digest in self._digests or any(
-            float(exemplar.embedding @ embedding) > REPLAY_COSINE for exemplar in self._exemplars
+        """Reason and message if this is a duplicate, a mixture of voices or another speaker."""
+        duplicate = digest in self._digests or any(
+            float(exemplar.embedding @ embedding) > DUPLICATE_COSINE for exemplar in self._exemplars
         )
-        if replayed:
-            return "replay", "This recording was given before; say something new."
+        if duplicate:
+            return "duplicate", "This recording, or a copy of it, was given before; say something new."
         if self._mixed(speech):
             return "second_voice", "There seems to be a second voice in this recording; record it alone."
         if self._exemplars:
-            llr = self._llr(self._exemplars, embedding, quality)
+            llr = self._llr(self._exemplars, embedding.vector, quality)
             if llr < bayes_threshold(SAME_SPEAKER_PRIOR):
                 return (
                     "other_speaker",
@@ -264,8 +257,9 @@ class Enroller:
         now = datetime.datetime.now(datetime.timezone.utc)
         pieces = []
         for piece in windows:
-            embedding, norm = self._encoder.embed_with_norm(piece, rate)
-            pieces.append(Exemplar(embedding, measure_quality(piece, rate).with_embedding_norm(norm), now))
+            embedding = self._encoder.embed(piece, rate)
+            quality = measure_quality(piece, rate).with_embedding_norm(embedding.norm)
+            pieces.append(Exemplar(embedding.vector, quality, now))
         limit = bayes_threshold(SAME_CLIP_PRIOR)
         return any(
             self._llr(pieces[:index] + pieces[index + 1 :], piece.embedding, piece.quality) < limit
@@ -273,8 +267,8 @@ class Enroller:
         )
 
     def _llr(self, exemplars: list[Exemplar], embedding: NDArray[np.float32], quality: SpeechQuality) -> float:
-        bank = ProfileBank.of_exemplars(exemplars, self._calibration.moods)
-        return float(self._calibration.score(bank, embedding, quality)[0][0])
+        bank = ProfileBank.of_exemplars(exemplars, self._calibration.emotion_axis)
+        return float(bank.score(self._calibration, embedding, quality)[0][0])
 
     def _refuse(self, reason: str, message: str, quality: SpeechQuality | None = None) -> EnrolmentFeedback:
         return EnrolmentFeedback(
@@ -289,4 +283,47 @@ class Enroller:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{text[0].upper()}{text[1:]}" + ("" if text.endswith("?") else ".")
+
+
+def utterances(
+    chunks: Iterable[NDArray[np.float32] | Gap], rate: int, meter: Callable[[float, bool], None]
+) -> Iterator[NDArray[np.float32] | Gap]:
+    """Cut a microphone's chunks into whole utterances, each with a little of what surrounds it.
+
+    Parameters
+    ----------
+    chunks : iterable of ndarray and Gap
+        As a `Microphone` yields them.
+    rate : int
+        Of the chunks.
+    meter : function of a level in dBFS and of whether there is speech
+        Called for every chunk.
+
+    Yields
+    ------
+    ndarray or Gap
+        An utterance, shape (samples,), float32; or, where audio was lost, the gap: the utterance of that
+        moment is dropped, as splicing over a gap would make speech that nobody spoke.
+    """
+    segmenter = SpeechSegmenter(rate, hang_over_ms=PAUSE_MS, longest_ms=LONGEST_MS)
+    margin = round(MARGIN_S * rate)
+    recent: deque[NDArray[np.float32]] = deque()
+    first = 0  # position of the first sample in `recent`
+    keep = (LONGEST_MS + 2 * PAUSE_MS) * rate // 1000 + 2 * margin
+    for chunk in chunks:
+        if isinstance(chunk, Gap):
+            segmenter.gap(chunk.num_samples)
+            recent.clear()
+            first = segmenter.position
+            yield chunk
+            continue
+        meter(level_dbfs(chunk), segmenter.in_speech)
+        recent.append(chunk)
+        for segment in segmenter.process(chunk):
+            if segment.end - segment.start < SHORTEST_S * rate:
+                continue
+            heard = np.concatenate(recent)
+            yield heard[max(0, segment.start - margin - first) : segment.end + margin - first]
+        while recent and segmenter.position - first - len(recent[0]) > keep:
+            first += len(recent.popleft())

@@ -16,7 +16,7 @@
      └── MicrophoneError       no PortAudio, no device, or the device went away
 
 Wrong use of a function (a wrong type, a negative count) raises the usual ``TypeError`` or
-``ValueError``. Every message says what was expected, what came, and the cure.
+``ValueError``. Every message states what was expected, what came, and the cure.
 """
 
 from __future__ import annotations

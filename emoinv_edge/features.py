@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .spec import EncoderSpec
 
-__all__ = ["LogMelStream", "log_mel", "mean_normalise"]
+__all__ = ["LogMelStream", "log_mel", "mean_normalise", "mel_bank", "window"]
 
 # Frames per block: its buffers stay in the cache, NumPy's cost per call is spread over many frames,
 # and the product with the mel bank stays below the size that OpenBLAS splits over threads.
@@ -42,20 +42,21 @@ def _mel(hz: NDArray[np.float64] | float) -> NDArray[np.float64]:
 
 
 @functools.lru_cache(maxsize=8)
-def _window(spec: EncoderSpec) -> NDArray[np.float32]:
+def window(spec: EncoderSpec) -> NDArray[np.float32]:
+    """The analysis window times the spec's waveform scale and FFT length, shape (frame_length,); not to be changed."""
     n = spec.frame_length
     phase = 2.0 * np.pi * np.arange(n) / (n - 1)
     if spec.window == "hamming":
-        window = 0.54 - 0.46 * np.cos(phase)
+        shape = 0.54 - 0.46 * np.cos(phase)
     else:
-        window = (0.5 - 0.5 * np.cos(phase)) ** 0.85
+        shape = (0.5 - 0.5 * np.cos(phase)) ** 0.85
     # The power of two is what `norm="forward"` divides by; it leaves the bits of the mantissa alone.
-    return (window * spec.waveform_scale * spec.fft_length).astype(np.float32)
+    return np.asarray(shape * spec.waveform_scale * spec.fft_length, np.float32)
 
 
 @functools.lru_cache(maxsize=8)
-def _mel_bank(spec: EncoderSpec) -> NDArray[np.float32]:
-    """Triangular filters, shape (fft_length // 2 + 1, num_mel_bins)."""
+def mel_bank(spec: EncoderSpec) -> NDArray[np.float32]:
+    """Triangular filters, shape (fft_length // 2 + 1, num_mel_bins), float32; not to be changed."""
     edges = np.linspace(_mel(spec.low_hz), _mel(spec.high_hz), spec.num_mel_bins + 2)
     bins = _mel(np.arange(spec.fft_length // 2 + 1) * spec.sample_rate / spec.fft_length)[:, None]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -67,7 +68,7 @@ def _mel_bank(spec: EncoderSpec) -> NDArray[np.float32]:
 
 @functools.lru_cache(maxsize=8)
 def _mel_runs(spec: EncoderSpec) -> tuple[_MelRun, ...]:
-    bank = _mel_bank(spec)
+    bank = mel_bank(spec)
     edges = [spec.num_mel_bins * run // MEL_RUNS for run in range(MEL_RUNS + 1)]
     runs = []
     for first, last in itertools.pairwise(edges):
@@ -83,7 +84,7 @@ def _frames(waveform: NDArray[np.float32], position: int, count: int, spec: Enco
     out = np.empty((count, spec.num_mel_bins), np.float32)
     if count == 0:
         return out
-    window, runs = _window(spec), _mel_runs(spec)
+    shape, runs = window(spec), _mel_runs(spec)
     preemphasis = np.float32(spec.preemphasis)
     size = min(count, BLOCK)
     block = np.empty((size, spec.frame_length), np.float32)
@@ -107,7 +108,7 @@ def _frames(waveform: NDArray[np.float32], position: int, count: int, spec: Enco
         np.multiply(centred.reshape(-1)[:-1], preemphasis, out=emphasis.reshape(-1)[1:])
         np.multiply(centred[:, 0], preemphasis, out=emphasis[:, 0])
         centred -= emphasis
-        centred *= window
+        centred *= shape
         # norm="forward" makes NumPy scale by a float32; the int 1 of the default sends the whole
         # transform through float64, with a copy of everything. The window undoes the scale.
         spectrum = np.fft.rfft(centred, spec.fft_length, axis=1, norm="forward")

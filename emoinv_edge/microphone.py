@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import queue
 import threading
 import time
@@ -19,14 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import ResampleStream
-from .errors import MicrophoneError
+from .audio import ResampleStream, mono_chunk
+from .errors import AudioError, MicrophoneError
 
 __all__ = ["Gap", "Microphone", "input_devices"]
 
 BLOCK_S = 0.02
 STALL_S = 2.0  # a device that delivers nothing for so long is gone
 RETRY_S = 1.0
+MUTED_S = 5.0  # so much digital silence comes from no open microphone
+DAMAGED_S = 1.0  # a run of blocks that are no audio is reported at least so often
 PORTAUDIO_CURE = "install it with `apt install libportaudio2` (Debian, Ubuntu, Raspberry Pi OS)"
 
 
@@ -37,7 +40,8 @@ class Gap:
     Parameters
     ----------
     num_samples : int
-        At the microphone's `sample_rate`; 0 when something was lost but nobody knows how much.
+        At the microphone's `sample_rate`; 0 when something was lost but nobody knows how much, or
+        when there is only something to report.
     reason : str
     """
 
@@ -85,7 +89,9 @@ class Microphone:
 
     The callback runs in PortAudio's thread and only copies; iterate in one thread of your own. If
     that thread falls behind by more than `buffer_s`, the newest blocks are dropped and a `Gap` of
-    their length comes in their place.
+    their length comes in their place, as it does for blocks that are not audio (NaN, infinite or far
+    beyond full scale). Nothing but zeros for 5 s is reported once, by a `Gap` of 0 samples: the
+    microphone may be muted.
 
     Parameters
     ----------
@@ -98,7 +104,10 @@ class Microphone:
         Audio that may wait for the reader.
     retry : bool
         When the device goes away, wait for it to come back instead of raising: the iteration yields
-        a `Gap` at once, another of the time that it took, and goes on.
+        a `Gap` at once, another of the time that it took, and goes on. PortAudio finds a device that
+        was plugged in anew only when it is started anew, which ends every stream of the process;
+        while the application has another stream of sounddevice open, that is not done, and a `Gap`
+        says so.
     """
 
     def __init__(
@@ -136,9 +145,12 @@ class Microphone:
     def _start_over(self) -> None:
         self._resampler = ResampleStream(self._device_rate, self._sample_rate)
         # Bounded by the callback itself, so that a Gap and the end always find room.
-        self._queue: queue.SimpleQueue[NDArray[np.float32] | Gap | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[NDArray[np.float32] | Gap | Exception | None] = queue.SimpleQueue()
         self._lost = 0  # samples at the device's rate that no Gap in the queue tells of yet
         self._overflowed = False
+        self._zeros = 0  # samples of digital silence that came in a row
+        self._damaged = 0  # samples of blocks that are no audio and that no Gap tells of yet
+        self._delivered = False
 
     @property
     def name(self) -> str:
@@ -213,15 +225,18 @@ class Microphone:
                 stream.close()
 
     def _callback(self, block: NDArray[np.float32], frames: int, time_info: Any, status: Any) -> None:
-        with self._lock:
-            if status and status.input_overflow:
-                self._overflowed = True
-            if self._queue.qsize() >= self._capacity:
-                self._lost += frames
-                self._dropped += frames
-                return
-            self._report_loss()
-            self._queue.put(block[:, 0].copy())
+        try:
+            with self._lock:
+                if status and status.input_overflow:
+                    self._overflowed = True
+                if self._queue.qsize() >= self._capacity:
+                    self._lost += frames
+                    self._dropped += frames
+                    return
+                self._report_loss()
+                self._queue.put(block[:, 0].copy())
+        except Exception as error:  # sounddevice would print it, and the reader would know of nothing
+            self._queue.put(error)
 
     def _report_loss(self) -> None:
         """Put a Gap where audio is missing; with the lock held."""
@@ -256,22 +271,57 @@ class Microphone:
             with self._lock:
                 if self._queue.empty():
                     self._report_loss()  # the callback may never come again to do it
+            if isinstance(item, np.ndarray):
+                yield from self._heard(item)
+                continue
+            yield from self._report_damage()
             if isinstance(item, Gap):
-                rest = self._resampler.flush()
-                if len(rest):
-                    yield rest
+                yield from self._rest()
                 yield self._gap(item.num_samples / self._device_rate, item.reason)
-            elif item is not None:
-                chunk = self._resampler.process(item)
-                if len(chunk):
-                    yield chunk
+            elif isinstance(item, Exception):
+                raise MicrophoneError(
+                    f"recording from {self._name!r} failed in PortAudio's callback ({type(item).__name__}: {item}); "
+                    "open the microphone again"
+                ) from item
             elif self._closed.is_set():
-                rest = self._resampler.flush()
-                if len(rest):
-                    yield rest
+                yield from self._rest()
                 return
             elif self._queue.empty():
                 yield from self._gone()
+
+    def _heard(self, block: NDArray[np.float32]) -> Iterator[NDArray[np.float32] | Gap]:
+        """What one block of the device gives: a chunk, or a Gap where the block is no audio."""
+        self._delivered = True
+        try:
+            mono_chunk(block)
+        except AudioError:
+            self._damaged += len(block)
+            if self._damaged >= DAMAGED_S * self._device_rate:
+                yield from self._report_damage()
+            return
+        yield from self._report_damage()
+        chunk = self._resampler.process(block)
+        if len(chunk):
+            yield chunk
+        before, self._zeros = self._zeros, 0 if block.any() else self._zeros + len(block)
+        if before < MUTED_S * self._device_rate <= self._zeros:
+            yield Gap(0, f"the microphone {self._name!r} gave nothing but zeros for {MUTED_S:g} s; is it muted?")
+
+    def _report_damage(self) -> Iterator[NDArray[np.float32] | Gap]:
+        if self._damaged:
+            damaged, self._damaged = self._damaged, 0
+            yield from self._rest()
+            yield self._gap(
+                damaged / self._device_rate,
+                f"{damaged} samples from {self._name!r} were NaN, infinite or far beyond full scale; "
+                "if this goes on, choose another device or check its driver",
+            )
+
+    def _rest(self) -> Iterator[NDArray[np.float32]]:
+        """What the resampler still holds, before audio is missing."""
+        rest = self._resampler.flush()
+        if len(rest):
+            yield rest
 
     def _gap(self, seconds: float, reason: str) -> Gap:
         return Gap(round(seconds * self._sample_rate), reason)
@@ -283,17 +333,36 @@ class Microphone:
             raise MicrophoneError(f"{problem} Plug it in again, and start again or use retry=True (--retry)")
         since = time.monotonic()  # the wall clock may jump
         yield Gap(0, f"{problem} Waiting for it")
+        restart = not self._delivered  # a device that the system holds in place comes back by itself
+        held_back = False
         while True:
             self._abandon()
-            # PortAudio lists the devices once, when it starts.
-            self._sounddevice._terminate()
-            self._sounddevice._initialize()
+            if restart and not self._others_open():
+                # PortAudio lists the devices once, when it starts.
+                self._sounddevice._terminate()
+                self._sounddevice._initialize()
+            elif restart and not held_back:
+                held_back = True
+                yield Gap(
+                    0,
+                    "PortAudio is not started anew, as that would end another stream of this program; if the "
+                    f"microphone {self._name!r} is not found when it is plugged in again, close that stream",
+                )
             try:
                 self.open()
             except MicrophoneError:
+                restart = True
                 time.sleep(RETRY_S)
                 if self._closed.is_set():
                     return
             else:
                 break
         yield self._gap(time.monotonic() - since, f"the microphone {self._name!r} is back")
+
+    def _others_open(self) -> bool:
+        """Whether this process has a stream of sounddevice open, now that ours is closed."""
+        kind = getattr(self._sounddevice, "_StreamBase", None)
+        if kind is None:
+            return False
+        # By type(), as isinstance would wake lazy objects of other libraries.
+        return any(issubclass(type(thing), kind) and not getattr(thing, "closed", True) for thing in gc.get_objects())

@@ -1,37 +1,17 @@
-"""Exemplar, Profile and what may be told of one, as values; and a profile's one encoding in bytes.
-
-`ProfileStore` (store.py) keeps profiles, `portable.py` carries one from device to device; both write
-a profile with `encode_profile`::
-
-    offset  bytes  what
-    0       4      length n of the header, unsigned little-endian
-    4       n      header, JSON in UTF-8 (below)
-    4+n     ...    for each exemplar, in order: its embedding, `dim` float32 little-endian,
-                   then its clip, `audio` bytes (nothing if it is null)
-
-The header has exactly these keys: ``name``, ``model_fingerprint``, ``created``, ``expires`` (null or a
-time), ``consent``, ``dim`` and ``exemplars``, a list of objects with exactly the keys ``created``,
-``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`; ``envelope`` and
-``log_embedding_norm`` may be missing, and are then unknown: profiles were written before they were measured).
-Times are ISO 8601 in UTC.
-Nothing may follow the last exemplar.
-"""
+"""Exemplar, Profile and what is known of one, as values (in bytes: `store.codec`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
-import math
-import struct
 import unicodedata
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EnrolmentError, StoreError
+from .errors import EnrolmentError
 
 if TYPE_CHECKING:
     from .encoder import Encoder
@@ -43,9 +23,6 @@ __all__ = [
     "Profile",
     "ProfileInfo",
     "checked_name",
-    "decode_profile",
-    "decode_quality",
-    "encode_profile",
     "reenrolled",
 ]
 
@@ -90,7 +67,7 @@ class Exemplar:
     Parameters
     ----------
     embedding : ndarray, shape (embedding_dim,), float32
-        Of unit norm; copied, and read-only from then on.
+        Of unit norm, or an `Embedding`; copied, and read-only from then on.
     quality : SpeechQuality
         Measured on the utterance.
     created : datetime
@@ -111,10 +88,11 @@ class Exemplar:
     audio: bytes | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.embedding, np.ndarray) or self.embedding.dtype != np.float32:
-            got = getattr(self.embedding, "dtype", type(self.embedding).__name__)
-            raise TypeError(f"expected the embedding as an array of float32, got {got}; use what Encoder.embed returns")
-        embedding = np.array(self.embedding, np.float32)
+        embedding = np.array(self.embedding)
+        if embedding.dtype != np.float32:
+            raise TypeError(
+                f"expected the embedding as an array of float32, got {embedding.dtype}; use what Encoder.embed returns"
+            )
         if embedding.ndim != 1 or embedding.size < 2:
             raise ValueError(f"expected an embedding of shape (embedding_dim,), got {embedding.shape}")
         if not np.isfinite(embedding).all():
@@ -205,7 +183,7 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProfileInfo:
-    """What may be told of a stored profile without giving any of its speech away.
+    """What is shown of a stored profile; nothing of its speech.
 
     Parameters
     ----------
@@ -262,142 +240,16 @@ def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
     EnrolmentError
         If no exemplar has one.
     """
-    from .quality import measure_quality
-
     exemplars = []
     for exemplar in profile.exemplars:
         if exemplar.audio is not None:
             waveform = np.frombuffer(exemplar.audio, "<i2").astype(np.float32) / np.float32(32768.0)
-            quality = exemplar.quality
-            if quality.envelope is None:  # enrolled before it was measured
-                quality = dataclasses.replace(quality, envelope=measure_quality(waveform, CLIP_RATE).envelope)
-            embedding, norm = encoder.embed_with_norm(waveform, CLIP_RATE)
-            quality = quality.with_embedding_norm(norm)
-            exemplars.append(dataclasses.replace(exemplar, embedding=embedding, quality=quality))
+            embedding = encoder.embed(waveform, CLIP_RATE)
+            quality = exemplar.quality.with_embedding_norm(embedding.norm)
+            exemplars.append(dataclasses.replace(exemplar, embedding=embedding.vector, quality=quality))
     if not exemplars:
         raise EnrolmentError(
             f"profile {profile.name!r} has no speech to enrol again from (it was enrolled without --keep-audio); "
             "record the speaker again"
         )
     return dataclasses.replace(profile, model_fingerprint=encoder.fingerprint, exemplars=tuple(exemplars))
-
-
-def encode_profile(profile: Profile) -> bytes:
-    """The profile in bytes, as the module's docstring lays them out. They are not sealed."""
-    header = {
-        "name": profile.name,
-        "model_fingerprint": profile.model_fingerprint,
-        "created": profile.created.isoformat(),
-        "expires": None if profile.expires is None else profile.expires.isoformat(),
-        "consent": profile.consent,
-        "dim": profile.embedding_dim,
-        "exemplars": [
-            {
-                "created": exemplar.created.isoformat(),
-                "audio": None if exemplar.audio is None else len(exemplar.audio),
-                "quality": dataclasses.asdict(exemplar.quality),
-            }
-            for exemplar in profile.exemplars
-        ],
-    }
-    text = json.dumps(header, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
-    parts = [struct.pack("<I", len(text)), text]
-    for exemplar in profile.exemplars:
-        parts += [exemplar.embedding.astype("<f4").tobytes(), exemplar.audio or b""]
-    return b"".join(parts)
-
-
-def decode_profile(data: bytes) -> Profile:
-    """The profile that `encode_profile` wrote.
-
-    Raises
-    ------
-    StoreError
-        If the bytes are not exactly such an encoding. No other exception leaves, whatever the bytes are.
-    """
-    try:
-        return _decode(data)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, struct.error) as error:
-        # The bytes may hold names and embeddings: say what kind of fault, not what the bytes are.
-        raise StoreError(f"not a profile of this format ({type(error).__name__}); it is damaged or foreign") from None
-
-
-def _decode(data: bytes) -> Profile:
-    (length,) = struct.unpack_from("<I", data)
-    end = 4 + length
-    if end > len(data):
-        raise ValueError("header")
-    header = _object(
-        json.loads(data[4:end].decode("utf-8"), parse_constant=_no_constant),
-        "name model_fingerprint created expires consent dim exemplars",
-    )
-    dim = header["dim"]
-    if type(dim) is not int or not 2 <= dim <= 65536 or not isinstance(header["exemplars"], list):
-        raise ValueError("dim")
-    exemplars = []
-    for item in header["exemplars"]:
-        _object(item, "created audio quality")
-        vector = np.frombuffer(data, "<f4", dim, end).astype(np.float32)
-        end += 4 * dim
-        audio = None
-        if item["audio"] is not None:
-            if type(item["audio"]) is not int or not 0 < item["audio"] <= len(data) - end:
-                raise ValueError("audio")
-            audio = data[end : end + item["audio"]]
-            end += item["audio"]
-        exemplars.append(Exemplar(vector, decode_quality(item["quality"]), _time(item["created"]), audio))
-    if end != len(data):
-        raise ValueError("length")
-    return Profile(
-        name=header["name"],
-        model_fingerprint=header["model_fingerprint"],
-        exemplars=tuple(exemplars),
-        created=_time(header["created"]),
-        expires=None if header["expires"] is None else _time(header["expires"]),
-        consent=header["consent"],
-    )
-
-
-def decode_quality(values: Any) -> SpeechQuality:
-    """A `SpeechQuality` from the JSON object of its fields; ValueError if anything is amiss.
-
-    An object of before the envelope or the embedding's norm was measured, which has no such key, is read as one
-    where it is unknown: that evidence then speaks for neither side.
-    """
-    from .quality import SpeechQuality
-
-    fields = [field.name for field in dataclasses.fields(SpeechQuality)]
-    if isinstance(values, dict):
-        values = {"envelope": None, "log_embedding_norm": None, **values}
-    _object(values, " ".join(fields))
-    envelope = values["envelope"]
-    if envelope is not None and not (isinstance(envelope, (list, tuple)) and all(map(_number, envelope))):
-        raise ValueError("envelope")
-    for name, value in values.items():
-        unknown = value is None and name in ("log_f0_mean", "log_embedding_norm")
-        if not (_number(value) or name == "envelope" or unknown):
-            raise ValueError("quality")
-    return SpeechQuality(**values)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _object(value: Any, keys: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.keys() != set(keys.split()):
-        raise ValueError("keys")
-    return value
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError("NaN or infinity")
-
-
-def _time(text: Any) -> datetime.datetime:
-    if not isinstance(text, str):
-        raise ValueError("time")
-    time = datetime.datetime.fromisoformat(text)
-    if time.isoformat() != text or time.utcoffset() != datetime.timedelta(0):
-        raise ValueError("time")
-    return time

@@ -1,10 +1,9 @@
-"""What besides the voice changes a score: net speech, noise, clipping, level and manner of speaking.
+"""What besides the voice changes a score: net speech, noise, clipping, level, pitch and vocal effort.
 
-Manner is described by the pitch (mean and spread of log F0 over the voiced frames) and by the
-vocal effort (how much of the voiced energy lies high: a raised voice flattens the spectrum). Both
-come from one short-time spectrum, computed at most once per `HOP_S` of speech, so that the whole
-measurement costs less than a millisecond per second of audio. The same spectrum gives the long-term
-envelope of the voice, which an encoder whose features are mean-normalised never sees.
+The pitch is described by mean and spread of log F0 over the voiced frames, vocal effort by how much of the
+voiced energy lies high: a raised voice flattens the spectrum. Both come from one short-time spectrum, computed
+at most once per `HOP_S` of speech. The same spectrum gives the long-term envelope of the voice, which an
+encoder whose features are mean-normalised never sees.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SpeechQuality", "f0_track", "measure_quality"]
+__all__ = ["SpeechQuality", "measure_quality", "merge_qualities", "snr_db"]
 
 FRAME_S = 0.040  # 2.4 periods of the lowest pitch
 HOP_S = 0.020
@@ -68,11 +67,11 @@ class SpeechQuality:
     envelope : tuple of float, or None
         Shape of the mean spectrum (of its logarithm) of the voiced frames, level and tilt left out: 8
         coefficients, scaled so that the Euclidean distance of two is an RMS difference in dB. None when
-        nothing is voiced, when the recording ends below 7 kHz, or in profiles of before it was measured.
+        nothing is voiced, when the recording ends below 7 kHz, or in a profile where it was not measured.
     log_embedding_norm : float or None
         Natural logarithm of the norm that the embedding had before it was scaled to 1
-        (`Encoder.embed_with_norm`), by the encoder whose profile this is or is compared with. None where nothing
-        was embedded, and in profiles of before it was kept.
+        (`Embedding.norm`), by the encoder whose profile this is or is compared with. None where nothing
+        was embedded, or in a profile where it was not kept.
     """
 
     net_speech_s: float
@@ -112,7 +111,7 @@ class SpeechQuality:
             raise ValueError(f"net_speech_s should be at least 0, got {self.net_speech_s!r}")
 
     def with_embedding_norm(self, norm: float) -> SpeechQuality:
-        """The same with the norm, above 0, that `Encoder.embed_with_norm` gave for this utterance."""
+        """The same with the norm, above 0, of this utterance's embedding (`Embedding.norm`)."""
         return dataclasses.replace(self, log_embedding_norm=math.log(norm))
 
 
@@ -233,30 +232,6 @@ def _pitch(
     return voiced, np.log(lag_rate / period).astype(np.float32)
 
 
-def f0_track(waveform: NDArray[np.float32], sample_rate: int = 16000) -> NDArray[np.float32]:
-    """Fundamental frequency by the normalised autocorrelation of a flattened spectrum.
-
-    Parameters
-    ----------
-    waveform : ndarray, shape (samples,), float32 in [-1, 1]
-    sample_rate : int
-
-    Returns
-    -------
-    ndarray, shape (frames,), float32
-        F0 in Hz of a 40 ms frame every 20 ms, 60 to 620; 0 where the frame is not voiced.
-
-    References
-    ----------
-    Boersma, "Accurate short-term analysis of the fundamental frequency", IFA Proceedings 17, 1993
-    (division by the window's own autocorrelation); Tolonen & Karjalainen, IEEE TSAP 8(6), 2000
-    (compressed spectrum).
-    """
-    _check(waveform, sample_rate)
-    frames = _analyse(waveform, sample_rate)
-    return np.where(frames.voiced, np.exp(frames.log_f0), np.float32(0.0)).astype(np.float32)
-
-
 def measure_quality(
     waveform: NDArray[np.float32], sample_rate: int = 16000, speech: NDArray[np.float32] | None = None
 ) -> SpeechQuality:
@@ -293,7 +268,7 @@ def measure_quality(
     power = float(np.mean(np.square(heard, dtype=np.float64))) if len(heard) else 0.0
     return SpeechQuality(
         net_speech_s=len(speech) / sample_rate,
-        snr_db=_snr_db(background),
+        snr_db=snr_db(background),
         clipped_fraction=float(np.mean(np.abs(waveform) >= CLIP_LEVEL)) if len(waveform) else 0.0,
         level_dbfs=max(SILENT_DBFS, 10.0 * math.log10(max(power, 1e-12))),
         log_f0_mean=float(log_f0.mean()) if len(log_f0) else None,
@@ -301,6 +276,43 @@ def measure_quality(
         tilt_db=10.0 * math.log10(max(high, 1e-12) / max(low, 1e-12)) if len(log_f0) else 0.0,
         voiced_fraction=float(frames.voiced.sum() / max(1, frames.loud.sum())),
         envelope=frames.envelope,
+    )
+
+
+def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
+    """The quality of an utterance from those of its consecutive parts.
+
+    Pitch, effort and envelope are averaged over the voiced speech, the spread of the pitch within and
+    between the parts; the noise and the clipping are those of the worst part.
+    """
+    seconds = np.array([quality.net_speech_s for quality in qualities])
+    fractions = np.array([quality.voiced_fraction for quality in qualities])
+    voiced = fractions * seconds * [quality.log_f0_mean is not None for quality in qualities]
+    total, sounded = float(seconds.sum()), float(voiced.sum())
+    log_f0_mean, log_f0_std, tilt_db = None, 0.0, 0.0
+    if sounded > 0.0:
+        share = voiced / sounded
+        means = np.array([quality.log_f0_mean or 0.0 for quality in qualities])
+        log_f0_mean = float(share @ means)
+        within = np.array([quality.log_f0_std for quality in qualities]) ** 2
+        log_f0_std = math.sqrt(float(share @ (within + (means - log_f0_mean) ** 2)))
+        tilt_db = float(share @ np.array([quality.tilt_db for quality in qualities]))
+    known = [k for k, quality in enumerate(qualities) if quality.envelope is not None and voiced[k] > 0.0]
+    envelope = None
+    if known:
+        shapes = np.array([qualities[k].envelope for k in known])
+        envelope = tuple((voiced[known] @ shapes / voiced[known].sum()).tolist())
+    power = 10.0 ** (np.array([quality.level_dbfs for quality in qualities]) / 10.0)
+    return SpeechQuality(
+        net_speech_s=total,
+        snr_db=min(quality.snr_db for quality in qualities),
+        clipped_fraction=max(quality.clipped_fraction for quality in qualities),
+        level_dbfs=10.0 * math.log10(max(1e-12, float(power @ seconds) / max(total, 1e-9))),
+        log_f0_mean=log_f0_mean,
+        log_f0_std=log_f0_std,
+        tilt_db=tilt_db,
+        voiced_fraction=min(1.0, float(fractions @ seconds) / max(total, 1e-9)),
+        envelope=envelope,
     )
 
 
@@ -315,8 +327,14 @@ def _power_db(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.flo
     return np.asarray(10.0 * np.log10(np.maximum(power, np.float32(1e-12))), np.float32)
 
 
-def _snr_db(power_db: NDArray[np.float32]) -> float:
-    """Loud frames over quiet ones: 10 log10((speech - noise) / noise), clipped to -10 .. 60 dB."""
+def snr_db(power_db: NDArray[np.float32]) -> float:
+    """Loud frames over quiet ones: 10 log10((speech - noise) / noise), clipped to -10 .. 60 dB.
+
+    Parameters
+    ----------
+    power_db : ndarray, shape (frames,), float32
+        Mean power of each frame, dB; with fewer than 5 the answer is 0.
+    """
     if len(power_db) < 5:
         return 0.0
     quiet, loud = np.percentile(power_db, (5, 90))

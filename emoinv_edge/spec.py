@@ -1,4 +1,4 @@
-"""EncoderSpec: what a model file says about the features that it needs.
+"""EncoderSpec: the features that a model file needs, as the file describes them.
 
 The spec travels inside the model file as one JSON value, so that the front end cannot disagree
 with the weights. Nothing about a model lives in code.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
 
 from .errors import ModelFormatError
+from .fields import read_fields, read_json
 
 __all__ = ["SPEC_FORMAT", "EncoderSpec"]
 
@@ -123,21 +123,21 @@ class EncoderSpec:
         ModelFormatError
             If a key is missing or unknown, the format number is not known, or a value is out of range.
         """
+        keys = [field.name for field in dataclasses.fields(cls)]
         try:
-            values: Any = json.loads(text)
+            values = read_json(text)
+            if isinstance(values, dict) and values.get("format") != SPEC_FORMAT:
+                raise ModelFormatError(
+                    f"spec: expected format {SPEC_FORMAT}, got {values.get('format')!r}; "
+                    "install the emoinv-edge version that wrote this model, or export it again"
+                )
+            values = read_fields(values, (*keys, "format"), "spec")
+        except ModelFormatError:
+            raise
         except ValueError as error:
-            raise ModelFormatError(f"spec: not JSON ({error}); the model file is damaged or foreign") from None
-        if not isinstance(values, dict):
-            raise ModelFormatError(f"spec: expected a JSON object, got {type(values).__name__}")
-        if values.get("format") != SPEC_FORMAT:
             raise ModelFormatError(
-                f"spec: expected format {SPEC_FORMAT}, got {values.get('format')!r}; "
-                "install the emoinv-edge version that wrote this model, or export it again"
-            )
-        expected = {field.name for field in dataclasses.fields(cls)} | {"format"}
-        for key in sorted(expected - values.keys()):
-            raise ModelFormatError(f"spec: key {key!r} is missing; export the model again")
-        for key in sorted(values.keys() - expected):
-            raise ModelFormatError(f"spec: key {key!r} is unknown; the model is of another version or foreign")
+                f"spec: {str(error).removeprefix('spec: ')}; the model file is damaged, foreign or of another version: "
+                "export it again"
+            ) from None
         del values["format"]
         return cls(**values)

@@ -1,18 +1,8 @@
 """VerificationStream: who is speaking, while they speak, at a cost that does not grow.
 
-Speech is cut out by a `SpeechSegmenter`. About every half second of new speech one embedding is
-made of the last second and a half of it (features are computed once per frame and kept), and the
-embeddings of the last few seconds of one utterance are averaged and compared with the profiles.
-
-The average is what overlapping windows share. With a ResNet34 in int8, 68 utterances of 25 speakers
-(read and emotional), one embedding of 1.5 s, of 3 s, and of everything so far took 12, 19 and 20 ms a
-step; the equal error rates of their averages did not differ after 0.8, 1.3, 2.3 and 3.7 s of speech,
-and a single embedding of everything was no better (2.8 against 2.4 % on emotional speech after 2.3 s,
-else the same). Without the average, single embeddings of 1.5 s stayed at 3 %.
-
-Every provisional decision is another chance for an impostor: where 3 % of final decisions on them
-were false accepts, 4 % of the utterances were accepted at some time. Who needs the rate that was
-asked for to the letter waits for ``final``.
+Speech is cut out by a `SpeechSegmenter`. About every 0.5 s of new speech the last 1.5 s are embedded
+(features are cached per frame) and the mean embedding of the utterance is scored. Each provisional
+decision is one more chance for an impostor: act on ``final`` if you need the nominal rate.
 
 An utterance ends with a pause, or with lost or damaged audio. Nothing is carried from one
 utterance to the next, as another person may speak it.
@@ -23,30 +13,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .audio import MAX_PEAK, ResampleStream, mono_chunk
-from .errors import EmoinvError
+from .decision import Comparator, Decision, Verdict
+from .encoder import Embedding
 from .features import LogMelStream
-from .quality import CLIP_LEVEL, SpeechQuality, _snr_db, measure_quality
+from .quality import CLIP_LEVEL, SpeechQuality, measure_quality, merge_qualities, snr_db
+from .utterance import MAX_CLIPPED_FRACTION, MIN_SPEECH_S, Refusal, embed_speech, unusable
 from .vad import SpeechDetector, SpeechSegment, SpeechSegmenter
-from .verifier import MAX_CLIPPED_FRACTION, MIN_SPEECH_S, Decision, Verdict, Verifier, unusable
 
-if TYPE_CHECKING:
-    from .encoder import Encoder
-
-__all__ = ["VerificationStream", "merge_qualities"]
+__all__ = ["VerificationStream"]
 
 PIECE_MS = 120  # speech is taken over from the segmenter in pieces of this length
 BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the speech, pauses included
 LEAST_S = 0.2  # of speech, for one embedding
 TAIL_S = 0.25  # less speech than this at the end of an utterance does not change the answer
-CONFIRM_S = 3.0  # speech that one embedding of the confirming encoder sees
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
+GUARDED_S = 20.0  # of one utterance's speech is kept for `Comparator.guard`
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 
 
@@ -54,8 +41,7 @@ WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 class _Step:
     """The evidence of one stretch of new speech."""
 
-    embedding: NDArray[np.float32]
-    log_norm: float  # of the embedding, before it was scaled to 1
+    embedding: Embedding
     weight: float  # length of the speech that the embedding saw
     quality: SpeechQuality  # of the new speech alone
     start: int  # of the new speech, in samples
@@ -71,6 +57,7 @@ class VerificationStream:
     Parameters
     ----------
     verifier : Verifier
+        Or any other `Comparator`.
     sample_rate : int
         Of the chunks, 8000 to 192000 Hz; resampled to the encoder's rate where it differs.
     hop_s : float
@@ -81,26 +68,17 @@ class VerificationStream:
         Speech of one utterance that a decision rests on, at most.
     detector : SpeechDetector, optional
         For this stream alone; WebRTC's unless given.
-    confirm : Verifier, optional
-        A second verifier, with a larger encoder of the same front end, that decides whenever the
-        first one's score is above its threshold less `margin`: nothing is accepted without it. The
-        first one then only watches, and what lies clearly below is rejected by it alone. The second
-        is asked when the utterance has doubled since, and at its end; in between nothing is said.
-    margin : float
-        In nats of LLR, used with `confirm`.
     """
 
     def __init__(
         self,
-        verifier: Verifier,
+        verifier: Comparator,
         sample_rate: int = 16000,
         *,
         hop_s: float = 0.48,
         context_s: float = 1.5,
         window_s: float = 6.0,
         detector: SpeechDetector | None = None,
-        confirm: Verifier | None = None,
-        margin: float = 3.0,
     ) -> None:
         if not 0.0 < hop_s <= context_s <= window_s:
             raise ValueError(
@@ -108,8 +86,8 @@ class VerificationStream:
             )
         if context_s < MIN_SPEECH_S:
             raise ValueError(f"expected context_s of at least {MIN_SPEECH_S} s, got {context_s!r}")
-        self._verifier = verifier
-        self._encoder: Encoder = verifier.encoder
+        self._comparator = verifier
+        self._encoder = verifier.encoder
         spec = self._encoder.spec
         self._rate = spec.sample_rate
         self._in_rate = sample_rate
@@ -119,12 +97,6 @@ class VerificationStream:
         self._log_mel = LogMelStream(spec) if self._encoder.input == "features" else None
         self._hop = round(hop_s * self._rate)
         self._context = self._length(context_s)
-        self._kept = self._context
-        if confirm is not None:
-            _require_same_front_end(self._encoder, confirm.encoder)
-            self._kept = max(self._context, self._length(CONFIRM_S))
-        self._confirm = confirm
-        self._margin = margin
         self._window = round(window_s * self._rate)
         self._block = round(POWER_S * self._rate)
         self._watch = WATCH_BLOCKS * self._block
@@ -134,9 +106,9 @@ class VerificationStream:
         self.reset()
 
     @property
-    def verifier(self) -> Verifier:
+    def verifier(self) -> Comparator:
         """The verifier whose profiles and threshold are used."""
-        return self._verifier
+        return self._comparator
 
     @property
     def sample_rate(self) -> int:
@@ -191,14 +163,15 @@ class VerificationStream:
     def gap(self, num_samples: int) -> list[Decision]:
         """Note that `num_samples` samples (at `sample_rate`) were lost here.
 
-        An utterance that is under way ends with NO_DECISION, as what was said over the gap is not
+        An utterance that is under way ends with NO_DECISION, as what was spoken over the gap is not
         known; the clock moves on.
         """
         if num_samples < 0:
             raise ValueError(f"expected a gap of 0 samples or more, got {num_samples}")
         out: list[Decision] = []
         self._end_damage(out)
-        self._lose(num_samples, "audio was lost: the microphone or the program did not keep up; speak again", out)
+        lost = Refusal("gap", "audio was lost: the microphone or the program did not keep up; speak again")
+        self._lose(num_samples, lost, out)
         return out
 
     def flush(self) -> list[Decision]:
@@ -230,10 +203,8 @@ class VerificationStream:
         self._new_start = 0
         self._speech = 0  # samples of the utterance
         self._utterance_start: int | None = None
+        self._heard: list[NDArray[np.float32]] = []  # speech of the utterance, where the comparator guards
         self._doubt: str | None = None  # reason of the last provisional NO_DECISION
-        self._confirmations: list[_Step] = []
-        self._confirmed_speech = 0  # speech of the utterance at the last of them
-        self._next_confirmation = 0  # when there is so much speech
 
     def _forget_background(self, origin: int) -> None:
         self._origin = origin  # of the grid of blocks: the stream's start, or the end of the last gap
@@ -271,12 +242,12 @@ class VerificationStream:
                 self._watch_clipping(out)
 
     def _watch_clipping(self, out: list[Decision]) -> None:
-        """Report clipping that is not within an utterance, where the decision itself tells of it."""
+        """Report clipping that is not within an utterance, where the decision itself reports it."""
         clipping = self._full_scale > MAX_CLIPPED_FRACTION * self._watch
         if clipping and not self._clipping and self._utterance_start is None:
             end = self._origin + self._num_blocks * self._block
-            reason = "clipped: sound at full scale that is no speech; lower the microphone's gain"
-            out.append(self._verifier.no_decision(reason, start=end - self._watch, end=end))
+            refusal = Refusal("clipped", "clipped: sound at full scale that is no speech; lower the microphone's gain")
+            out.append(self._comparator.no_decision(refusal, start=end - self._watch, end=end))
         self._clipping, self._full_scale = clipping, 0
 
     def _damaged(self, chunk: NDArray[Any], sound: NDArray[np.bool_], out: list[Decision]) -> None:
@@ -294,12 +265,15 @@ class VerificationStream:
             length, self._damage = self._damage, 0
             self._lose(
                 length,
-                f"not finite: {length} samples were NaN, infinite or far beyond full scale; "
-                "find the fault in the recording chain",
+                Refusal(
+                    "not_finite",
+                    f"not finite: {length} samples were NaN, infinite or far beyond full scale; "
+                    "find the fault in the recording chain",
+                ),
                 out,
             )
 
-    def _lose(self, num_samples: int, reason: str, out: list[Decision]) -> None:
+    def _lose(self, num_samples: int, refusal: Refusal, out: list[Decision]) -> None:
         self._feed(self._resampler.flush(), out)
         before = self._segmenter.position
         self._taken += num_samples
@@ -308,7 +282,7 @@ class VerificationStream:
         start = before if self._utterance_start is None else self._utterance_start
         self._forget_background(after)
         self._forget_utterance()
-        out.append(self._verifier.no_decision(reason, start=start, end=after))
+        out.append(self._comparator.no_decision(refusal, start=start, end=after))
 
     def _take(self, segment: SpeechSegment, out: list[Decision]) -> None:
         if self._utterance_start is None:
@@ -318,21 +292,28 @@ class VerificationStream:
         self._new.append(segment.waveform)
         self._new_length += len(segment.waveform)
         self._speech += len(segment.waveform)
+        if self._comparator.guarded and self._speech <= GUARDED_S * self._rate:
+            self._heard.append(segment.waveform)
         enough = self._speech >= MIN_SPEECH_S * self._rate
         due = self._new_length >= self._hop if self._steps or self._doubt else enough
         if enough and (due or segment.final):
             self._judge(segment.end, segment.final, out)
         elif segment.final:
             quality = self._measure(segment.end)
-            refusal = unusable(quality)
-            reason = refusal[1] if refusal else "too little speech; speak a little longer"
-            out.append(self._no_decision(reason, quality, segment.end, final=True))
+            refusal = unusable(quality) or Refusal("too_short", "too little speech; speak a little longer")
+            out.append(self._guard(self._no_decision(refusal, quality, segment.end, final=True)))
         if segment.final:
             self._forget_utterance()
 
-    def _no_decision(self, reason: str, quality: SpeechQuality, end: int, final: bool) -> Decision:
+    def _no_decision(self, refusal: Refusal, quality: SpeechQuality, end: int, final: bool) -> Decision:
         start = end if self._utterance_start is None else self._utterance_start
-        return self._verifier.no_decision(reason, quality, start=start, end=end, final=final)
+        return self._comparator.no_decision(refusal, quality, start=start, end=end, final=final)
+
+    def _guard(self, decision: Decision) -> Decision:
+        """The decision, unless the audio of this utterance was heard before or is objected to."""
+        if not self._heard:
+            return decision
+        return self._comparator.guard(decision, np.concatenate(self._heard), self._rate)
 
     def _measure(self, end: int) -> SpeechQuality:
         """Quality of the new speech, its noise judged from all the audio of the last seconds."""
@@ -340,7 +321,7 @@ class VerificationStream:
         later = self._num_blocks - (end - self._origin) // self._block
         power = np.array(self._power)[: len(self._power) - later][-self._background :]
         power = np.maximum(0.5 * (power[:-1] + power[1:]), 1e-12)
-        return dataclasses.replace(quality, snr_db=_snr_db((10.0 * np.log10(power)).astype(np.float32)))
+        return dataclasses.replace(quality, snr_db=snr_db((10.0 * np.log10(power)).astype(np.float32)))
 
     def _judge(self, end: int, final: bool, out: list[Decision]) -> None:
         """Make a step of the new speech, and a decision of the steps in the window."""
@@ -348,7 +329,7 @@ class VerificationStream:
         new = np.concatenate(self._new)
         if self._log_mel is not None:
             new = self._log_mel.process(new)
-        self._recent = (new if self._recent is None else np.concatenate((self._recent, new)))[-self._kept :]
+        self._recent = (new if self._recent is None else np.concatenate((self._recent, new)))[-self._context :]
         problem = self._step(quality, final)
         self._new, self._new_length = [], 0
         while self._steps and sum(step.quality.net_speech_s for step in self._steps) > self._window / self._rate:
@@ -358,38 +339,33 @@ class VerificationStream:
         if problem is not None:
             decision = self._no_decision(problem, quality, end, final)
         else:
-            merged = merge_qualities([step.quality for step in self._steps])
-            start = self._steps[0].start
-            decision = _decide(self._verifier, self._steps, merged, start, end, final)
-            if self._confirm is not None and self._promising(decision):
-                if not final and self._speech < self._next_confirmation:
-                    return
-                decision = self._confirmed(self._confirm, merged, start, end, final)
+            decision = self._decide(end, final)
+        if final or decision.accepted:
+            decision = self._guard(decision)
         doubt = decision.reason if decision.verdict is Verdict.NO_DECISION else None
         if final or doubt is None or self._doubt is None:
             out.append(decision)  # a provisional doubt is reported once, not twice a second
         self._doubt = doubt
 
-    def _step(self, quality: SpeechQuality, final: bool) -> str | None:
+    def _step(self, quality: SpeechQuality, final: bool) -> Refusal | None:
         """Add a step of the new speech; the reason why not, if it cannot be used."""
         # Only the whole window must be long enough, every part of it must be clean enough.
         refusal = unusable(quality, 0.0)
         tail = final and len(self._steps) > 0 and quality.net_speech_s < TAIL_S
-        if tail and (refusal is None or refusal[0] == "too_quiet"):
+        if tail and (refusal is None or refusal.code == "too_quiet"):
             return None  # too short to change the answer, and often the silence into which speech dies away
         if refusal is not None:
             self._steps.clear()
             self._recent = None  # the next embedding must not see it either
-            return refusal[1]
+            return refusal
         if self._recent is None or len(self._recent) < self._length(LEAST_S):  # as after a clipped stretch
-            return None if self._steps else "too little speech that can be used; speak a little longer"
-        recent = self._recent[-self._context :]
-        try:
-            embedding, norm = self._embed(self._encoder, recent)
-        except EmoinvError as error:  # the model failed on this input: no score, no accept
+            too_short = Refusal("too_short", "too little speech that can be used; speak a little longer")
+            return None if self._steps else too_short
+        found = embed_speech(self._encoder, np.ascontiguousarray(self._recent))
+        if isinstance(found, Refusal):
             self._steps.clear()
-            return f"the model gave no usable embedding ({error})"
-        self._steps.append(_Step(embedding, math.log(norm), float(len(recent)), quality, self._new_start))
+            return found
+        self._steps.append(_Step(found, float(len(self._recent)), quality, self._new_start))
         return None
 
     def _length(self, seconds: float) -> int:
@@ -397,96 +373,17 @@ class VerificationStream:
         samples = round(seconds * self._rate)
         return samples if self._log_mel is None else self._encoder.spec.num_frames(samples)
 
-    def _embed(self, encoder: Encoder, recent: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-        if self._log_mel is None:
-            return encoder.embed_with_norm(recent, self._rate)
-        return encoder.embed_features_with_norm(np.ascontiguousarray(recent))
-
-    def _promising(self, decision: Decision) -> bool:
-        """Whether the watching verifier's score is near its threshold, or above."""
-        return decision.score is not None and decision.score >= decision.threshold - self._margin
-
-    def _confirmed(self, confirm: Verifier, quality: SpeechQuality, start: int, end: int, final: bool) -> Decision:
-        """The confirming verifier's decision on the same speech."""
-        recent = self._recent
-        assert recent is not None  # there was a decision to confirm
-        if final and self._confirmations and self._speech - self._confirmed_speech < self._hop:
-            return _decide(confirm, self._confirming(start), quality, start, end, final)
-        self._confirmed_speech = self._speech
-        # An utterance without end must not keep it silent for ever longer.
-        self._next_confirmation = self._speech + min(self._speech, self._window)
-        try:
-            embedding, norm = self._embed(confirm.encoder, recent)
-        except EmoinvError as error:
-            reason = f"the model gave no usable embedding ({error})"
-            return confirm.no_decision(reason, quality, start=start, end=end, final=final)
-        self._confirmations = [step for step in self._confirmations if step.start >= start]
-        at = end - round(CONFIRM_S * self._rate)
-        self._confirmations.append(_Step(embedding, math.log(norm), float(len(recent)), quality, max(start, at)))
-        return _decide(confirm, self._confirming(start), quality, start, end, final)
-
-    def _confirming(self, start: int) -> list[_Step]:
-        """The embeddings that confirm: one of all the speech ranks better alone than with those of parts of it."""
-        return self._confirmations[-1:] if self._confirmations[-1].start <= start else self._confirmations
-
-
-def _decide(
-    verifier: Verifier, steps: Collection[_Step], quality: SpeechQuality, start: int, end: int, final: bool
-) -> Decision:
-    """The verifier's decision on the embeddings of some steps, averaged, and the quality of their speech."""
-    total = np.sum([step.embedding * np.float32(step.weight) for step in steps], axis=0)
-    embedding = np.asarray(total / np.linalg.norm(total), np.float32)
-    log_norm = sum(step.log_norm * step.weight for step in steps) / sum(step.weight for step in steps)
-    quality = dataclasses.replace(quality, log_embedding_norm=log_norm)
-    return verifier.decide(embedding, quality, start=start, end=end, final=final)
-
-
-def _require_same_front_end(watching: Encoder, confirming: Encoder) -> None:
-    spec = watching.spec
-    same = dataclasses.replace(confirming.spec, name=spec.name, embedding_dim=spec.embedding_dim) == spec
-    if not same or watching.input != confirming.input:
-        raise ValueError(
-            f"expected two encoders of one front end, got {spec.name!r} and {confirming.spec.name!r}, whose features "
-            "differ; use each in a stream of its own"
-        )
+    def _decide(self, end: int, final: bool) -> Decision:
+        """The decision on the embeddings of the steps, averaged, and the quality of their speech."""
+        total = np.sum([step.embedding.vector * np.float32(step.weight) for step in self._steps], axis=0)
+        embedding = np.asarray(total / np.linalg.norm(total), np.float32)
+        weight = sum(step.weight for step in self._steps)
+        log_norm = sum(math.log(step.embedding.norm) * step.weight for step in self._steps) / weight
+        quality = merge_qualities([step.quality for step in self._steps])
+        quality = dataclasses.replace(quality, log_embedding_norm=log_norm)
+        start = self._steps[0].start
+        return self._comparator.decide(embedding, quality, start=start, end=end, final=final)
 
 
 def _num_clipped(samples: NDArray[np.float32]) -> int:
     return int(np.count_nonzero(np.abs(samples) >= CLIP_LEVEL))
-
-
-def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
-    """The quality of an utterance from those of its consecutive parts.
-
-    Pitch, effort and envelope are averaged over the voiced speech, the spread of the pitch within and
-    between the parts; the noise and the clipping are those of the worst part.
-    """
-    seconds = np.array([quality.net_speech_s for quality in qualities])
-    fractions = np.array([quality.voiced_fraction for quality in qualities])
-    voiced = fractions * seconds * [quality.log_f0_mean is not None for quality in qualities]
-    total, sounded = float(seconds.sum()), float(voiced.sum())
-    log_f0_mean, log_f0_std, tilt_db = None, 0.0, 0.0
-    if sounded > 0.0:
-        share = voiced / sounded
-        means = np.array([quality.log_f0_mean or 0.0 for quality in qualities])
-        log_f0_mean = float(share @ means)
-        within = np.array([quality.log_f0_std for quality in qualities]) ** 2
-        log_f0_std = math.sqrt(float(share @ (within + (means - log_f0_mean) ** 2)))
-        tilt_db = float(share @ np.array([quality.tilt_db for quality in qualities]))
-    known = [k for k, quality in enumerate(qualities) if quality.envelope is not None and voiced[k] > 0.0]
-    envelope = None
-    if known:
-        shapes = np.array([qualities[k].envelope for k in known])
-        envelope = tuple((voiced[known] @ shapes / voiced[known].sum()).tolist())
-    power = 10.0 ** (np.array([quality.level_dbfs for quality in qualities]) / 10.0)
-    return SpeechQuality(
-        net_speech_s=total,
-        snr_db=min(quality.snr_db for quality in qualities),
-        clipped_fraction=max(quality.clipped_fraction for quality in qualities),
-        level_dbfs=10.0 * math.log10(max(1e-12, float(power @ seconds) / max(total, 1e-9))),
-        log_f0_mean=log_f0_mean,
-        log_f0_std=log_f0_std,
-        tilt_db=tilt_db,
-        voiced_fraction=min(1.0, float(fractions @ seconds) / max(total, 1e-9)),
-        envelope=envelope,
-    )

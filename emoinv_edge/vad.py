@@ -1,6 +1,6 @@
 """Speech or not: a detector's frames made into segments by hysteresis.
 
-A detector says for each frame of 30 ms or so whether it holds speech. `SpeechSegmenter` opens a
+A detector decides for each frame of 30 ms or so whether it holds speech. `SpeechSegmenter` opens a
 segment when enough of the last frames did, reaches back for the soft onset (pre-roll), bridges
 pauses shorter than the hang-over, and closes on a longer one. Silence at the end is held back
 until it is known whether speech goes on, so a segment never ends in it.
@@ -25,7 +25,6 @@ __all__ = [
     "SpeechSegment",
     "SpeechSegmenter",
     "WebRtcDetector",
-    "speech_mask",
     "speech_only",
 ]
 
@@ -60,10 +59,10 @@ class SpeechDetector(Protocol):
 class WebRtcDetector:
     """The WebRTC project's voice-activity detector (Gaussian mixtures over six sub-bands), levelled and gated.
 
-    The detector itself knows absolute levels: it misses most of what is quiet and takes any loud
+    The detector itself goes by absolute levels: it misses most of what is quiet and takes any loud
     enough noise for speech. So the frames are amplified as far as the loudest recent ones are below
     `TARGET_DB`, and a frame that does not stand out by `GATE_DB` from the floor of the last
-    seconds is noise whatever the detector says.
+    seconds is noise whatever the detector decides.
 
     Parameters
     ----------
@@ -334,7 +333,7 @@ class SpeechSegmenter:
     def gap(self, num_samples: int) -> list[SpeechSegment]:
         """Note that the next `num_samples` samples were lost.
 
-        Closes the open segment, as splicing over a gap would make speech that nobody said, and
+        Closes the open segment, as splicing over a gap would make speech that nobody spoke, and
         moves the clock on.
         """
         if num_samples < 0:
@@ -403,36 +402,6 @@ class SpeechSegmenter:
         self._piece.clear()
 
 
-def _one_shot(waveform: NDArray[np.float32], sample_rate: int) -> list[SpeechSegment]:
-    damaged = int(np.count_nonzero(~np.isfinite(waveform)))
-    if damaged:
-        raise AudioError(f"expected finite samples, got {damaged} NaN or infinite ones; record the audio again")
-    segmenter = SpeechSegmenter(sample_rate)
-    return segmenter.process(waveform) + segmenter.flush()
-
-
-def speech_mask(waveform: NDArray[np.float32], sample_rate: int = 16000) -> NDArray[np.bool_]:
-    """Tell for each sample whether `SpeechSegmenter` takes it for speech.
-
-    Parameters
-    ----------
-    waveform : ndarray, shape (samples,), float32 in [-1, 1]
-
-    Returns
-    -------
-    ndarray, shape (samples,), bool
-
-    Raises
-    ------
-    AudioError
-        If a sample is not finite.
-    """
-    mask = np.zeros(len(waveform), np.bool_)
-    for segment in _one_shot(waveform, sample_rate):
-        mask[segment.start : segment.end] = True
-    return mask
-
-
 def speech_only(waveform: NDArray[np.float32], sample_rate: int = 16000) -> NDArray[np.float32]:
     """Join the segments of speech in a waveform; empty when there is none.
 
@@ -449,5 +418,9 @@ def speech_only(waveform: NDArray[np.float32], sample_rate: int = 16000) -> NDAr
     AudioError
         If a sample is not finite.
     """
-    parts = [segment.waveform for segment in _one_shot(waveform, sample_rate)]
+    damaged = int(np.count_nonzero(~np.isfinite(waveform)))
+    if damaged:
+        raise AudioError(f"expected finite samples, got {damaged} NaN or infinite ones; record the audio again")
+    segmenter = SpeechSegmenter(sample_rate)
+    parts = [segment.waveform for segment in segmenter.process(waveform) + segmenter.flush()]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)

@@ -21,7 +21,7 @@ async def decisions(verifier: Verifier, chunks: Iterable[Any]) -> AsyncIterator[
     queue: asyncio.Queue[Decision | Exception | None] = asyncio.Queue()
     stop = threading.Event()
 
-    def tell(item: Decision | Exception | None) -> None:
+    def put(item: Decision | Exception | None) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, item)
 
     def judge() -> None:
@@ -32,12 +32,12 @@ async def decisions(verifier: Verifier, chunks: Iterable[Any]) -> AsyncIterator[
                     return
                 found = stream.gap(item.num_samples) if isinstance(item, Gap) else stream.process(item)
                 for decision in found:
-                    tell(decision)
+                    put(decision)
             for decision in stream.flush():
-                tell(decision)
-            tell(None)
+                put(decision)
+            put(None)
         except EmoinvError as error:
-            tell(error)
+            put(error)
 
     thread = threading.Thread(target=judge, daemon=True)
     thread.start()

@@ -11,9 +11,8 @@ import datetime
 import hashlib
 import json
 import os
-import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,14 @@ import emoinv_edge
 from emoinv_edge.audio import read_audio
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.features import log_mel
-from emoinv_edge.model_file import make_golden, run_golden, seal
+from emoinv_edge.files import write_atomically
+from emoinv_edge.golden import make_golden
+from emoinv_edge.machine import processor
+from emoinv_edge.model_file import seal
 from emoinv_edge.spec import EncoderSpec
-from train.calibrate import fit_calibration, noises_of, term_names
+from train.calibration.fit import fit_calibration
+from train.calibration.speech import noises_of
+from train.calibration.weights import term_names
 from train.model import ResidualEncoder, load_checkpoint
 from train.prepare import PreparedSet
 
@@ -35,14 +39,14 @@ from . import gates
 from .frontend import add_frontend
 from .gates import Gate, GateFailed
 from .graph import encoder_graph
-from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe
+from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
 from .speech import Portion, take_portion
 
-__all__ = ["Options", "export_model", "golden_inputs", "quantise", "recalibrate", "write_model"]
+__all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "quantise", "recalibrate", "write_model"]
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 1.2
-# Metadata in this order: a file cut anywhere behind the spec still says that it should end with a digest.
+# Metadata in this order: a file cut anywhere behind the spec still holds the mark that a digest should end it.
 KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.calibration", "emoinv.spec")
 
 
@@ -96,17 +100,18 @@ def quantise(
         observed = None
     if observed is None:
         observed = observe(model, spec, fit.features, progress("ranges"))
-    activations = {
-        name: affine for name, affine in choose_ranges(observed, scheme).items() if name not in scheme.kept_float
-    }
-    every = max(1, len(fit.features) // correct_clips)
-    some = fit.features[::every][:correct_clips]
-    weights = correct_weights(model, some, activations, scheme, progress("weights"))
+    activations = choose_ranges(observed)
+    if scheme.correction == "bias":
+        every = max(1, len(fit.features) // correct_clips)
+        some = fit.features[::every][:correct_clips]
+        weights = correct_weights(model, some, activations, progress("weights"))
+    else:
+        weights = round_weights(model)
     return encoder_graph(model, spec, activations, weights)
 
 
-def golden_inputs(spec: EncoderSpec) -> list[NDArray[np.float32]]:
-    """Waveforms of the golden test: the bundled synthetic voices, `GOLDEN_SECONDS` of one clip each."""
+def golden_inputs(spec: EncoderSpec, flavour: str = "waveform") -> list[NDArray[np.float32]]:
+    """Inputs of the golden test: `GOLDEN_SECONDS` of one clip of each of three bundled synthetic voices."""
     clips = Path(emoinv_edge.__file__).parent / "demo" / "clips"
     out = []
     for voice in sorted(path for path in clips.iterdir() if path.is_dir())[:3]:
@@ -115,11 +120,11 @@ def golden_inputs(spec: EncoderSpec) -> list[NDArray[np.float32]]:
         out.append(waveform[: round(GOLDEN_SECONDS * spec.sample_rate)])
     if not out:
         raise FileNotFoundError(f"expected the demonstration clips in {clips}, found none; use a whole checkout")
-    return out
+    return out if flavour == "waveform" else [log_mel(waveform, spec) for waveform in out]
 
 
 def write_model(path: Path, graph: onnx.ModelProto, values: dict[str, Any]) -> None:
-    """Write a graph with its metadata, sealed, whole or not at all."""
+    """Write a graph with its metadata, sealed; atomically."""
     unknown = values.keys() - set(KEYS)
     if unknown:
         raise ValueError(f"expected metadata keys of {KEYS}, got {sorted(unknown)}")
@@ -130,9 +135,45 @@ def write_model(path: Path, graph: onnx.ModelProto, values: dict[str, Any]) -> N
         if key in values:
             text = values[key] if isinstance(values[key], str) else json.dumps(values[key], sort_keys=True)
             model.metadata_props.add(key=key, value=text)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(seal(model.SerializeToString()))
-    os.replace(part, path)
+    write_atomically(path, seal(model.SerializeToString()), mode=0o644)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Calibrating:
+    """What the calibration of scores is fitted on.
+
+    Parameters
+    ----------
+    sets : sequence of Path
+        Prepared sets of two corpora or more that the encoder was not trained on.
+    terms : sequence of str, optional
+        What the score weighs beside the cosine, of `train.calibration.weights.GROUPS`; chosen by the Cllr of corpora
+        left out unless given.
+    noise : sequence of Path
+        Folders of recorded noise, which half of the tests are heard in, beside pink noise.
+    axis_corpora : sequence of str
+        Corpora among the sets that give the emotion axis; none leaves it out.
+    """
+
+    sets: Sequence[Path]
+    terms: Sequence[str] | None = None
+    noise: Sequence[Path] = ()
+    axis_corpora: Sequence[str] = ()
+
+    def fit(self, encoder: Encoder) -> str:
+        """The calibration of `encoder` as JSON."""
+        names = None if self.terms is None else term_names(self.terms)
+        noises = noises_of(self.noise, encoder.spec.sample_rate)
+        sets = [PreparedSet(path) for path in self.sets]
+        return fit_calibration(encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora).to_json()
+
+    def provenance(self) -> dict[str, Any]:
+        """What the file's provenance keeps of it."""
+        return {
+            "calibration_terms": "chosen by the Cllr of unseen corpora" if self.terms is None else "named by the user",
+            "calibration_noise": ["pink", *(folder.name for folder in self.noise)],
+            "calibration_axis": list(self.axis_corpora),
+        }
 
 
 def export_model(
@@ -140,40 +181,26 @@ def export_model(
     out: Path,
     speech: Sequence[Path],
     options: Options | None = None,
-    calibration_sets: Sequence[Path] = (),
+    calibrating: Calibrating | None = None,
     name: str | None = None,
     report: Report = print,
     progress: Progress = _silent,
-    terms: Sequence[str] | None = None,
-    noise_folders: Sequence[Path] = (),
-    moods: Sequence[str] = (),
 ) -> list[Gate]:
     """Run the chain and write `out`.
 
     Parameters
     ----------
-    checkpoint : Path
-        From `train.model.save_checkpoint`.
-    out : Path
-        The model file to write.
+    checkpoint, out : Path
+        From `train.model.save_checkpoint`, and the model file to write.
     speech : sequence of Path
         Prepared sets: half of their speakers to fit ranges and weights on, half for the gates.
     options : Options
-    calibration_sets : sequence of Path
-        Prepared sets that the calibration of scores is fitted on (two corpora or more that the encoder was
-        not trained on); none writes a model without calibration.
+    calibrating : Calibrating, optional
+        None writes a model without calibration.
     name : str, optional
         The tier, instead of the checkpoint's own name.
     report, progress : callable
         Take one line a gate or step; make a ``(done, total)`` callable for a named step.
-    terms : sequence of str, optional
-        What the score weighs beside the cosine, of `train.calibrate.GROUPS`; chosen by the Cllr of unseen
-        corpora unless given.
-    noise_folders : sequence of Path
-        Recordings of noise that the tests of the calibration are heard in, half of them, beside pink noise.
-    moods : sequence of str
-        Corpora among the calibration sets that tell in which directions moods move embeddings
-        (`train.calibrate.learn_moods`); none leaves moods aside.
 
     Returns
     -------
@@ -199,77 +226,79 @@ def export_model(
         spec = dataclasses.replace(spec, name=name)
     exact_graph = encoder_graph(model, spec)
     check(gates.compare_with_torch(model, spec, exact_graph))
-
     fit = take_portion(speech, spec, options.fit_clips, held_back=False)
-    held = take_portion(speech, spec, options.held_clips, held_back=True)
-    scheme = options.scheme
-    report(f"step  int8: {scheme.describe()}, fitted on {len(fit.features)} clips of {len(speech)} sets")
-    ours_graph = quantise(model, spec, fit, scheme, options.correct_clips, progress)
-    exact, ours = (
-        gates.embed_portion(graph, held, progress(f"held-back clips, {label}"))
-        for graph, label in ((exact_graph, "float"), (ours_graph, "int8"))
-    )
-    check(gates.compare_embeddings(exact, ours))
-    if options.eer_clips:
-        trials = take_portion(speech, spec, options.eer_clips, held_back=True, altered=False, per_speaker=6)
-        exact, ours = (
-            gates.embed_portion(graph, trials, progress(f"development clips, {label}"))
-            for graph, label in ((exact_graph, "float"), (ours_graph, "int8"))
-        )
-        check(gates.compare_eer(trials, exact, ours))
-    check(gates.compare_speed(exact_graph, ours_graph, held.features, options.speed_rounds))
-
-    graph = add_frontend(ours_graph, spec) if options.flavour == "waveform" else ours_graph
-    parents = {"checkpoint": _sha256(checkpoint.read_bytes()), "float_graph": _sha256(exact_graph.SerializeToString())}
-    trained = extra.get("provenance") or {}
-    provenance = {
-        "format": PROVENANCE_FORMAT,
-        "sealed": True,  # the file ends with its digest, and is refused without
-        "version": emoinv_edge.__version__,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "corpora": trained.get("corpora", []),
-        "training": {key: value for key, value in trained.items() if key != "corpora"} | {"step": extra.get("step")},
-        "parents": parents,
-        "scheme": dataclasses.asdict(scheme),
-        "flavour": options.flavour,
-        "fitted_on": sorted(set(fit.corpus)),
-        "machine": _machine(),
-    }
+    report(f"step  int8: {options.scheme.describe()}, fitted on {len(fit.features)} clips of {len(speech)} sets")
+    graph = quantise(model, spec, fit, options.scheme, options.correct_clips, progress)
+    for gate in _compare(exact_graph, graph, spec, speech, options, progress):
+        check(gate)
+    if options.flavour == "waveform":
+        graph = add_frontend(graph, spec)
+    parents = {"checkpoint": checkpoint.read_bytes(), "float_graph": exact_graph.SerializeToString()}
+    provenance = _provenance(extra, parents, options, fit)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
         values: dict[str, Any] = {"emoinv.spec": spec.to_json()}
         write_model(draft, graph, values)
-        if calibration_sets:
-            values["emoinv.calibration"] = _fit_calibration(
-                Encoder(draft), calibration_sets, report, terms, noise_folders, moods
-            )
-            provenance |= _how_calibrated(terms, noise_folders, moods)
         encoder = Encoder(draft)
-        waveforms = golden_inputs(spec)
-        inputs = waveforms if options.flavour == "waveform" else [log_mel(w, spec) for w in waveforms]
-        values["emoinv.golden"] = make_golden(encoder, inputs, _machine())
-        size = draft.stat().st_size + len(json.dumps(values))
-        check(gates.file_size(spec.name, size))
+        if calibrating is not None:
+            report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
+            values["emoinv.calibration"] = calibrating.fit(encoder)
+            provenance |= calibrating.provenance()
+        values["emoinv.golden"] = make_golden(encoder, golden_inputs(spec, options.flavour), processor()[0])
+        check(gates.file_size(spec.name, draft.stat().st_size + len(json.dumps(values))))
         values["emoinv.provenance"] = provenance | {
             "gates": {gate.name: {"passed": gate.passed, **gate.figures} for gate in passed}
         }
         write_model(draft, graph, values)
         final = Encoder(draft)
-        check(_golden_gate(final))
+        check(gates.golden(final))
         os.replace(draft, out)
-    report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, fingerprint {final.fingerprint}")
+    report(_written(out, final))
     return passed
 
 
-def recalibrate(
-    model: Path,
-    out: Path,
-    calibration_sets: Sequence[Path],
-    report: Report = print,
-    terms: Sequence[str] | None = None,
-    noise_folders: Sequence[Path] = (),
-    moods: Sequence[str] = (),
-) -> None:
+def _provenance(
+    extra: Mapping[str, Any], parents: Mapping[str, bytes], options: Options, fit: Portion
+) -> dict[str, Any]:
+    """Where a file comes from: the training's own record, the hashes of what it was made of, and how."""
+    trained = extra.get("provenance") or {}
+    return {
+        "format": PROVENANCE_FORMAT,
+        "sealed": True,  # the file ends with its digest, and is refused without
+        "corpora": trained.get("corpora", []),
+        "training": {key: value for key, value in trained.items() if key != "corpora"} | {"step": extra.get("step")},
+        "parents": {name: hashlib.sha256(content).hexdigest() for name, content in parents.items()},
+        "scheme": dataclasses.asdict(options.scheme),
+        "flavour": options.flavour,
+        "fitted_on": sorted(set(fit.corpus)),
+        "machine": processor()[0],
+        **_made_now(),
+    }
+
+
+def _compare(
+    exact_graph: onnx.ModelProto,
+    graph: onnx.ModelProto,
+    spec: EncoderSpec,
+    speech: Sequence[Path],
+    options: Options,
+    progress: Progress,
+) -> Iterator[Gate]:
+    """The gates that hold the int8 graph to the float one, on speakers that it was not fitted on."""
+
+    def embed(portion: Portion, what: str) -> list[NDArray[np.float32]]:
+        both = ((exact_graph, "float"), (graph, "int8"))
+        return [gates.embed_portion(each, portion, progress(f"{what} clips, {label}")) for each, label in both]
+
+    held = take_portion(speech, spec, options.held_clips, held_back=True)
+    yield gates.compare_embeddings(*embed(held, "held-back"))
+    if options.eer_clips:
+        trials = take_portion(speech, spec, options.eer_clips, held_back=True, altered=False, per_speaker=6)
+        yield gates.compare_eer(trials, *embed(trials, "development"))
+    yield gates.compare_speed(exact_graph, graph, held.features, options.speed_rounds)
+
+
+def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report = print) -> None:
     """Fit the calibration of scores of an exported file anew; graph, spec, golden test and gates stay as they are.
 
     The embeddings are the same, and so the new file keeps the old one's fingerprint and profiles stay good. What
@@ -281,8 +310,9 @@ def recalibrate(
         From `export_model`.
     out : Path
         The model file to write; may be `model`.
-    calibration_sets, terms, noise_folders, moods
-        As for `export_model`.
+    calibrating : Calibrating
+    report : callable
+        Takes one line a step.
 
     Raises
     ------
@@ -291,7 +321,7 @@ def recalibrate(
     ValueError
         If it was not made by `export_model`, or the sets cannot calibrate anything.
     GateFailed
-        If this processor does not compute the voices of the golden test, or the file outgrows its tier.
+        If this processor does not compute the embeddings of the golden test, or the file outgrows its tier.
     """
     encoder = Encoder(model)
     graph = onnx.load_from_string(model.read_bytes())
@@ -299,16 +329,14 @@ def recalibrate(
     missing = set(KEYS) - values.keys() - {"emoinv.calibration"}
     if missing:
         raise ValueError(f"{model}: expected a file of `python -m export`, but it lacks {', '.join(sorted(missing))}")
-    golden = _golden_gate(encoder)
+    golden = gates.golden(encoder)
     if not golden.passed:
         raise GateFailed(golden)
-    values["emoinv.calibration"] = _fit_calibration(encoder, calibration_sets, report, terms, noise_folders, moods)
+    report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
+    values["emoinv.calibration"] = calibrating.fit(encoder)
     provenance = json.loads(values["emoinv.provenance"])
-    provenance["parents"] = provenance["parents"] | {"recalibrated_file": encoder.file_sha256}
-    provenance["fingerprint"] = encoder.fingerprint
-    provenance |= _how_calibrated(terms, noise_folders, moods)
-    provenance["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    provenance["version"] = emoinv_edge.__version__
+    provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
+    provenance |= {"fingerprint": encoder.fingerprint, **_made_now(), **calibrating.provenance()}
     values["emoinv.provenance"] = provenance
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
@@ -318,51 +346,16 @@ def recalibrate(
             raise GateFailed(size)
         final = Encoder(draft)
         os.replace(draft, out)
-    size_mb = out.stat().st_size / gates.MEGABYTE
-    report(f"wrote {out}: {size_mb:.2f} MB, sha256 {final.file_sha256}, fingerprint {final.fingerprint}")
+    report(_written(out, final))
 
 
-def _fit_calibration(
-    encoder: Encoder,
-    sets: Sequence[Path],
-    report: Report,
-    terms: Sequence[str] | None,
-    noise_folders: Sequence[Path],
-    moods: Sequence[str],
-) -> str:
-    names = None if terms is None else term_names(terms)
-    noises = noises_of(noise_folders, encoder.spec.sample_rate)
-    report(f"step  calibration of scores on {', '.join(path.name for path in sets)}")
-    prepared = [PreparedSet(path) for path in sets]
-    return fit_calibration(encoder, prepared, names=names, noises=noises, moods=moods).to_json()
-
-
-def _how_calibrated(
-    terms: Sequence[str] | None, noise_folders: Sequence[Path], moods: Sequence[str]
-) -> dict[str, Any]:
-    """What the file's provenance says of its calibration."""
+def _made_now() -> dict[str, str]:
     return {
-        "calibration_terms": "by the Cllr of unseen corpora" if terms is None else "named by whoever exported it",
-        "calibration_noise": ["pink", *(folder.name for folder in noise_folders)],
-        "calibration_moods": list(moods),
+        "version": emoinv_edge.__version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _golden_gate(encoder: Encoder) -> Gate:
-    results = run_golden(encoder)
-    worst = min(result.cosine for result in results)
-    return Gate("golden test", all(r.passed for r in results), f"least cosine {worst:.6f}", {"least": worst})
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _machine() -> str:
-    """The processor, as the model card names it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        cpu = ""
-    return cpu or platform.processor() or platform.machine()
+def _written(out: Path, encoder: Encoder) -> str:
+    size_mb = out.stat().st_size / gates.MEGABYTE
+    return f"wrote {out}: {size_mb:.2f} MB, SHA-256 {encoder.file_sha256}, fingerprint {encoder.fingerprint}"

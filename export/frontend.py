@@ -8,12 +8,14 @@ from its window and mel bank, and a test holds the two equal.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from emoinv_edge.features import _mel_bank, _window
+from emoinv_edge.features import mel_bank, window
 from emoinv_edge.spec import EncoderSpec
 
 from .graph import FEATURES
@@ -34,7 +36,7 @@ def analysis_matrix(spec: EncoderSpec) -> NDArray[np.float32]:
     emphasised = frame.copy()
     emphasised[1:] -= spec.preemphasis * frame[:-1]
     emphasised[0] -= spec.preemphasis * frame[0]
-    emphasised *= _window(spec).astype(np.float64)[:, np.newaxis] / spec.fft_length  # rfft's share, see there
+    emphasised *= window(spec).astype(np.float64)[:, np.newaxis] / spec.fft_length  # rfft's share, see there
     bins = np.arange(spec.fft_length // 2)[:, np.newaxis]
     phase = 2.0 * np.pi * bins * np.arange(n) / spec.fft_length
     return np.concatenate((np.cos(phase) @ emphasised, -np.sin(phase) @ emphasised)).astype(np.float32)
@@ -54,11 +56,11 @@ def add_frontend(encoder: onnx.ModelProto, spec: EncoderSpec) -> onnx.ModelProto
         Input ``waveform`` (batch, samples), float32 in [-1, 1] at ``spec.sample_rate``; at least one frame.
     """
     bins = spec.fft_length // 2
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "frontend/axes": np.array([1], np.int64),
         "frontend/matrix": analysis_matrix(spec)[:, np.newaxis, :],
         "frontend/halves": np.array([bins, bins], np.int64),
-        "frontend/mel": np.ascontiguousarray(_mel_bank(spec)[:bins]),
+        "frontend/mel": np.ascontiguousarray(mel_bank(spec)[:bins]),
         "frontend/floor": np.array(np.finfo(np.float32).eps, np.float32),
     }
     node = helper.make_node

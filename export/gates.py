@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,14 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.golden import run_golden
+from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
-from train.metrics import eer
+from train.evaluation.metrics import eer
 from train.model import ResidualEncoder
 
 from .graph import FEATURES
-from .session import open_session
 from .speech import Portion
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "compare_with_torch",
     "embed_portion",
     "file_size",
+    "golden",
+    "time_sessions",
 ]
 
 PARITY = 1e-4
@@ -69,7 +72,7 @@ class GateFailed(RuntimeError):
 def compare_with_torch(model: ResidualEncoder, spec: EncoderSpec, graph: onnx.ModelProto) -> Gate:
     """Float graph against torch at five lengths: the largest difference of an embedding's values."""
     rng = np.random.default_rng(0)
-    session = open_session(graph)
+    session = open_session(graph.SerializeToString())
     differences = {}
     for frames in PARITY_FRAMES:
         features = rng.normal(0.0, 3.0, (1, frames, spec.num_mel_bins)).astype(np.float32)
@@ -87,10 +90,10 @@ def compare_with_torch(model: ResidualEncoder, spec: EncoderSpec, graph: onnx.Mo
 
 
 def embed_portion(
-    model: onnx.ModelProto | Path, portion: Portion, progress: Callable[[int, int], None] = lambda done, total: None
+    graph: onnx.ModelProto, portion: Portion, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> NDArray[np.float32]:
     """Embeddings of every clip of a portion, of unit norm, (clips, embedding_dim)."""
-    session = open_session(model)
+    session = open_session(graph.SerializeToString())
     out = []
     for i, clip in enumerate(portion.features):
         embedding = session.run(None, {FEATURES: clip[np.newaxis]})[0][0]
@@ -126,21 +129,19 @@ def compare_eer(portion: Portion, exact: NDArray[np.float32], ours: NDArray[np.f
         fp32, int8 = (100.0 * eer(s[target], s[~target]) for s in scores)
         figures[corpus] = {"fp32": round(fp32, 3), "int8": round(int8, 3), "targets": int(target.sum())}
     worst = max((f["int8"] - f["fp32"] for f in figures.values()), default=0.0)
-    told = ", ".join(f"{name} {f['fp32']:.2f} -> {f['int8']:.2f}" for name, f in figures.items())
+    by_corpus = ", ".join(f"{name} {f['fp32']:.2f} -> {f['int8']:.2f}" for name, f in figures.items())
     return Gate(
         "EER kept",
         worst <= EER_LOSS + 1e-9,
-        f"worst loss {worst:+.2f} points (at most {EER_LOSS}); EER % float -> int8: {told}",
+        f"worst loss {worst:+.2f} points (at most {EER_LOSS}); EER % float -> int8: {by_corpus}",
         {"worst_loss": worst, "eer_percent": figures},
     )
 
 
-def time_sessions(
-    models: Sequence[onnx.ModelProto | Path], features: NDArray[np.float32], rounds: int
-) -> NDArray[np.float64]:
-    """Seconds of each model on the same clips in turn, (rounds, models); one thread, the order alternating."""
-    sessions = [open_session(model) for model in models]
-    taken = np.empty((rounds, len(models)))
+def time_sessions(graphs: Sequence[onnx.ModelProto], features: NDArray[np.float32], rounds: int) -> NDArray[np.float64]:
+    """Seconds of each graph on the same clips in turn, (rounds, graphs); one thread, the order alternating."""
+    sessions = [open_session(graph.SerializeToString()) for graph in graphs]
+    taken = np.empty((rounds, len(graphs)))
     for r in range(-2, rounds):  # two rounds to warm up
         feed = {FEATURES: features[r % len(features)][np.newaxis]}
         order = range(len(sessions)) if r % 2 else range(len(sessions) - 1, -1, -1)
@@ -177,3 +178,10 @@ def file_size(name: str, size: int) -> Gate:
         f"{size / MEGABYTE:.2f} MB (at most {budget:g})",
         {"bytes": size, "budget_mb": budget},
     )
+
+
+def golden(encoder: Encoder) -> Gate:
+    """The file's own golden test on this processor."""
+    results = run_golden(encoder)
+    least = min(result.cosine for result in results)
+    return Gate("golden test", all(result.passed for result in results), f"least cosine {least:.6f}", {"least": least})

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -30,9 +31,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from emoinv_edge.spec import EncoderSpec
-from train.model import VARIANCE_FLOOR, ResidualEncoder
+from train.model import VARIANCE_FLOOR, BasicBlock, ResidualEncoder
 
-__all__ = ["FEATURES", "Affine", "Layer", "QuantisedWeights", "encoder_graph", "layers"]
+__all__ = ["FEATURES", "Affine", "Layer", "QuantisedWeights", "encoder_graph", "layers", "stages"]
 
 OPSET = 17
 IR_VERSION = 8  # what ONNX Runtime 1.13 and later read
@@ -54,11 +55,10 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Affine:
-    """Real value = scale * (integer - zero_point), integer of numpy type `dtype`."""
+    """Real value = scale * (integer - zero_point), the integer from 0 to 255."""
 
     scale: float
     zero_point: int
-    dtype: str  # "uint8" or "int8"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,11 +73,16 @@ class QuantisedWeights:
     bias: NDArray[np.float32]
 
 
+def stages(model: ResidualEncoder) -> list[list[BasicBlock]]:
+    """The blocks of `model`, stage by stage."""
+    return [[cast(BasicBlock, block) for block in cast(nn.Sequential, stage)] for stage in model.stages]
+
+
 def layers(model: ResidualEncoder) -> list[Layer]:
     """The steps of `model` from the features to the last activations, in the order of computation."""
     steps = [Layer("stem", (FEATURES,), model.stem, True)]
     here = "stem"
-    for s, stage in enumerate(model.stages, 1):
+    for s, stage in enumerate(stages(model), 1):
         for b, block in enumerate(stage, 1):
             name = f"stage{s}.block{b}"
             steps.append(Layer(f"{name}.conv1", (here,), block.conv1, True))
@@ -99,20 +104,20 @@ class _Writer:
         self.initialisers: list[TensorProto] = []
         self._names: set[str] = set()
 
-    def constant(self, name: str, values: NDArray[np.generic]) -> str:
+    def constant(self, name: str, values: NDArray[np.generic] | np.generic) -> str:
         if name not in self._names:
             self.initialisers.append(numpy_helper.from_array(np.array(values, order="C"), name))
             self._names.add(name)
         return name
 
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
     def quantise(self, tensor: str, affine: Affine) -> str:
         """Round `tensor` to `affine`; return the name of the real values that are left of it."""
         scale = self.constant(f"{tensor}/scale", np.float32(affine.scale))
-        zero = self.constant(f"{tensor}/zero_point", np.dtype(affine.dtype).type(affine.zero_point))
+        zero = self.constant(f"{tensor}/zero_point", np.uint8(affine.zero_point))
         self.node("QuantizeLinear", [tensor, scale, zero], f"{tensor}/quantised")
         return self.node("DequantizeLinear", [f"{tensor}/quantised", scale, zero], f"{tensor}/dequantised")
 
@@ -138,7 +143,7 @@ def encoder_graph(
     model : ResidualEncoder
     spec : EncoderSpec
     activations : mapping of tensor name to Affine, optional
-        Tensors (outputs of `layers`, or ``"features"``) that are rounded to 8 bits.
+        Outputs of `layers`, and ``"statistics"``, that are rounded to 8 bits.
     weights : mapping of layer name to QuantisedWeights, optional
         Layers whose weights are in int8; ``"linear"`` too. Others keep their float weights.
 
@@ -153,12 +158,10 @@ def encoder_graph(
     axes = w.constant("image/axes", np.array([1], np.int64))
     w.node("Transpose", [FEATURES], "features/transposed", perm=[0, 2, 1])
     real = {FEATURES: w.node("Unsqueeze", ["features/transposed", axes], "image")}
-    if FEATURES in activations:
-        real[FEATURES] = w.quantise("image", activations[FEATURES])
     for layer in layers(model):
         rounded = activations.get(layer.name)
         # ReLU comes free with a rounding that has no room below zero.
-        clamps = rounded is not None and rounded.zero_point == np.iinfo(rounded.dtype).min
+        clamps = rounded is not None and rounded.zero_point == 0
         output = layer.name if not layer.relu or clamps else f"{layer.name}/sum"
         inputs = [real[name] for name in layer.inputs]
         if layer.convolution is None:

@@ -1,14 +1,13 @@
 """Post-training quantisation: ranges of activations, int8 weights, and what makes up for rounding.
 
-Weights are symmetric, one scale per output channel, of least square error; activations have one scale
-per tensor. After a ReLU the whole range lies above zero. Ranges are found on the float graph.
-`equalise` makes channels of more equal size beforehand; `correct_weights` gives each layer's bias what
-rounding took from the mean of its output.
+Weights are symmetric, 8 bits, one scale per output channel, of least square error; activations are
+unsigned, one scale per tensor, their ranges found on the float graph. After a ReLU the whole range lies above
+zero. `equalise` makes channels of more equal size beforehand; `correct_weights` gives each layer's bias
+what rounding took from the mean of its output.
 
 References
 ----------
 Nagel et al., "Data-free quantization through weight equalization and bias correction", ICCV 2019.
-Migacz, "8-bit inference with TensorRT", 2017, for the entropy range.
 """
 
 from __future__ import annotations
@@ -22,15 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
 from train.model import ResidualEncoder
 
-from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers
-from .session import open_session
+from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers, stages
 
 __all__ = [
     "CORRECTIONS",
-    "RANGES",
     "Observed",
     "Scheme",
     "choose_ranges",
@@ -40,68 +38,35 @@ __all__ = [
     "round_weights",
 ]
 
-RANGES = ("minmax", "percentile", "entropy", "mse", "balanced")
 CORRECTIONS = ("none", "bias")
 STATISTICS = "statistics"
-
-PERCENTILE = 99.999
+IN_FLOAT = ("stem",)  # layers whose weights stay in float (see `export.graph`); their outputs are rounded all the same
+LARGEST_WEIGHT = 127
 SAMPLES_PER_CLIP = 2048
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a model is quantised.
+    """What is done about rounding besides choosing ranges and steps well.
 
     Parameters
     ----------
-    activations : {"uint8", "int8"}
-        U8S8 (fastest on x86) or S8S8.
-    weight_bits : int
-        8, or 7 for processors whose 16-bit sums saturate (x86 before VNNI).
-    ranges : {"minmax", "percentile", "entropy", "mse", "balanced"}
-        "balanced" lies between the range of least error, which serves most clips best, and the extremes,
-        which spare the few loud ones.
     correction : {"none", "bias"}
+        "bias" gives each layer's bias what rounding took from the mean of its output.
     equalisation : float
         Strength of `equalise`, 0 to 1; 0 leaves it out.
-    in_float : tuple of str
-        Layers left in float; the first convolution is one of them (see `export.graph`).
     """
 
-    activations: str = "uint8"
-    weight_bits: int = 8
-    ranges: str = "balanced"
     correction: str = "none"
     equalisation: float = 0.0
-    in_float: tuple[str, ...] = ("stem",)
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("activations", ("uint8", "int8")),
-            ("weight_bits", (7, 8)),
-            ("ranges", RANGES),
-            ("correction", CORRECTIONS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"expected {name} to be one of {allowed}, got {getattr(self, name)!r}")
-
-    @property
-    def kept_float(self) -> frozenset[str]:
-        """Tensors that stay in float. A layer in float still rounds its output, for the integer layers after it."""
-        return frozenset({FEATURES})
+        if self.correction not in CORRECTIONS:
+            raise ValueError(f"expected correction to be one of {CORRECTIONS}, got {self.correction!r}")
 
     def describe(self) -> str:
         """The scheme in words."""
-        kind = {"uint8": "U8", "int8": "S8"}[self.activations] + f"S{self.weight_bits}"
-        return (
-            f"{kind}, ranges by {self.ranges}, correction {self.correction}, equalisation {self.equalisation:g}, "
-            f"in float: {', '.join(self.in_float)}"
-        )
-
-    @property
-    def largest_weight(self) -> int:
-        """Largest magnitude of an integer weight."""
-        return int(2 ** (self.weight_bits - 1)) - 1
+        return f"correction {self.correction}, equalisation {self.equalisation:g}, in float: {', '.join(IN_FLOAT)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,7 +88,7 @@ def observe(
     names = [*(layer.name for layer in layers(model)), STATISTICS]
     proto = encoder_graph(model, spec)
     proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
-    session = open_session(proto)
+    session = open_session(proto.SerializeToString())
     rng = np.random.default_rng(0)
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     samples: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
@@ -159,7 +124,7 @@ def equalise(
     names = list(steps)
     proto = encoder_graph(model, spec)
     proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
-    session = open_session(proto)
+    session = open_session(proto.SerializeToString())
     largest: dict[str, NDArray[np.float64]] = {}
     for i, clip in enumerate(features):
         for name, values in zip(names, session.run(names, {FEATURES: clip[np.newaxis]}), strict=True):
@@ -175,7 +140,7 @@ def equalise(
     equal = ResidualEncoder(model.shape)
     equal.load_state_dict(model.state_dict())
     stream = [divisor(["stem", *(f"stage1.block{b}" for b in range(1, model.shape.blocks[0] + 1))])]
-    if isinstance(model.stages[0][0].shortcut, nn.Conv2d):
+    if isinstance(stages(model)[0][0].shortcut, nn.Conv2d):
         stream = [divisor(["stem"]), divisor([f"stage1.block{b}" for b in range(1, model.shape.blocks[0] + 1)])]
     stream += [
         divisor([f"stage{s}.block{b}" for b in range(1, blocks + 1)])
@@ -183,7 +148,7 @@ def equalise(
     ]
     _divide_outputs(equal.stem, stream[0])
     offset = len(stream) - len(equal.stages)
-    for s, stage in enumerate(equal.stages):
+    for s, stage in enumerate(stages(equal)):
         for b, block in enumerate(stage):
             before = stream[s + offset] if b else stream[max(0, s + offset - 1)]
             after = stream[s + offset]
@@ -211,31 +176,18 @@ def _multiply_inputs(convolution: nn.Conv2d, factor: Tensor) -> None:
     convolution.weight.mul_(factor.reshape(1, -1, 1, 1))
 
 
-def choose_ranges(observed: Mapping[str, Observed], scheme: Scheme) -> dict[str, Affine]:
-    """One `Affine` for every observed tensor, by the scheme's method; the pooling statistics keep their extremes."""
-    methods: dict[str, Callable[[Observed], tuple[float, float]]] = {
-        "minmax": lambda seen: (seen.low, seen.high),
-        "percentile": _percentile,
-        "entropy": _least_divergence,
-        "mse": _least_error,
-        "balanced": _balanced,
-    }
-    choose = methods[scheme.ranges]
+def choose_ranges(observed: Mapping[str, Observed]) -> dict[str, Affine]:
+    """One `Affine` for every observed tensor; the pooling statistics have room beyond their extremes."""
     return {
-        name: _affine(*(choose(seen) if name != STATISTICS else (1.5 * seen.low, 1.5 * seen.high)), scheme.activations)
+        name: _affine(1.5 * seen.low, 1.5 * seen.high) if name == STATISTICS else _affine(*_balanced(seen))
         for name, seen in observed.items()
     }
 
 
-def _affine(low: float, high: float, dtype: str) -> Affine:
+def _affine(low: float, high: float) -> Affine:
     low, high = min(low, 0.0), max(high, 0.0)
-    limits = np.iinfo(dtype)
     scale = float(np.float32(max(high - low, 1e-6) / 255.0))
-    return Affine(scale, int(np.clip(round(limits.min - low / scale), limits.min, limits.max)), dtype)
-
-
-def _percentile(seen: Observed) -> tuple[float, float]:
-    return float(np.percentile(seen.sample, 100.0 - PERCENTILE)), float(np.percentile(seen.sample, PERCENTILE))
+    return Affine(scale, int(np.clip(round(-low / scale), 0, 255)))
 
 
 def _least_error(seen: Observed) -> tuple[float, float]:
@@ -249,56 +201,38 @@ def _least_error(seen: Observed) -> tuple[float, float]:
     errors = [
         float(np.mean(np.square(error).mean(axis=1) / variance))
         for s in shares
-        for error in [_rounded(seen.sample, _affine(s * seen.low, s * seen.high, "uint8")) - seen.sample]
+        for error in [_rounded(seen.sample, _affine(s * seen.low, s * seen.high)) - seen.sample]
     ]
     share = float(shares[int(np.argmin(errors))])
     return share * seen.low, share * seen.high
 
 
 def _balanced(seen: Observed) -> tuple[float, float]:
+    """Between the range of least error, which serves most clips, and the extremes, which spare the few loud ones."""
     low, high = _least_error(seen)
     return -float(np.sqrt(low * seen.low)), float(np.sqrt(high * seen.high))
 
 
-def _least_divergence(seen: Observed) -> tuple[float, float]:
-    """The share of the extremes whose 255-level histogram is nearest, by Kullback-Leibler, to the clipped one."""
-    best = (np.inf, 1.0)
-    for share in np.linspace(0.3, 1.0, 15):
-        low, high = share * seen.low, share * seen.high
-        counts, _ = np.histogram(np.clip(seen.sample, low, high), 255 * 8, (low, high))
-        fine = counts.reshape(255, 8).astype(np.float64)
-        inside, _ = np.histogram(seen.sample, 255 * 8, (low, high))
-        full = inside.reshape(255, 8) > 0
-        merged = inside.reshape(255, 8).sum(axis=1, keepdims=True) / np.maximum(full.sum(axis=1, keepdims=True), 1)
-        p, q = fine / fine.sum(), np.where(full, merged, 0.0)
-        q = np.maximum(q / q.sum(), 1e-12)
-        divergence = float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
-        best = min(best, (divergence, float(share)))
-    return best[1] * seen.low, best[1] * seen.high
-
-
 def _rounded(values: NDArray[np.float32], affine: Affine) -> NDArray[np.float32]:
-    limits = np.iinfo(affine.dtype)
-    steps = np.clip(np.rint(values / np.float32(affine.scale)) + affine.zero_point, limits.min, limits.max)
+    steps = np.clip(np.rint(values / np.float32(affine.scale)) + affine.zero_point, 0, 255)
     return np.asarray((steps - affine.zero_point) * np.float32(affine.scale), np.float32)
 
 
 def _rounded_tensor(values: Tensor, affine: Affine | None) -> Tensor:
     if affine is None:
         return values
-    limits = np.iinfo(affine.dtype)
-    steps = torch.clamp(torch.round(values / affine.scale) + affine.zero_point, limits.min, limits.max)
+    steps = torch.clamp(torch.round(values / affine.scale) + affine.zero_point, 0, 255)
     return (steps - affine.zero_point) * affine.scale
 
 
-def _nearest(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+def _nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Integer weights and the scale of each row of a (rows, inputs) matrix, of least square error."""
-    largest = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / scheme.largest_weight
+    largest = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / LARGEST_WEIGHT
     best_error = torch.full_like(largest, torch.inf)
     best_scale, best_steps = largest, torch.zeros_like(weight)
     for share in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7):
         scale = largest * share
-        steps = torch.clamp(torch.round(weight / scale), -scheme.largest_weight, scheme.largest_weight)
+        steps = torch.clamp(torch.round(weight / scale), -LARGEST_WEIGHT, LARGEST_WEIGHT)
         error = (steps * scale - weight).square().sum(dim=1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
@@ -307,7 +241,8 @@ def _nearest(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     return best_steps, best_scale
 
 
-def _pack(steps: Tensor, scale: Tensor, bias: Tensor, like: Tensor) -> QuantisedWeights:
+def _pack(steps: Tensor, scale: Tensor, bias: Tensor | None, like: Tensor) -> QuantisedWeights:
+    assert bias is not None
     return QuantisedWeights(
         steps.reshape(like.shape).to(torch.int8).numpy().copy(),
         scale.flatten().to(torch.float32).numpy().copy(),
@@ -315,16 +250,16 @@ def _pack(steps: Tensor, scale: Tensor, bias: Tensor, like: Tensor) -> Quantised
     )
 
 
-def round_weights(model: ResidualEncoder, scheme: Scheme) -> dict[str, QuantisedWeights]:
-    """Every layer's weights rounded to the nearest step, biases as they are."""
+def round_weights(model: ResidualEncoder, in_float: Sequence[str] = IN_FLOAT) -> dict[str, QuantisedWeights]:
+    """The weights of every layer but `in_float` rounded to the nearest step, biases as they are."""
     chosen: list[tuple[str, nn.Conv2d | nn.Linear]] = [
         (layer.name, layer.convolution) for layer in layers(model) if layer.convolution is not None
     ]
     with torch.no_grad():
         return {
-            name: _pack(*_nearest(module.weight.flatten(1), scheme), module.bias, module.weight)
+            name: _pack(*_nearest(module.weight.flatten(1)), module.bias, module.weight)
             for name, module in [*chosen, ("linear", model.linear)]
-            if name not in scheme.in_float
+            if name not in in_float
         }
 
 
@@ -333,7 +268,6 @@ def correct_weights(
     model: ResidualEncoder,
     features: NDArray[np.float32],
     activations: Mapping[str, Affine],
-    scheme: Scheme,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, QuantisedWeights]:
     """Rounded weights, with biases that keep the mean of every layer's output.
@@ -348,11 +282,8 @@ def correct_weights(
     Returns
     -------
     dict of layer name to QuantisedWeights
-        With ``scheme.correction`` "none" the same as `round_weights`.
     """
-    weights = round_weights(model, scheme)
-    if scheme.correction == "none":
-        return weights
+    weights = round_weights(model)
     steps = layers(model)
     images = [torch.from_numpy(clip.T.copy())[None, None] for clip in features]
     exact: dict[str, list[Tensor]] = {FEATURES: images}
@@ -365,7 +296,7 @@ def correct_weights(
         else:
             convolution = layer.convolution
             if layer.name in weights:
-                fitted = _fit(convolution, exact[inputs[0]], rounded[inputs[0]], scheme)
+                fitted = _fit(convolution, exact[inputs[0]], rounded[inputs[0]])
                 weights[layer.name] = _pack(*fitted, convolution.weight)
             true = [_convolve(convolution, x, None) for x in exact[inputs[0]]]
             ours = [_convolve(convolution, x, weights.get(layer.name)) for x in rounded[inputs[0]]]
@@ -389,20 +320,11 @@ def _convolve(convolution: nn.Conv2d, x: Tensor, weights: QuantisedWeights | Non
 
 def _patches(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """What each output position sees, (inputs, positions)."""
-    return nn.functional.unfold(
-        x,
-        convolution.kernel_size,
-        padding=convolution.padding,
-        stride=convolution.stride,  # type: ignore[arg-type]
-    )[0]
+    padding = tuple(map(int, convolution.padding))
+    return nn.functional.unfold(x, convolution.kernel_size, padding=padding, stride=convolution.stride)[0]
 
 
-def _fit(
-    convolution: nn.Conv2d,
-    exact: Sequence[Tensor],
-    rounded: Sequence[Tensor],
-    scheme: Scheme,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fit(convolution: nn.Conv2d, exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Integer weights (outputs, inputs), their scales (outputs, 1) and the bias of one convolution."""
     weight, bias = convolution.weight.flatten(1), convolution.bias
     assert bias is not None
@@ -412,5 +334,5 @@ def _fit(
         mean_exact += seen_exact.sum(dim=1)
         mean_rounded += seen_rounded.sum(dim=1)
         count += seen_exact.shape[1]
-    steps, scale = _nearest(weight, scheme)
+    steps, scale = _nearest(weight)
     return steps, scale, bias + (weight @ mean_exact - (steps * scale) @ mean_rounded) / count

@@ -51,7 +51,7 @@ def alter(waveform: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np
         return np.asarray(waveform * np.float32(10.0 ** (rng.uniform(-40.0, -12.0) / 20.0)), np.float32)
     if kind == 4:
         gain = rng.uniform(1.0, 3.0) / max(float(np.abs(waveform).max()), 1e-4)
-        return np.clip(waveform * np.float32(gain), -1.0, 1.0)
+        return np.asarray(np.clip(waveform * np.float32(gain), -1.0, 1.0), np.float32)
     spectrum = np.fft.rfft(rng.standard_normal(len(waveform)))
     pink = np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)) + 1.0), len(waveform))
     snr_db = rng.uniform(5.0, 25.0)
@@ -87,7 +87,7 @@ def take_portion(
     Raises
     ------
     ValueError
-        If there is no set, or one has no clip of `SHORTEST_S`.
+        If there is no set, or one has no clip of `SHORTEST_S`, or no speaker with clips enough.
     """
     if not sets:
         raise ValueError("expected at least one prepared set, got none; make one with `python -m train prepare`")
@@ -108,6 +108,8 @@ def take_portion(
             drawn = _varied(prepared, usable, count, rng)
         else:
             drawn = _by_speaker(prepared, usable, count, per_speaker, rng)
+            if not drawn:
+                raise ValueError(f"{folder}: no speaker with {per_speaker} clips in this half; give a larger set")
         for i in drawn:
             waveform = prepared.waveform(i)
             waveform = alter(waveform, rng) if altered else waveform

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from train.evaluate import evaluate_model
+from train.commands.evaluate import evaluate_model
 
 pytestmark = [pytest.mark.accuracy, pytest.mark.slow]
 

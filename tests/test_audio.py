@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emoinv_edge.audio import ResampleStream, mono_chunk, read_audio, to_mono
+from emoinv_edge.audio import ResampleStream, level_dbfs, mono_chunk, read_audio, to_mono
 from emoinv_edge.errors import AudioError
 
 RATES = [8000, 11025, 12345, 16000, 22050, 32000, 44100, 48000, 96000, 192000]
@@ -90,7 +92,7 @@ def test_small_overshoots_are_limited_to_full_scale():
 @pytest.mark.parametrize(
     ("waveform", "cure"),
     [
-        (np.zeros(0, np.float32), "empty.*delivered audio"),
+        (np.zeros(0, np.float32), "empty.*record it again"),
         (np.zeros((0, 2), np.int16), "empty"),
         (np.zeros(1600, np.float32), "all zero.*not muted"),
         (np.zeros((1600, 2), np.int16), "all zero.*not muted"),
@@ -124,10 +126,36 @@ def test_what_cannot_be_used_is_refused_with_its_cure(waveform, cure):
         to_mono(waveform, 16000)
 
 
-@pytest.mark.parametrize("waveform", [[0.1, 0.2], b"\0\1", None, 0.5, "a.wav"])
-def test_what_is_no_array_is_a_type_error(waveform):
-    with pytest.raises(TypeError, match="NumPy array"):
+@pytest.mark.parametrize(
+    ("waveform", "cure"),
+    [
+        ([0.1, 0.2], r"numpy.asarray\(waveform, numpy.float32\)"),
+        ((1, 2), "floats in"),
+        (b"\0\1", r"numpy.frombuffer\(data, numpy.int16\)"),
+        (bytearray(4), "frombuffer"),
+        (memoryview(b"RIFF"), "read_audio"),
+        (None, "NoneType"),
+        (0.5, "float"),
+        ("a.wav", "read_audio"),
+        (pathlib.Path("a.wav"), "read_audio"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_array_is_a_type_error_with_its_cure(waveform, cure):
+    with pytest.raises(TypeError, match=f"NumPy array.*{cure}"):
         to_mono(waveform, 16000)
+
+
+def test_the_cures_of_a_foreign_type_work():
+    wave = as_dtype(tone(440, 0.1, 16000), np.int16)
+    expected = to_mono(wave, 16000)
+    data = wave.tobytes()
+    assert np.array_equal(to_mono(np.frombuffer(data, np.int16), 16000), expected)
+    assert np.array_equal(to_mono(np.asarray(list(expected), np.float32), 16000), expected)
+    opposed = np.stack([expected, -expected], axis=1)
+    with pytest.raises(AudioError, match=r"waveform\[:, 0\]"):
+        to_mono(opposed, 16000)
+    assert np.array_equal(to_mono(opposed[:, 0], 16000), expected)
 
 
 @pytest.mark.parametrize("rate", [0, -16000, 1, 7999, 192001])
@@ -142,14 +170,31 @@ def test_a_rate_out_of_range_is_refused(rate):
             call()
 
 
-@pytest.mark.parametrize("rate", [16000.0, "16000", None, True])
+@pytest.mark.parametrize("rate", [44100.5, float("nan"), float("inf"), "16000", None, True])
 def test_a_rate_that_is_no_int_is_a_type_error(rate):
     with pytest.raises(TypeError, match="int in Hz"):
         to_mono(tone(440, 0.1, 16000), rate)
 
 
-def test_a_numpy_integer_is_a_rate():
-    assert len(to_mono(tone(440, 0.1, 8000), np.int64(8000))) == 1600
+@pytest.mark.parametrize("rate", [8000, 8000.0, np.int64(8000), np.uint16(8000), np.float32(8000), np.float64(8000)])
+def test_a_whole_number_of_any_type_is_a_rate(rate):
+    wave = tone(440, 0.1, 8000)
+    assert np.array_equal(to_mono(wave, rate), to_mono(wave, 8000))
+    assert np.array_equal(to_mono(wave, 16000, rate), to_mono(wave, 16000, 8000))
+    assert ResampleStream(rate, 16000).in_rate == 8000
+
+
+# --- level -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [1.0, 0.1, 1e-4])
+def test_the_level_of_a_sine_is_3_db_below_its_peak(level):
+    assert level_dbfs(tone(100, 1.0, 16000, level)) == pytest.approx(20 * np.log10(level) - 3.01, abs=0.01)
+
+
+@pytest.mark.parametrize("length", [0, 1, 1600])
+def test_silence_and_no_samples_have_the_lowest_level(length):
+    assert level_dbfs(np.zeros(length, np.float32)) == -120.0
 
 
 # --- chunks ------------------------------------------------------------------------------------
@@ -334,7 +379,6 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("samples", "rate", "cure"),
     [
-        (np.zeros(1600, np.float32), 16000, "all zero"),
         (np.zeros(0, np.float32), 16000, "empty"),
         (np.array([0.1, np.nan], np.float32), 16000, "NaN"),
         (np.full(1600, 20000.0, np.float32), 16000, "32768"),
@@ -348,6 +392,16 @@ def test_a_file_whose_audio_cannot_be_used_is_refused_by_path(tmp_path, samples,
     with pytest.raises(AudioError, match=cure) as raised:
         read_audio(path)
     assert str(raised.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_U8", "FLOAT"])
+@pytest.mark.parametrize("shape", [(1600,), (1600, 2)])
+def test_a_silent_file_is_read_as_silence_with_a_note(tmp_path, subtype, shape):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, np.zeros(shape), 8000, subtype=subtype)
+    waveform, notes = read_audio(path)
+    assert np.array_equal(waveform, np.zeros(3200, np.float32))
+    assert notes[-1] == "silent: every sample is zero; is the microphone muted?"
 
 
 @settings(deadline=None, max_examples=40)

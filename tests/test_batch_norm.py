@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 from torch import nn
-from training import tiny_encoder
 
+from tests.training import tiny_encoder
 from train.batch_norm import folded, insert_batch_norm
 
 
@@ -49,6 +49,11 @@ def test_norms_can_be_loaded_instead_of_started():
     other.load_state_dict(normed.state_dict())
     with torch.no_grad():
         assert torch.equal(other.eval()(features(2)), normed.eval()(features(2)))
+
+
+def test_an_encoder_without_norms_is_folded_to_itself():
+    plain = tiny_encoder()
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in folded(plain).state_dict().items())
 
 
 @pytest.mark.parametrize("frames", [8, 9, 65])

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.cli import bench, main
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import EmoinvError
-from emoinv_edge.quality import SpeechQuality
-from emoinv_edge.scoring import Calibration
+from tests.builders import quality
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_json_holds_every_stage_with_its_share_of_a_core(result: dict[str, Any])
     rows = {row["name"]: row for row in result["rows"]}
     lengths = [f"embed {seconds:g} s" for seconds in (1, 2, 3, 5, 10)]
     expected = {
-        "features", "speech detection", "quality and manner", *lengths, "verify 3 s", "enrol 3 x 3 s",
+        "features", "speech detection", "quality and prosody", *lengths, "verify 3 s", "enrol 3 x 3 s",
         "stream, 30 ms chunks", "score 1 profile", "score 1,000 profiles",
     }  # fmt: skip
     assert set(rows) == expected
@@ -65,7 +65,7 @@ def test_start_memory_and_size_are_measured(result: dict[str, Any]) -> None:
     assert 0.1 < result["package_mb"] < 100.0
 
 
-def test_nothing_in_the_json_tells_the_name_of_the_machine(result: dict[str, Any]) -> None:
+def test_nothing_in_the_json_names_the_machine(result: dict[str, Any]) -> None:
     text = json.dumps(result)
     assert "/" + getpass.getuser() not in text
     assert platform.node() not in text or platform.node() in ("", "localhost")
@@ -98,20 +98,11 @@ def test_a_model_that_gives_no_embedding_is_no_benchmark(
 
 def test_a_wrong_result_stops_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     test = np.eye(32, dtype=np.float32)[0]
-    quality = SpeechQuality(3.0, 25.0, 0.0, -25.0, 4.8, 0.2, -10.0, 0.6)
-    _, _, score = bench.score_stage(3, test, quality, bench.stand_in_calibration(len(test)))
+    _, _, score = bench.score_stage(3, test, quality(), bench.stand_in_calibration(len(test)))
     score()
     monkeypatch.setattr(Calibration, "llr", lambda self, evidence: -evidence["cosine"])
     with pytest.raises(EmoinvError, match="expected profile 2"):
         score()
-
-
-def test_a_processor_is_read_from_cpuinfo(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel name\t: Board 5\nFeatures\t: fp asimd asimddp crc32\n\nprocessor\t: 1\n")
-    about = bench.machine(cpuinfo)
-    assert about["cpu"] == "Board 5"
-    assert about["flags"] == ["asimd", "asimddp"]
 
 
 def test_a_measurement_makes_one_round_even_without_time() -> None:

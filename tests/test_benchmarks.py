@@ -10,23 +10,26 @@ import re
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from numpy.typing import NDArray
 
-from benchmarks import figures, report
+from benchmarks import report
 from benchmarks.__main__ import main as run_benchmarks
+from benchmarks.accuracy import robustness
 from benchmarks.conditions import CONDITIONS, DURATIONS, degrade, loudest_part
-from benchmarks.peers import PEERS, Missing, Worker, open_workers, take_turns
+from benchmarks.peers import PEERS, Missing
+from benchmarks.workers import Worker, open_workers, take_turns
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.quality import measure_quality
 
 ROOT = Path(__file__).resolve().parents[1]
 EMOTIONS = ("angry", "calm", "disgust", "fearful", "happy", "sad", "surprised")
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_benchmark_suite_runs_on_tiny_inputs(tiny_encoder_path: Path) -> None:
@@ -41,7 +44,7 @@ def test_the_benchmark_suite_runs_on_tiny_inputs(tiny_encoder_path: Path) -> Non
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None and int(passed.group(1)) >= 30
-    # What needs a network or the peers is skipped, and says so.
+    # What needs a network or the peers is skipped, with the reason.
     assert "ask for it with --install" in done.stdout and "no --peers FOLDER was given" in done.stdout
 
 
@@ -92,8 +95,6 @@ def test_noise_has_the_level_asked_for(snr_db: int, speechlike: Callable[..., ND
 
 
 def test_whisper_has_no_pitch_left(speechlike: Callable[..., NDArray[np.float32]]) -> None:
-    from emoinv_edge.quality import measure_quality
-
     waveform = speechlike(2.0, 1)
     assert measure_quality(waveform, 16000).voiced_fraction > 0.8
     assert measure_quality(degrade(waveform, "whisper", 0), 16000).voiced_fraction < 0.2
@@ -133,8 +134,6 @@ def test_without_a_folder_every_peer_is_skipped() -> None:
 def test_a_worker_embeds_and_is_timed_in_turns(
     tiny_encoder_path: Path, tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]
 ) -> None:
-    from emoinv_edge.encoder import Encoder
-
     waveform = speechlike(1.0, 2)
     np.save(tmp_path / "clip.npy", waveform)
     encoder = Encoder(tiny_encoder_path)
@@ -142,9 +141,10 @@ def test_a_worker_embeds_and_is_timed_in_turns(
         assert skipped == {}
         (worker,) = workers
         assert worker.about["dim"] == 32 and worker.about["rss_mb"] > 10.0
+        assert (worker.about["sha256"], worker.about["fingerprint"]) == (encoder.file_sha256, encoder.fingerprint)
         assert worker.about["model_mb"] == pytest.approx(tiny_encoder_path.stat().st_size / 1e6)
         worker.ask(op="embed", clip=str(tmp_path / "clip.npy"), out=str(tmp_path / "row.npy"))
-        assert np.array_equal(np.load(tmp_path / "row.npy"), encoder.embed(waveform, 16000))
+        assert np.array_equal(np.load(tmp_path / "row.npy"), encoder.embed(waveform, 16000).vector)
         times = take_turns(workers, tmp_path / "clip.npy", 2)["tiny"]
         assert len(times["cpu_ms_rounds"]) == 4 and 0.0 < times["cpu_ms"] < 1000.0
         with pytest.raises(Missing, match="unknown request"):
@@ -159,8 +159,6 @@ def test_a_worker_that_dies_is_missing_not_a_hang() -> None:
 def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(
     tiny_encoder_path: Path, tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]
 ) -> None:
-    import soundfile
-
     for corpus, emotions in (("ravdess", ("neutral", "happy")), ("alphanumeric", ("neutral",))):
         folder = tmp_path / "eval" / corpus
         folder.mkdir(parents=True)
@@ -182,10 +180,11 @@ def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(
     row = json.loads((out / "accuracy.json").read_text())["encoders"]["base"]
     assert row["ravdess"]["enrol"]["eer"] < 0.2  # these voices are far apart
     assert set(row["ravdess"]["enrol"]["by_emotion"]) == {"happy"}
+    assert set(row["ravdess"]["enrol"]["by_emotion"]["happy"]["frr_at_far"]) == {"0.01"}
     assert row["calibrated"] is None  # the tiny model has no calibration
+    assert row["origin"]["sha256"] == Encoder(tiny_encoder_path).file_sha256
+    assert set(row["origin"]) == {"sha256", "fingerprint", "commit", "cpu", "versions"}
     assert 0.0 <= row["alphanumeric"]["same"]["eer"] <= 1.0
-
-    from benchmarks.accuracy import robustness
 
     with open_workers([("base", str(tiny_encoder_path))], None, only=["none"]) as (workers, _):
         found = robustness(workers[0], tmp_path / "eval", tmp_path / "cache", ("clean", "noise-0"))
@@ -195,6 +194,13 @@ def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(
 
 
 # The report.
+
+
+def origin(key: str) -> dict[str, Any]:
+    return {
+        "sha256": f"{key}-file".ljust(64, "0"), "fingerprint": f"{key}-network".ljust(64, "0"), "commit": "c0ffee",
+        "cpu": "Board <5>", "versions": {"numpy": "2.0"},
+    }  # fmt: skip
 
 
 def example_results(folder: Path) -> Path:
@@ -210,13 +216,13 @@ def example_results(folder: Path) -> Path:
         cpu_ms = (25.0, 4.0, 100.0, 101.0, 120.0, 50.0, 110.0, 22.0)[i]
         timed.append({
             "key": key, "name": name, "ours": ours, "dim": 256, "model_mb": 7.0 + i, "rss_mb": 100.0 + i,
-            "versions": {"numpy": "2.0"}, "cpu_ms": cpu_ms, "wall_ms": cpu_ms, "iqr_ms": 1.0,
+            "origin": origin(key), "cpu_ms": cpu_ms, "wall_ms": cpu_ms, "iqr_ms": 1.0,
             "times_faster_than_reference": 100.0 / cpu_ms, **({} if ours else {"get": "pip", "licence": "MIT"}),
         })  # fmt: skip
         eers = {name: {"eer": float(rng.uniform(0.02, 0.15)), "targets": 9, "nontargets": 9} for name in EMOTIONS}
         far = np.geomspace(0.001, 0.5, 40)
         rated[key] = {
-            "name": name, "ours": ours,
+            "name": name, "ours": ours, "origin": origin(key),
             "ravdess": {
                 "neutral": {"eer": 0.001}, "pairs": {"eer": 0.09},
                 "enrol": {
@@ -228,7 +234,7 @@ def example_results(folder: Path) -> Path:
         }  # fmt: skip
         if ours or key == "wespeaker":
             robust[key] = {
-                "name": name, "ours": ours,
+                "name": name, "ours": ours, "origin": origin(key),
                 "conditions": {condition: {"eer": 0.05 + 0.02 * j} for j, condition in enumerate(CONDITIONS)},
                 "seconds": {"alphanumeric": {"0.5": 0.3, "1": 0.2, "2": 0.1}},
             }  # fmt: skip
@@ -236,14 +242,14 @@ def example_results(folder: Path) -> Path:
     growth = {"points": [[1.0, 0.01], [2.0, 0.02], [4.0, 0.04]], "slope": 1.0, "x": "seconds", "y": "CPU seconds"}
     memory = {"points": [[1.0, 100.0], [60.0, 101.0]], "x": "minutes of stream", "y": "resident MB"}
     speed = [
-        {"name": "test_embed[base-3]", "file": "test_pipeline.py", "median_ms": 25.0, "iqr_ms": 0.5, "rounds": 9,
-         "extra": {"rtf": 0.0083, "percent_of_one_core": 0.83, "audio_s": 3}},
-        {"name": "test_embedding_grows[base]", "file": "test_growth.py", "median_ms": 1.0, "iqr_ms": 0.0, "rounds": 1,
-         "extra": growth},
-        {"name": "test_memory[base]", "file": "test_growth.py", "median_ms": 1.0, "iqr_ms": 0.0, "rounds": 1,
-         "extra": memory},
-        {"name": "test_cold_start[base]", "file": "test_startup.py", "median_ms": 1.0, "iqr_ms": 0.0, "rounds": 1,
-         "extra": {"cpu_s": 0.5, "ratio": 1.5}},
+        {"name": name, "file": f"test_{file}.py", "median_ms": 25.0, "iqr_ms": 0.5, "rounds": 9, "extra": extra,
+         "key": "base", "origin": origin("base")}
+        for name, file, extra in (
+            ("test_embed[base-3]", "pipeline", {"rtf": 0.0083, "percent_of_one_core": 0.83, "audio_s": 3}),
+            ("test_embedding_grows[base]", "growth", growth),
+            ("test_memory[base]", "growth", memory),
+            ("test_cold_start[base]", "startup", {"cpu_s": 0.5, "ratio": 1.5}),
+        )
     ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     for name, result in {
@@ -252,7 +258,7 @@ def example_results(folder: Path) -> Path:
         "accuracy": {"encoders": rated},
         "robustness": {"encoders": robust},
     }.items():
-        (folder / f"{name}.json").write_text(json.dumps({"format": 1, **result}))
+        (folder / f"{name}.json").write_text(json.dumps({"format": 2, **result}))
     return folder
 
 
@@ -260,90 +266,92 @@ def example_results(folder: Path) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report made from example results by the command."""
     folder = example_results(tmp_path_factory.mktemp("results"))
-    assert report.main([str(folder)]) == 0
+    assert run_benchmarks(["report", f"--out={folder}"]) == 0
     return folder
 
 
 def test_the_page_holds_every_figure_and_needs_no_other_file(made: Path) -> None:
     text = (made / "report.html").read_text()
-    drawn = ("accuracy-latency", "emotions", "det", "conditions", "seconds", "growth-embedding-grows", "growth-memory")
-    expected = set(drawn)
+    expected = {
+        "accuracy-latency", "emotions", "det", "conditions", "seconds-alphanumeric", "growth-embedding-grows",
+        "growth-memory",
+    }  # fmt: skip
     assert set(re.findall(r'<figure id="([^"]+)"', text)) == expected
     assert text.count("<svg ") == len(expected)
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)|url\(|@import|<script""", text)
     assert "Board &lt;5&gt;" in text and "Some &lt;peer&gt;" in text
-    assert {path.stem for path in made.glob("*.svg")} == expected
-
-
-def test_every_figure_is_well_formed_and_inside_its_frame(made: Path) -> None:
-    for path in made.glob("*.svg"):
-        root = ElementTree.parse(path).getroot()
-        _, _, width, height = map(float, root.attrib["viewBox"].split())
-        assert root.find(f"{SVG}title") is not None
-        for circle in root.iter(f"{SVG}circle"):
-            assert 0 <= float(circle.attrib["cx"]) <= width and 0 <= float(circle.attrib["cy"]) <= height
-        for line in root.iter(f"{SVG}polyline"):
-            numbers = np.array([pair.split(",") for pair in line.attrib["points"].split()], float)
-            assert np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers <= (width, height)).all(), path.name
-        for text in root.iter(f"{SVG}text"):
-            assert float(text.attrib["font-size"]) >= 10.0
-
-
-def test_the_scatter_puts_faster_to_the_left_and_more_accurate_below() -> None:
-    points = [("fast", "#000", 5.0, 9.0, True), ("exact", "#111", 90.0, 4.0, False)]
-    root = ElementTree.fromstring(figures.scatter("t", "x", "y", points))
-    at = {dot.attrib["fill"]: (float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in root.iter(f"{SVG}circle")}
-    assert at["#000"][0] < at["#111"][0] and at["#000"][1] < at["#111"][1]
-
-
-def test_names_in_the_scatter_do_not_cover_each_other(made: Path) -> None:
-    root = ElementTree.parse(made / "accuracy-latency.svg").getroot()
-    names = {"base", "small", "ERes2Net", "CAM++", "ECAPA-TDNN", "Resemblyzer", "ResNet34-LM", "sherpa-onnx"}
-    boxes = []
-    for text in root.iter(f"{SVG}text"):
-        if text.text in names:
-            size = float(text.attrib["font-size"])
-            x, y = float(text.attrib["x"]), float(text.attrib["y"])
-            boxes.append((x, y - 0.7 * size, x + 0.5 * size * len(text.text), y))
-    assert len(boxes) == len(names)
-    for i, a in enumerate(boxes):
-        for b in boxes[i + 1 :]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
-
-
-def test_bars_are_as_long_as_their_values() -> None:
-    series = [("base", "#123456", [4.0, None]), ("peer", "#654321", [8.0, 2.0])]
-    svg = figures.bars("t", "EER", ["sad", "happy"], series)
-    widths: dict[str, list[float]] = {}
-    for bar in ElementTree.fromstring(svg).iter(f"{SVG}rect"):
-        widths.setdefault(bar.attrib["fill"], []).append(float(bar.attrib["width"]))
-    base, peer = widths["#123456"][1:], widths["#654321"][1:]  # the first is the legend's
-    assert len(base) == 1 and len(peer) == 2
-    assert peer[0] == pytest.approx(2 * base[0], abs=0.2) and peer[1] == pytest.approx(base[0] / 2, abs=0.2)
 
 
 def test_the_tables_say_what_was_measured(made: Path) -> None:
     text = (made / "tables.md").read_text()
     assert "| base | 7.0 | 25.0 | 4.0 | 100 | 0.10 | 9.00 | 6.00 (5.0-8.0) | 20.0 | 0.20 | 5.00 |" in text
     assert "| base, calibrated score |  |  |  |  |  |  | 5.50 (4.0-7.0) | 15.0 |  |  |" in text
+    assert "| 0.5 s | 30.0 | 30.0 | 30.0 |" in text
+    assert "| embed, base, 3 | 25.00 | 0.50 | 0.00830 | 0.83 |" in text
+    assert "| cold start, base | cpu s 0.5; ratio 1.5 |" in text
     assert "Not measured: Some <peer> (gone)." in text
-    assert "asimddp" in text and "python 3.12.0" in text
+    assert "asimddp" in text and "python 3.12.0" in text and "base base-file000" in text
 
 
-def test_the_readme_is_filled_between_its_markers_and_can_be_filled_again(made: Path, tmp_path: Path) -> None:
-    target = tmp_path / "README.md"
-    before = "# Title\n\n<!-- figures: begin (by a command) -->\nold\n<!-- figures: end -->\n\n## Limits\n"
-    target.write_text(before)
+def test_the_readme_is_filled_between_its_markers_and_can_be_filled_again(made: Path) -> None:
+    text = "# Title\n\n<!-- figures: begin (by a command) -->\nold\n<!-- figures: end -->\n\n## Limits\n"
+    body = report.readme_table(made)
     for _ in range(2):
-        assert report.main([str(made), "--readme", str(target)]) == 0
-        text = target.read_text()
+        text = report.fill(text, body)
         assert text.startswith("# Title\n") and text.endswith("<!-- figures: end -->\n\n## Limits\n")
-        assert "old" not in text and text.count("| base | 7.0 |") == 1
-    for link in re.findall(r"\]\(([^)]+)\)", text):
-        assert (tmp_path / link).resolve().is_file()
-    target.write_text("# Title\n")
+        assert "old" not in text and text.count("| **base**, int8 | 7.0 | 25.0 | 0.10 | 6.00 | 20.0 |") == 1
     with pytest.raises(ValueError, match="figures: begin"):
-        report.main([str(made), "--readme", str(target)])
+        report.fill("# Title\n", body)
+
+
+def test_the_readme_holds_ours_and_the_most_accurate_peers_and_only_what_all_of_them_have(
+    made: Path, tmp_path: Path
+) -> None:
+    lines = report.readme_table(made).splitlines()
+    assert lines[0] == "| encoder | MB | ms for 3 s | EER neutral % | EER between emotions % | FRR at 1 % FAR % |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| **base**, int8", "| **small**, int8", *(f"| {peer.name}" for peer in PEERS[:5]),
+    ]  # fmt: skip
+    robust = json.loads((made / "robustness.json").read_text())
+    accuracy = json.loads((made / "accuracy.json").read_text())
+    for key, row in accuracy["encoders"].items():
+        row["ravdess"]["led"] = {"frr_at_far": {"0.01": 0.1}}
+        robust["encoders"][key] = {**robust["encoders"]["base"], "ours": row["ours"], "origin": origin(key)}
+    shutil.copy(made / "peers.json", tmp_path)
+    (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
+    (tmp_path / "robustness.json").write_text(json.dumps(robust))
+    assert report.readme_table(tmp_path).splitlines()[0] == (
+        "| encoder | ms for 3 s | EER between emotions % | FRR at 1 % FAR % | FRR, enrolled led % | EER telephone % |"
+    )
+
+
+def test_the_readme_of_this_checkout_holds_the_table_of_its_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.fill(text, report.readme_table()) == text, "write it anew: python -m benchmarks table --write"
+
+
+@pytest.mark.parametrize("other", [{"fingerprint": "1" * 64}, None])
+def test_figures_of_two_model_files_are_not_put_beside_each_other(
+    other: dict[str, str] | None, made: Path, tmp_path: Path
+) -> None:
+    for step in ("peers", "robustness"):
+        shutil.copy(made / f"{step}.json", tmp_path)
+    accuracy = json.loads((made / "accuracy.json").read_text())
+    if other is None:
+        del accuracy["encoders"]["base"]["origin"]
+    else:
+        accuracy["encoders"]["base"]["origin"] |= other
+    (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
+    with pytest.raises(ValueError, match=r"figures of base to come from one model file.*python -m benchmarks peers"):
+        report.load(tmp_path)
+
+
+def test_new_scores_in_a_file_of_the_same_network_are_no_mixture(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "peers.json", tmp_path)
+    accuracy = json.loads((made / "accuracy.json").read_text())
+    accuracy["encoders"]["base"]["origin"]["sha256"] = "1" * 64
+    (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
+    assert set(report.load(tmp_path)) == {"peers", "accuracy"}
 
 
 def test_a_report_of_one_step_alone_is_made_too(made: Path, tmp_path: Path) -> None:
@@ -352,7 +360,7 @@ def test_a_report_of_one_step_alone_is_made_too(made: Path, tmp_path: Path) -> N
 
 
 def test_a_report_without_results_names_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="run `python -m benchmarks` first"):
+    with pytest.raises(ValueError, match="run `python -m benchmarks` first"):
         report.make(tmp_path)
 
 
@@ -389,7 +397,7 @@ window.addEventListener("load", () => {{
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     answer: dict[str, Any] = json.loads(html.unescape(found.group(1)))
     assert answer["view"] == 380 and answer["width"] <= 380
-    assert len(answer["drawn"]) == len(list(made.glob("*.svg")))
+    assert len(answer["drawn"]) == (made / "report.html").read_text().count("<svg ")
     for width, height, content, smallest in answer["drawn"]:
         assert 300 < width <= 380 and height > 150 and content > 150
         assert smallest >= 9.0

@@ -1,4 +1,4 @@
-"""Compression: the int8 file teaches what the encoder that it was made from would teach."""
+"""Compression: the int8 file answers as the encoder that it was made from would."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from training import TINY_SPEC, tiny_encoder
 
 from export.chain import quantise
 from export.quantise import Scheme
 from export.speech import Portion
-from train.compress import StageTeacher, _stage_outputs, _taught
+from tests.training import TINY_SPEC, tiny_encoder
+from train.compress import StageTeacher, answers
 
 
 def crops(count=8, frames=96, seed=0):
@@ -29,30 +29,25 @@ def int8_file(tmp_path_factory):
 
 def test_the_int8_file_gives_the_stages_and_the_embedding_of_its_encoder(int8_file):
     large, features = tiny_encoder(), crops(4, seed=3)
-    taught = _taught(StageTeacher(int8_file, (1, 2))(features), large)
+    found = answers(StageTeacher(int8_file, (1, 2))(features), large)
     with torch.no_grad():
-        stages = _stage_outputs(large, torch.from_numpy(features))
+        stages = large.outputs(torch.from_numpy(features))
         embedding = large.pool(stages[-1])
-    assert set(taught.stages) == {1, 2}
-    for number, values in taught.stages.items():
+    assert set(found.stages) == {1, 2}
+    for number, values in found.stages.items():
         difference = (values - stages[number]).square().mean() / stages[number].square().mean()
         assert values.shape == stages[number].shape and difference < 0.01
-    assert torch.cosine_similarity(taught.embedding, embedding, dim=1).min() > 0.98
+    assert torch.cosine_similarity(found.embedding, embedding, dim=1).min() > 0.98
 
 
-def test_a_batch_without_a_teacher_is_taught_by_the_encoder_itself(int8_file):
+def test_a_batch_without_answers_gets_those_of_the_encoder_itself():
     large, features = tiny_encoder(), torch.from_numpy(crops(2))
-    taught = _taught({"features": features * 0.5, "clean": features}, large)
-    assert set(taught.stages) == {0, 1, 2}
+    found = answers({"features": features * 0.5, "clean": features}, large)
+    assert set(found.stages) == {0, 1, 2}
     with torch.no_grad():
-        assert torch.allclose(taught.embedding, large(features), atol=1e-5)
+        assert torch.allclose(found.embedding, large(features), atol=1e-5)
 
 
-def test_a_file_without_int8_stages_or_with_signed_activations_is_refused(int8_file, tmp_path):
+def test_a_file_without_int8_stages_is_refused(int8_file):
     with pytest.raises(ValueError, match=r"no stage 6 in int8; expected a file of `python -m export`"):
         StageTeacher(int8_file, (5,))(crops(1))
-    portion = Portion(crops(), ("toy",) * 8, ("a",) * 8, ("neutral",) * 8)
-    signed = quantise(tiny_encoder(), TINY_SPEC, portion, Scheme(activations="int8"), correct_clips=4)
-    onnx.save(signed, tmp_path / "signed.onnx")
-    with pytest.raises(ValueError, match="expected activations in uint8 from 0"):
-        StageTeacher(tmp_path / "signed.onnx", (2,))(crops(1))

@@ -7,8 +7,8 @@ import csv
 import numpy as np
 import pytest
 import soundfile
-from conftest import synthesise
 
+from tests.builders import synthesise
 from train.__main__ import main
 from train.corpora import CORPORA, Clip, clips_of, read_clip_csv
 from train.prepare import PreparedSet, decode, prepare, trim_silence
@@ -104,7 +104,7 @@ LAYOUTS = {
     "banglaser": (
         {
             "dataset/03-01-01-01-03-03-15.wav": "",  # a copy of another take
-            "dataset/03-01-07-01-03-03-15.wav": "",  # no mood of the corpus
+            "dataset/03-01-07-01-03-03-15.wav": "",  # no emotion of the corpus
         },
         {
             "dataset/03-01-05-01-02-03-12.wav": ("banglaser-12", "female", "neutral"),
@@ -227,7 +227,7 @@ def test_evaluation_speech_has_no_recipe():
     assert not {"ravdess", "alphanumeric"} & CORPORA.keys()
 
 
-def test_unknown_corpus_missing_folder_and_wrong_folder_are_told_apart(tmp_path):
+def test_unknown_corpus_missing_folder_and_wrong_folder_are_refused_each_by_its_name(tmp_path):
     with pytest.raises(ValueError, match=r"no recipe for corpus 'nema'; known: .*nemo"):
         clips_of("nema", tmp_path)
     with pytest.raises(ValueError, match="not a folder; unpack ased there first"):
@@ -275,12 +275,12 @@ def voices(tmp_path):
 
 def test_broken_clips_are_listed_with_their_reason_and_skipped(voices, tmp_path):
     done = []
-    assert prepare(voices, tmp_path / "set", 1, done.append) == (2, 3)
+    assert prepare(voices, tmp_path / "set", 1, lambda *progress: done.append(progress)) == (2, 3)
     rows = list(csv.DictReader((tmp_path / "set" / "skipped.csv").read_text().splitlines()))
     assert [row["path"].rpartition("/")[2] for row in rows] == ["corrupt.wav", "short.wav", "silent.wav"]
     assert all(row["reason"] for row in rows)
     assert "expected at least 0.4 s" in rows[1]["reason"]
-    assert done == [1, 2, 3, 4, 5]
+    assert done == [(number, 5) for number in range(1, 6)]
 
 
 def test_a_prepared_set_gives_back_the_speech_without_its_outer_silence(voices, tmp_path):
@@ -303,7 +303,7 @@ def test_a_prepared_set_does_not_depend_on_the_number_of_workers(voices, tmp_pat
 
 
 def test_a_stopped_preparation_leaves_no_set(voices, tmp_path):
-    def stop(done):
+    def stop(done, total):
         if done == 2:
             raise KeyboardInterrupt
 

@@ -7,14 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import synthesise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import TINY_SPEC, prepared
 
+from tests.builders import synthesise
+from tests.training import TINY_SPEC, prepared
 from train.crops import CROP_FRAMES, Crops, Variety, warped_bins
-from train.data import MorphedSet
-from train.recipes import morph
+from train.prosody_morphs import MorphedSet, morph
 from train.spectrum import read_along
 from train.tape import Tape
 
@@ -61,11 +60,13 @@ def test_the_teacher_hears_what_the_small_encoder_does_but_for_some_noise(clips)
     batch = crops(clips, batch=64)[0]
     differs = (batch["features"] != batch["clean"]).flatten(1).any(dim=1)
     assert 4 < differs.sum() < 40
-    same = crops(clips, of(disturbed=1.0, warp=1.0, mood=1.0, bent=1.0, second_voice=1.0, joined=1.0))[0]
+    same = crops(clips, of(disturbed=1.0, warp=1.0, emotion=1.0, bent=1.0, second_voice=1.0, joined=1.0))[0]
     assert torch.equal(same["features"], same["clean"])
 
 
-@pytest.mark.parametrize("change", ["speed", "warp", "stretch", "mood", "second_voice", "disturbed", "bent", "joined"])
+@pytest.mark.parametrize(
+    "change", ["speed", "warp", "stretch", "emotion", "second_voice", "disturbed", "bent", "joined"]
+)
 def test_each_change_changes_the_crops(clips, change):
     plain, changed = (
         crops(clips, PLAIN, 1 + (change == "joined")),

@@ -1,4 +1,4 @@
-"""The demo: its bundled clips, the user's own, and what it says when a decision is wrong."""
+"""The demo: its bundled clips, the user's own, and what it reports when a decision is wrong."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
-from test_cli import CALIBRATION
 
 from emoinv_edge.cli import main
 from emoinv_edge.cli.demo import find_clips
 from emoinv_edge.errors import AudioError
+from tests.builders import in_file
+from tests.test_cli import CALIBRATION
 
 CLIPS = Path(str(files("emoinv_edge"))) / "demo" / "clips"
 BASE = Path(str(files("emoinv_edge"))) / "models" / "base.onnx"
-MANNERS = {"neutral", "excited", "tense", "tired", "subdued"}
+EMOTIONS = {"neutral", "excited", "tense", "tired", "subdued"}
 
 
 @pytest.fixture
 def model(make_encoder: Callable[..., Path]) -> str:
     """A tiny model with a calibration that fits it."""
-    return str(make_encoder(metadata={"emoinv.calibration": CALIBRATION}))
+    return str(make_encoder(metadata=in_file(CALIBRATION)))
 
 
 @pytest.fixture
@@ -54,10 +55,10 @@ def demo(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, A
     return status, json.loads(capsys.readouterr().out)
 
 
-def test_every_voice_has_every_manner_in_clips_of_three_to_six_seconds() -> None:
+def test_every_voice_has_every_emotion_in_clips_of_three_to_six_seconds() -> None:
     clips = find_clips(CLIPS)
-    assert {(clip.speaker, clip.manner) for clip in clips} == {
-        (voice, manner) for voice in ("awb", "kal", "rms", "slt") for manner in MANNERS
+    assert {(clip.speaker, clip.emotion) for clip in clips} == {
+        (voice, emotion) for voice in ("awb", "kal", "rms", "slt") for emotion in EMOTIONS
     }
     for clip in clips:
         waveform, rate = soundfile.read(clip.path)
@@ -72,7 +73,7 @@ def test_the_clips_take_less_than_a_megabyte() -> None:
 
 @pytest.mark.skipif(not BASE.is_file(), reason="this checkout holds no models/base.onnx")
 @pytest.mark.parametrize("voice", ["awb", "kal", "rms", "slt"])
-def test_the_shipped_model_knows_each_voice_in_every_manner(capsys: pytest.CaptureFixture[str], voice: str) -> None:
+def test_the_shipped_model_knows_each_voice_in_every_emotion(capsys: pytest.CaptureFixture[str], voice: str) -> None:
     status, report = demo(capsys, "--voice", voice)
     wrong = [(trial["file"], trial["score"]) for trial in report["trials"] if not trial["right"]]
     assert (status, wrong) == (0, [])

@@ -8,14 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
-from train.data import PairBatches, Recipe, Source
-from train.distributed import barrier, process_group, rank, share, world_size
-from train.loop import Schedule, Trained, fit
-from train.losses import AngularMarginSoftmax
+from tests.training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
+from train import recipes
+from train.corpora import CORPORA
+from train.distributed import average_over_ranks, barrier, process_group, rank, share, world_size
+from train.finetune import FineTuned, fit
+from train.model import save_checkpoint
+from train.pairs import PairBatches, Recipe, Source
+from train.prepare import PreparedSet
+from train.schedule import Schedule
+from train.teachers import embed_initial, open_teacher, targets_path, teach
 
 RECIPE = Recipe(min_s=0.4, max_s=0.4, morph=0.0, pair_weight=0.5, softmax_weight=0.1, channel=0.0)
 HERE = Path(__file__).parent
@@ -48,8 +54,6 @@ def launch(function: str, folder: Path, processes: int = 2) -> None:
 
 
 def source(folder: Path) -> Source:
-    from train.prepare import PreparedSet
-
     clips = PreparedSet(folder / "toy")
     return Source(clips, random_embeddings(clips), 1.0)
 
@@ -58,41 +62,38 @@ def train_two_steps(folder: Path) -> None:
     """What each rank runs: two steps, its gradients and weights kept."""
     batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, 2 * world_size(), 1)
     with process_group():
-        fit(tiny_encoder(), TINY_SPEC, batches, RECIPE, Schedule(2, warmup_steps=1, frozen_stages=1), folder / "run",
-            num_workers=0)  # fmt: skip
+        fit(tiny_encoder(), TINY_SPEC, batches, Schedule(2, warmup_steps=1), folder / "run", num_workers=0)
         barrier()
 
 
-def keep_gradients(folder: Path) -> None:
-    """What each rank runs: one backward pass through DistributedDataParallel."""
-    from torch.nn.parallel import DistributedDataParallel
+def gradients_of(batches: PairBatches, steps: range) -> dict[str, torch.Tensor]:
+    """The gradient of the mean loss of some batches."""
+    tuned = FineTuned(tiny_encoder(), torch.from_numpy(batches.centres), RECIPE, 0)
+    losses = [tuned.losses(tuned(batches[step]["features"]), batches[step], 0.1)["loss"] for step in steps]
+    (sum(losses) / len(losses)).backward()
+    return {name: p.grad for name, p in tuned.named_parameters()}
 
+
+def keep_gradients(folder: Path) -> None:
+    """What each rank runs: one backward pass, its gradients averaged."""
     batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, world_size(), 1)
     with process_group():
-        trained = Trained(tiny_encoder(), AngularMarginSoftmax(torch.from_numpy(batches.centres)), RECIPE, 0)
-        parallel = DistributedDataParallel(trained)  # kept: without it nobody joins the gradients
-        parallel(batches[rank()], 0.1, RECIPE.pair_weight)["loss"].backward()
-        torch.save({name: p.grad for name, p in trained.named_parameters()}, folder / f"gradients-{rank()}.pt")
+        found = gradients_of(batches, range(rank(), rank() + 1))
+        average_over_ranks(found.values())
+        torch.save(found, folder / f"gradients-{rank()}.pt")
         barrier()
 
 
 def teach_share(folder: Path) -> None:
     """What each rank runs: its share of the targets."""
-    from train import recipes
-    from train.prepare import PreparedSet
-    from train.teacher import open_teacher, teach
-
     with process_group():
         found = teach(open_teacher(folder / "teacher.pt"), PreparedSet(folder / "toy"), folder / "targets")
-        recipes.teach(tiny_encoder(), TINY_SPEC, folder / "toy")
+        embed_initial(tiny_encoder(), TINY_SPEC, folder / "toy")
     assert (found is None) == (rank() != 0)
 
 
 def compress_two_steps(folder: Path) -> None:
     """What each rank runs: two steps of a compression, its own end kept."""
-    from train import recipes
-    from train.corpora import CORPORA
-
     recipes.SMALL_SHARES = {"toy": 1.0}
     CORPORA["toy"] = CORPORA["librispeech"]
     shape = TINY_SHAPE
@@ -114,12 +115,9 @@ def test_gradients_of_two_processes_are_the_mean_of_both_batches_in_one(folder):
     launch("keep_gradients", folder)
     first, second = (torch.load(folder / f"gradients-{r}.pt", weights_only=True) for r in (0, 1))
     batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, 2, 1)
-    trained = Trained(tiny_encoder(), AngularMarginSoftmax(torch.from_numpy(batches.centres)), RECIPE, 0)
-    loss = sum(trained(batches[step], 0.1, RECIPE.pair_weight)["loss"] for step in range(2)) / 2
-    loss.backward()
-    for name, parameter in trained.named_parameters():
+    for name, gradient in gradients_of(batches, range(2)).items():
         assert torch.equal(first[name], second[name]), name
-        assert torch.allclose(first[name], parameter.grad, atol=1e-6, rtol=1e-4), name
+        assert torch.allclose(first[name], gradient, atol=1e-6, rtol=1e-4), name
 
 
 def test_a_run_of_two_processes_ends_in_one_checkpoint_of_the_whole(folder):
@@ -127,17 +125,12 @@ def test_a_run_of_two_processes_ends_in_one_checkpoint_of_the_whole(folder):
     assert sorted(path.name for path in (folder / "run").iterdir()) == ["best.pt", "last.pt", "log.csv"]
     saved = torch.load(folder / "run" / "last.pt", weights_only=True)
     assert saved["step"] == 2
-    assert not any(name.startswith("module.") for name in saved["trained"])  # one process can go on with it
     batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, 3, 1)
-    schedule = Schedule(3, warmup_steps=1, frozen_stages=1)
-    fit(tiny_encoder(), TINY_SPEC, batches, RECIPE, schedule, folder / "run", num_workers=0)
+    fit(tiny_encoder(), TINY_SPEC, batches, Schedule(3, warmup_steps=1), folder / "run", num_workers=0)  # by one
     assert torch.load(folder / "run" / "last.pt", weights_only=True)["step"] == 3
 
 
 def test_a_compression_by_two_processes_ends_in_one_encoder(folder, monkeypatch):
-    from train import recipes
-    from train.corpora import CORPORA
-
     monkeypatch.setitem(CORPORA, "toy", CORPORA["librispeech"])
     launch("compress_two_steps", folder)
     first, second = (torch.load(folder / f"small-{r}.pt", weights_only=True) for r in (0, 1))
@@ -153,12 +146,6 @@ def test_a_compression_by_two_processes_ends_in_one_encoder(folder, monkeypatch)
 
 
 def test_targets_of_two_processes_equal_those_of_one(folder):
-    import numpy as np
-
-    from train.model import save_checkpoint
-    from train.prepare import PreparedSet
-    from train.teacher import open_teacher, targets_path, teach
-
     save_checkpoint(folder / "teacher.pt", tiny_encoder(), TINY_SPEC)
     launch("teach_share", folder)
     teacher, clips = open_teacher(folder / "teacher.pt"), PreparedSet(folder / "toy")

@@ -18,8 +18,9 @@ from emoinv_edge.audio import to_mono
 from emoinv_edge.encoder import MIN_FRAMES, MODEL_NAMES, Encoder
 from emoinv_edge.errors import AudioError, EmoinvError, ModelFormatError
 from emoinv_edge.features import log_mel, mean_normalise
-from emoinv_edge.model_file import run_golden
+from emoinv_edge.golden import run_golden
 from emoinv_edge.spec import EncoderSpec
+from tests.builders import calibration, emotion_axis, in_file, unit_vectors
 
 TINY = EncoderSpec(name="tiny", embedding_dim=32)
 SHORTEST = 400 + 160 * (MIN_FRAMES - 1)
@@ -30,8 +31,17 @@ SHORTEST = 400 + 160 * (MIN_FRAMES - 1)
 
 def test_an_embedding_has_unit_norm_and_the_size_of_the_spec(tiny_encoder, speechlike):
     embedding = tiny_encoder.embed(speechlike(2, 1), 16000)
-    assert embedding.shape == (32,) and embedding.dtype == np.float32
-    assert np.linalg.norm(embedding.astype(np.float64)) == pytest.approx(1.0, abs=1e-6)
+    assert embedding.vector.shape == (32,) and embedding.vector.dtype == np.float32 and embedding.norm > 0.0
+    assert np.linalg.norm(embedding.vector.astype(np.float64)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_embedding_is_taken_wherever_an_array_is(tiny_encoder, speechlike):
+    one, two = (tiny_encoder.embed(speechlike(2, seed), 16000) for seed in (1, 2))
+    cosine = one.vector @ two.vector
+    assert one @ two == one @ two.vector == one.vector @ two == np.dot(one, two) == cosine
+    assert np.array_equal(np.stack([one, two]) @ one, np.stack([one.vector, two.vector]) @ one.vector)
+    assert np.asarray(one) is one.vector and np.array(one) is not one.vector
+    assert np.asarray(one, np.float64).dtype == np.float64
 
 
 def test_an_embedding_is_what_the_graph_gives_for_normalised_features(tiny_encoder, speechlike):
@@ -41,12 +51,10 @@ def test_an_embedding_is_what_the_graph_gives_for_normalised_features(tiny_encod
     got = tiny_encoder.embed(waveform, 16000)
     np.testing.assert_allclose(got, expected[0] / np.linalg.norm(expected[0]), atol=1e-6)
     assert np.array_equal(tiny_encoder.embed_features(log_mel(waveform, TINY)), got)
-    embedding, norm = tiny_encoder.embed_with_norm(waveform, 16000)
-    assert np.array_equal(embedding, got) and norm > 0.0
-    assert tiny_encoder.embed_features_with_norm(log_mel(waveform, TINY))[1] == norm
+    assert tiny_encoder.embed_features(log_mel(waveform, TINY)).norm == got.norm
 
 
-def test_mean_normalisation_is_done_only_where_the_spec_says_so(make_encoder, speechlike):
+def test_mean_normalisation_is_done_only_where_the_spec_asks_for_it(make_encoder, speechlike):
     spec = dataclasses.replace(TINY, mean_normalisation=False)
     encoder = Encoder(make_encoder(spec=spec))
     feats = log_mel(speechlike(2, 1), spec)
@@ -137,10 +145,10 @@ def test_a_model_that_gives_no_usable_embedding_is_reported_not_scored(make_enco
 
 def test_a_large_embedding_does_not_overflow(make_encoder, speechlike):
     # As large as float32 holds: the square of its norm does not fit.
-    loud, norm = Encoder(make_encoder(gain=1e30)).embed_with_norm(speechlike(1, 7), 16000)
-    plain, expected = Encoder(make_encoder()).embed_with_norm(speechlike(1, 7), 16000)
+    loud = Encoder(make_encoder(gain=1e30)).embed(speechlike(1, 7), 16000)
+    plain = Encoder(make_encoder()).embed(speechlike(1, 7), 16000)
     np.testing.assert_allclose(loud, plain, atol=1e-5)
-    assert norm == pytest.approx(1e30 * expected, rel=1e-3)
+    assert loud.norm == pytest.approx(1e30 * plain.norm, rel=1e-3)
 
 
 # --- threads -----------------------------------------------------------------------------------
@@ -163,14 +171,6 @@ def test_eight_threads_share_an_encoder_and_get_the_serial_results(make_encoder,
         assert list(pool.map(hammer, range(8))) == [len(clips) * 5] * 8
 
 
-def test_a_session_runs_on_one_thread_and_does_not_spin(tiny_encoder_path):
-    options = Encoder(tiny_encoder_path)._session.get_session_options()
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
-    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert Encoder(tiny_encoder_path, num_threads=2)._session.get_session_options().intra_op_num_threads == 2
-
-
 @pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError)])
 def test_a_wrong_number_of_threads_is_refused(tiny_encoder_path, threads, error):
     with pytest.raises(error, match="num_threads"):
@@ -180,7 +180,7 @@ def test_a_wrong_number_of_threads_is_refused(tiny_encoder_path, threads, error)
 # --- the file ----------------------------------------------------------------------------------
 
 
-def test_the_file_says_what_the_encoder_is(make_encoder):
+def test_the_file_describes_the_encoder(make_encoder):
     provenance = {"format": 1, "version": "1.0.0", "corpora": []}
     path = make_encoder(metadata={"emoinv.provenance": provenance, "emoinv.golden": {"format": 1}, "author": "anyone"})
     encoder = Encoder(str(path))
@@ -294,6 +294,12 @@ def test_metadata_that_this_version_does_not_understand_is_refused(make_encoder,
         Encoder(make_encoder(metadata=metadata))
 
 
+def test_an_emotion_axis_of_another_models_embeddings_is_refused(make_encoder):
+    foreign = calibration(emotion_axis=emotion_axis(unit_vectors(1, 0, TINY.embedding_dim - 1)[0]))
+    with pytest.raises(ModelFormatError, match="belongs to another model"):
+        Encoder(make_encoder(metadata=in_file(foreign)))
+
+
 def test_metadata_that_is_no_json_is_refused(make_encoder):
     path = make_encoder()
     model = onnx.load(path)
@@ -378,7 +384,7 @@ def test_a_size_that_the_graph_leaves_open_is_checked_when_it_runs(tmp_path, spe
         spec = dataclasses.replace(TINY, embedding_dim=size)
         encoder = Encoder(save_graph(tmp_path / f"{size}.onnx", spec, nodes, *shapes, shape=[1, -1]))
         if fits:
-            assert encoder.embed(speechlike(1, 9), 16000).shape == (80,)
+            assert encoder.embed(speechlike(1, 9), 16000).vector.shape == (80,)
         else:
             with pytest.raises(ModelFormatError, match=r"\(1, 16\), got \(1, 80\)"):
                 encoder.embed(speechlike(1, 9), 16000)
@@ -395,32 +401,37 @@ def test_a_shipped_model_is_loaded_by_name(tmp_path, monkeypatch, make_encoder):
         )
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     assert Encoder.default().spec.name == "base"
-    assert [Encoder.load(name).spec.name for name in MODEL_NAMES] == list(MODEL_NAMES)
+    assert [Encoder.open(name).spec.name for name in MODEL_NAMES] == list(MODEL_NAMES)
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_each_shipped_model_computes_here_what_it_did_where_it_was_made(name):
-    encoder = Encoder.load(name)
+    encoder = Encoder.open(name)
     assert encoder.spec.name == name and encoder.calibration is not None
     results = run_golden(encoder)
     assert len(results) >= 3 and all(result.passed for result in results), results
 
 
-def test_a_missing_shipped_model_says_what_to_do(tmp_path, monkeypatch):
+def test_a_missing_shipped_model_is_refused_with_its_cure(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     with pytest.raises(ModelFormatError, match=r"without the model 'base'.*install emoinv-edge again"):
         Encoder.default()
 
 
-@pytest.mark.parametrize("name", ["huge", "", "../base", "base.onnx"])
-def test_an_unknown_name_is_refused(name):
-    with pytest.raises(ValueError, match=r"expected one of .*Encoder\(path\)"):
-        Encoder.load(name)
+@pytest.mark.parametrize("name", ["huge", "../base", "base.onnx"])
+def test_an_unknown_name_is_the_path_of_no_file(name):
+    with pytest.raises(ModelFormatError, match=r"no such model file.*base and small are opened by name"):
+        Encoder.open(name)
 
 
-def test_a_tier_that_this_version_lacks_is_told_with_what_there_is(tmp_path, monkeypatch):
+def test_a_file_is_opened_by_its_path(tiny_encoder_path):
+    for path in (tiny_encoder_path, str(tiny_encoder_path)):
+        assert Encoder.open(path, num_threads=2).spec == TINY
+
+
+def test_a_missing_tier_is_refused_with_those_there_are(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "base.onnx").write_bytes(b"")
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     with pytest.raises(ModelFormatError, match="without the model 'small'; it holds base: use that"):
-        Encoder.load("small")
+        Encoder.open("small")

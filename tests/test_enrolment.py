@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -13,30 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emoinv_edge import enrolment
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.enrolment import ENOUGH, PROMPTS, Enroller
+from emoinv_edge.enrolment import ENOUGH, MAX_UTTERANCES, PROMPTS, Enroller
 from emoinv_edge.errors import AudioError, CalibrationError, EmoinvError, EnrolmentError, ModelMismatchError
 from emoinv_edge.profiles import Profile
-from emoinv_edge.scoring import Calibration, FarTable, Term
-from tests.conftest import build_encoder, synthesise
-
-RATE = 16000
-ANA_HZ, BOB_HZ = 210.0, 110.0
-CALIBRATION = Calibration(
-    pooling="centroid",
-    bias=-7.0,
-    terms=(Term("cosine", 10.0, -1.0, 1.0),),
-    far_tables=(FarTable(1, (0.5, 0.01), (-1.0, 0.0)),),
-    num_impostor_speakers=300,
-    source="invented for the tests",
-)
+from tests.builders import ANA_HZ, BOB_HZ, RATE, calibrated_encoder, profile, synthesise, unit_vectors
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    path = tmp_path_factory.mktemp("enrolment") / "tiny.onnx"
-    return Encoder(build_encoder(path, metadata={"emoinv.calibration": json.loads(CALIBRATION.to_json())}))
+    return calibrated_encoder(tmp_path_factory.mktemp("enrolment"))
 
 
 @pytest.fixture
@@ -48,7 +33,7 @@ def begun(encoder: Encoder) -> Enroller:
     return enroller
 
 
-def test_progress_rises_to_one_and_the_prompts_ask_for_other_manners(encoder: Encoder) -> None:
+def test_progress_rises_to_one_and_the_prompts_ask_for_other_emotions(encoder: Encoder) -> None:
     enroller = Enroller(encoder)
     assert (enroller.progress, enroller.ready, enroller.prompt) == (0.0, False, PROMPTS[0])
     answers = [enroller.add(synthesise(3.0, seed, ANA_HZ), RATE) for seed in range(len(PROMPTS))]
@@ -62,12 +47,12 @@ def test_progress_rises_to_one_and_the_prompts_ask_for_other_manners(encoder: En
 
 
 def test_a_profile_keeps_every_exemplar_with_its_quality(begun: Enroller, encoder: Encoder) -> None:
-    profile = begun.profile("ana", consent="asked, said yes")
-    assert profile.name == "ana"
-    assert profile.model_fingerprint == encoder.fingerprint
-    assert profile.consent == "asked, said yes"
-    assert len(profile.exemplars) == 2
-    for exemplar in profile.exemplars:
+    made = begun.profile("ana", consent="asked, said yes")
+    assert made.name == "ana"
+    assert made.model_fingerprint == encoder.fingerprint
+    assert made.consent == "asked, said yes"
+    assert len(made.exemplars) == 2
+    for exemplar in made.exemplars:
         assert np.linalg.norm(exemplar.embedding) == pytest.approx(1.0, abs=1e-4)
         assert exemplar.quality.net_speech_s == pytest.approx(3.0, abs=0.2)
         assert math.exp(exemplar.quality.log_f0_mean or 0.0) == pytest.approx(ANA_HZ, rel=0.1)
@@ -107,7 +92,7 @@ def spoilt() -> dict[str, NDArray[Any]]:
         "too_quiet": (wave * np.float32(2e-4)).astype(np.float32),
         "other_speaker": synthesise(3.0, 50, BOB_HZ),
         "second_voice": np.concatenate((synthesise(3.0, 51, ANA_HZ), synthesise(3.0, 51, BOB_HZ))),
-        "replay": synthesise(3.0, 1, ANA_HZ),
+        "duplicate": synthesise(3.0, 1, ANA_HZ),
     }
 
 
@@ -142,7 +127,7 @@ def test_a_replay_is_known_in_disguise(encoder: Encoder, change: str) -> None:
         "48 kHz": wave,
         "padded": np.concatenate((np.zeros(5000, np.float32), first)),
     }[change]
-    assert enroller.add(again, 48000 if change == "48 kHz" else RATE).reason == "replay"
+    assert enroller.add(again, 48000 if change == "48 kHz" else RATE).reason == "duplicate"
 
 
 def test_a_second_voice_is_found_wherever_it_begins(encoder: Encoder) -> None:
@@ -157,9 +142,9 @@ def test_the_first_utterance_may_be_anybodys(encoder: Encoder) -> None:
 
 
 def test_a_profile_can_be_added_to(begun: Enroller, encoder: Encoder) -> None:
-    old = dataclasses.replace(begun.profile("ana", consent="yes"), expires=None)
+    old = begun.profile("ana", consent="yes")
     enroller = Enroller(encoder, profile=old)
-    assert enroller.add(synthesise(3.0, 1, ANA_HZ), RATE).reason == "replay"
+    assert enroller.add(synthesise(3.0, 1, ANA_HZ), RATE).reason == "duplicate"
     assert enroller.add(synthesise(3.0, 20, BOB_HZ), RATE).reason == "other_speaker"
     assert enroller.add(synthesise(3.0, 20, ANA_HZ), RATE).accepted
     new = enroller.profile("ana")
@@ -181,18 +166,15 @@ def test_audio_is_kept_only_when_asked_for(encoder: Encoder) -> None:
     audio = enroller.profile("ana").exemplars[0].audio
     assert audio is not None
     kept = np.frombuffer(audio, "<i2").astype(np.float32) / 32768.0
-    again, norm = encoder.embed_with_norm(kept, RATE)
+    again = encoder.embed(kept, RATE)
     exemplar = enroller.profile("ana").exemplars[0]
     assert float(again @ exemplar.embedding) > 0.999
-    assert exemplar.quality.log_embedding_norm == pytest.approx(math.log(norm), abs=1e-2)
+    assert exemplar.quality.log_embedding_norm == pytest.approx(math.log(again.norm), abs=1e-2)
 
 
-def test_a_full_profile_takes_no_more(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enrolment, "MAX_UTTERANCES", 2)
-    enroller = Enroller(encoder)
-    for seed in range(2):
-        assert enroller.add(synthesise(2.0, seed, ANA_HZ), RATE).accepted
-    assert enroller.add(synthesise(2.0, 7, ANA_HZ), RATE).reason == "full"
+def test_a_full_profile_takes_no_more(encoder: Encoder) -> None:
+    full = profile("ana", *unit_vectors(MAX_UTTERANCES, 1), model=encoder.fingerprint)
+    assert Enroller(encoder, profile=full).add(synthesise(2.0, 7, ANA_HZ), RATE).reason == "full"
 
 
 def test_a_model_without_calibration_cannot_enrol(tiny_encoder: Encoder) -> None:
@@ -200,14 +182,12 @@ def test_a_model_without_calibration_cannot_enrol(tiny_encoder: Encoder) -> None
         Enroller(tiny_encoder)
 
 
-def test_an_utterance_that_the_model_cannot_embed_is_refused(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(self: Encoder, waveform: NDArray[Any], sample_rate: int) -> tuple[NDArray[np.float32], float]:
+def test_an_utterance_that_the_model_cannot_embed_is_refused(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Encoder, features: NDArray[np.float32]) -> None:
         raise EmoinvError("norm 0")
 
     enroller = Enroller(encoder)
-    monkeypatch.setattr(Encoder, "embed_with_norm", fail)
+    monkeypatch.setattr(Encoder, "embed_features", fail)
     assert enroller.add(synthesise(2.0, 0, ANA_HZ), RATE).reason == "no_embedding"
 
 
@@ -220,9 +200,7 @@ def test_wrong_arrays_are_errors_not_answers(encoder: Encoder) -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(seconds=st.floats(0.0, 4.0), seed=st.integers(100, 200), gain=st.floats(1e-4, 3.0))
-def test_whatever_is_added_the_answer_is_consistent(
-    encoder: Encoder, seconds: float, seed: int, gain: float
-) -> None:
+def test_whatever_is_added_the_answer_is_consistent(encoder: Encoder, seconds: float, seed: int, gain: float) -> None:
     enroller = Enroller(encoder)
     wave = np.clip(synthesise(seconds, seed, ANA_HZ) * gain, -1.0, 1.0).astype(np.float32)
     answer = enroller.add(wave, RATE)
@@ -236,6 +214,6 @@ def test_profiles_of_two_enrollers_do_not_interact(encoder: Encoder) -> None:
     first.add(synthesise(3.0, 1, ANA_HZ), RATE)
     assert second.seconds == 0.0
     assert second.add(synthesise(3.0, 1, ANA_HZ), RATE).accepted
-    profile: Profile = first.profile("ana")
+    held: Profile = first.profile("ana")
     first.add(synthesise(3.0, 2, ANA_HZ), RATE)
-    assert len(profile.exemplars) == 1
+    assert len(held.exemplars) == 1

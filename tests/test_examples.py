@@ -18,23 +18,17 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from emoinv_edge import Calibration, Encoder, Enroller, MicrophoneError, ProfileStore, Verdict, Verifier
+from emoinv_edge.cli import build_parser
+from emoinv_edge.decision import Verdict
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.errors import MicrophoneError
 from emoinv_edge.microphone import Gap
-from emoinv_edge.sealing import PLAINTEXT
-from tests.conftest import build_encoder, synthesise
+from emoinv_edge.store import PLAINTEXT, ProfileStore
+from emoinv_edge.verifier import Verifier
+from tests.builders import ANA_HZ, RATE, calibrated_encoder, enrolled, synthesise
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-RATE = 16000
-ANA_HZ, STRANGER_HZ = 210.0, 150.0
-CALIBRATION = {
-    "format": 1,
-    "pooling": "centroid",
-    "bias": -7.0,
-    "terms": [{"name": "cosine", "weight": 10.0, "low": -1.0, "high": 1.0}],
-    "far_tables": [{"num_profiles": 1, "rates": [0.5, 0.001], "thresholds": [0.0, 1.0]}],
-    "num_impostor_speakers": 10_000,
-    "source": "invented for the tests",
-}
+STRANGER_HZ = 150.0
 
 
 def load(name: str) -> ModuleType:
@@ -55,18 +49,13 @@ def speech(f0_hz: float, seed: int = 100) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    Calibration.from_json(json.dumps(CALIBRATION))
-    path = tmp_path_factory.mktemp("examples") / "tiny.onnx"
-    return Encoder(build_encoder(path, metadata={"emoinv.calibration": CALIBRATION}))
+    return calibrated_encoder(tmp_path_factory.mktemp("examples"))
 
 
 @pytest.fixture(scope="module")
 def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> ProfileStore:
-    enroller = Enroller(encoder)
-    for take in range(3):
-        assert enroller.add(synthesise(4.0, 1000 + take, ANA_HZ), RATE).accepted
     store = ProfileStore(tmp_path_factory.mktemp("store") / "profiles.db", PLAINTEXT)
-    store.put(enroller.profile("ana"))
+    store.put(enrolled(encoder, "ana", ANA_HZ, takes=3, seconds=4.0))
     return store
 
 
@@ -112,7 +101,7 @@ def test_unlock_opens_for_the_owner_and_for_nobody_else(
         unlock.wait_for("ana", store, encoder)
 
 
-def test_asyncio_tells_decisions_and_the_loop_goes_on(encoder: Encoder, store: ProfileStore) -> None:
+def test_asyncio_yields_decisions_and_the_loop_goes_on(encoder: Encoder, store: ProfileStore) -> None:
     example = load("asyncio_listen.py")
     verifier = Verifier(encoder, store.get("ana"))
 
@@ -171,8 +160,6 @@ def test_many_streams_share_one_encoder(encoder: Encoder, store: ProfileStore, t
 
 
 def test_the_unit_starts_commands_that_exist() -> None:
-    from emoinv_edge.cli import build_parser
-
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(EXAMPLES / "systemd" / "emoinv-listen.service")

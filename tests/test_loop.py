@@ -8,11 +8,13 @@ import itertools
 
 import pytest
 import torch
-from training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
-from train.data import PairBatches, Recipe, Source
-from train.loop import Schedule, fit
+from tests.training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
+from train.finetune import fit
+from train.loop import Batches
 from train.model import load_checkpoint
+from train.pairs import PairBatches, Recipe, Source
+from train.schedule import Schedule
 
 RECIPE = Recipe(min_s=0.4, max_s=0.5, morph=0.0, pair_weight=0.5, softmax_weight=0.1)
 SCHEDULE = Schedule(steps=8, rate=1e-3, frozen_stages=1, warmup_steps=2, checkpoint_every_s=0.0)
@@ -45,7 +47,7 @@ def run(source, out, schedule=SCHEDULE, recipe=RECIPE, seed=1, stop_at=None, **o
 
     options = {"num_workers": 0, "progress": progress, "judge": lambda model: {}} | options
     try:
-        averaged = fit(tiny_encoder(), TINY_SPEC, batches, recipe, schedule, out, **options)
+        averaged = fit(tiny_encoder(), TINY_SPEC, batches, schedule, out, **options)
     except KeyboardInterrupt:
         averaged = None
     return losses_of(out), averaged
@@ -79,6 +81,22 @@ def test_losses_do_not_depend_on_the_number_of_workers(source, tmp_path):
     assert alone == shared and same(a, b)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_their_steps_from_whichever_a_run_begins_with(source, workers):
+    batches = PairBatches([source], TINY_SPEC, RECIPE, 3, 6, 1)
+    ahead = Batches(batches, 6, workers)
+    for step in (3, 4, 5, 0, 1):
+        assert torch.equal(ahead(step)["features"], batches[step]["features"])
+
+
+def test_what_another_version_left_is_refused_with_its_path(source, tmp_path):
+    torch.save({"trained": {}, "step": 3}, tmp_path / "last.pt")
+    with pytest.raises(
+        ValueError, match=r"last\.pt: no run to go on with, \['average', 'module', 'optimizer'\] missing"
+    ):
+        run(source, tmp_path)
+
+
 def test_a_finished_run_does_nothing_more(source, tmp_path):
     _, first = run(source, tmp_path)
     log = (tmp_path / "log.csv").read_text()
@@ -89,11 +107,11 @@ def test_a_finished_run_does_nothing_more(source, tmp_path):
 def test_frozen_stages_stay_and_the_others_learn(source, tmp_path):
     start = tiny_encoder().state_dict()
     run(source, tmp_path / "frozen", dataclasses.replace(SCHEDULE, frozen_stages=2))
-    trained = torch.load(tmp_path / "frozen" / "last.pt", weights_only=True)["trained"]
+    trained = torch.load(tmp_path / "frozen" / "last.pt", weights_only=True)["module"]
     moved = {name for name, value in start.items() if not torch.equal(trained[f"encoder.{name}"], value)}
     assert moved and all(name.startswith(("stages.2", "linear")) for name in moved)
     run(source, tmp_path / "free", dataclasses.replace(SCHEDULE, frozen_stages=0))
-    trained = torch.load(tmp_path / "free" / "last.pt", weights_only=True)["trained"]
+    trained = torch.load(tmp_path / "free" / "last.pt", weights_only=True)["module"]
     moved = {name.split(".")[0] for name, value in start.items() if not torch.equal(trained[f"encoder.{name}"], value)}
     assert moved == {"stem", "stages", "linear"}
 
@@ -116,13 +134,17 @@ def test_the_schedule_warms_up_and_comes_down_to_almost_nothing():
     assert 0.0 < factors[-1] < 0.03
 
 
-def test_best_is_the_average_and_says_where_it_came_from(source, tmp_path):
+def test_the_schedule_may_come_down_to_nothing():
+    assert Schedule(steps=100, warmup_steps=10, floor=0.0).factor(100) == 0.0
+
+
+def test_best_is_the_average_and_holds_where_it_came_from(source, tmp_path):
     _, averaged = run(source, tmp_path, provenance={"corpora": ["toy"]})
     model, spec, extra = load_checkpoint(tmp_path / "best.pt")
     assert same(model, averaged) and spec == TINY_SPEC
-    assert extra["provenance"] == {"corpora": ["toy"]} and extra["step"] == 8
+    assert extra["provenance"] == {"corpora": ["toy"]} and extra["step"] == 8 and extra["finished"] is True
     assert extra["recipe"]["pair_weight"] == RECIPE.pair_weight
-    last = torch.load(tmp_path / "last.pt", weights_only=True)["trained"]
+    last = torch.load(tmp_path / "last.pt", weights_only=True)["module"]
     assert not torch.equal(last["encoder.linear.weight"], model.linear.weight)
 
 
@@ -160,7 +182,5 @@ def test_a_batch_whose_gradient_is_not_finite_is_passed_over(source, tmp_path):
             return batch
 
     batches = Broken([source], TINY_SPEC, RECIPE, 3, 4, 1)
-    averaged = fit(
-        tiny_encoder(), TINY_SPEC, batches, RECIPE, dataclasses.replace(SCHEDULE, steps=4), tmp_path, num_workers=0
-    )
+    averaged = fit(tiny_encoder(), TINY_SPEC, batches, dataclasses.replace(SCHEDULE, steps=4), tmp_path, num_workers=0)
     assert all(torch.isfinite(value).all() for value in averaged.state_dict().values())

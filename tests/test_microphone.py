@@ -38,12 +38,14 @@ class InputStream:
         self.owner = owner
         self.options = options
         self.active = False
+        self.closed = False
 
     def start(self) -> None:
         self.active = True
         self.owner.stream = self
 
     def close(self) -> None:
+        self.closed = True
         if self.active:
             self.active = False
             self.options["finished_callback"]()
@@ -70,6 +72,7 @@ class PortAudio(types.ModuleType):
         self.refusal = ""
         self.absent = False
         self.restarts = 0
+        self._StreamBase = InputStream
         self.stream: InputStream | None = None
 
     def query_devices(self, device: Any = None, kind: str | None = None) -> Any:
@@ -258,6 +261,152 @@ def test_retry_waits_for_the_device_and_tells_the_time_it_took(portaudio: PortAu
         for _ in range(10):
             portaudio.stream.deliver(ramp(882))
         assert len(next(chunks)) > 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda block: block.__setitem__(5, np.nan),
+        lambda block: block.__setitem__(slice(None), np.inf),
+        lambda block: block.__imul__(32768.0),
+        lambda block: block.fill(-np.inf),
+    ],
+    ids=["one NaN", "infinite", "int16 scale", "minus infinite"],
+)
+@pytest.mark.parametrize("sample_rate", [48000, 16000])
+def test_a_block_that_is_no_audio_is_a_gap_in_its_place(
+    portaudio: PortAudio, spoil: Callable[[NDArray[np.float32]], object], sample_rate: int
+) -> None:
+    from emoinv_edge.audio import to_mono
+
+    with Microphone(sample_rate) as microphone:
+        assert portaudio.stream is not None
+        for number in range(9):
+            block = ramp(960, 960 * number)
+            if number in (3, 4):
+                spoil(block)
+            portaudio.stream.deliver(block)
+        iteration = iter(microphone)
+        microphone.close()
+        items = list(iteration)
+    (at,) = [index for index, item in enumerate(items) if isinstance(item, Gap)]
+    gap = items[at]
+    assert isinstance(gap, Gap) and gap.num_samples == 2 * 960 * sample_rate // 48000
+    assert "1920 samples from 'Fake USB' were NaN" in gap.reason and "driver" in gap.reason
+    before, after = (np.concatenate([i for i in part if not isinstance(i, Gap)]) for part in (items[:at], items[at:]))
+    assert np.array_equal(before, to_mono(ramp(3 * 960), 48000, sample_rate))
+    assert np.array_equal(after, to_mono(ramp(4 * 960, 5 * 960), 48000, sample_rate))
+
+
+def test_a_driver_that_gives_no_audio_any_more_is_reported_every_second(portaudio: PortAudio) -> None:
+    with Microphone(16000, retry=True) as microphone:
+        assert portaudio.stream is not None
+        for _ in range(125):
+            portaudio.stream.deliver(np.full(960, np.nan, np.float32))
+        iteration = iter(microphone)
+        microphone.close()
+        gaps = list(iteration)
+    assert [gap.num_samples for gap in gaps if isinstance(gap, Gap)] == [16000, 16000, 8000]
+
+
+def test_zeros_for_five_seconds_are_one_event(portaudio: PortAudio) -> None:
+    with Microphone(buffer_s=60.0) as microphone:
+        assert portaudio.stream is not None
+        for _ in range(900):  # 18 s
+            portaudio.stream.deliver(np.zeros(960, np.float32))
+        iteration = iter(microphone)
+        microphone.close()
+        items = list(iteration)
+    (at,) = [index for index, item in enumerate(items) if isinstance(item, Gap)]
+    gap = items[at]
+    assert isinstance(gap, Gap) and gap.num_samples == 0 and "is it muted?" in gap.reason
+    assert at == 250, "five seconds of it"
+    assert sum(len(item) for item in items if not isinstance(item, Gap)) == 900 * 960
+
+
+@pytest.mark.parametrize("least", [1e-4, -1e-4])
+def test_the_faintest_sound_is_not_muted(portaudio: PortAudio, least: float) -> None:
+    quiet = np.zeros(960, np.float32)
+    quiet[7] = least
+    with Microphone(buffer_s=60.0) as microphone:
+        assert portaudio.stream is not None
+        for number in range(900):
+            portaudio.stream.deliver(quiet if number % 200 == 0 else np.zeros(960, np.float32))
+        iteration = iter(microphone)
+        microphone.close()
+        assert not [item for item in iteration if isinstance(item, Gap)]
+
+
+def test_a_microphone_that_is_muted_again_is_reported_again(portaudio: PortAudio) -> None:
+    with Microphone(buffer_s=60.0) as microphone:
+        assert portaudio.stream is not None
+        for number in range(900):
+            portaudio.stream.deliver(ramp(960) if number == 400 else np.zeros(960, np.float32))
+        iteration = iter(microphone)
+        microphone.close()
+        assert len([item for item in iteration if isinstance(item, Gap)]) == 2
+
+
+def test_a_failure_in_the_callback_reaches_the_reader(portaudio: PortAudio) -> None:
+    class Unreadable:
+        def __getitem__(self, where: object) -> object:
+            raise MemoryError("no room for a block")
+
+    with Microphone() as microphone:
+        assert portaudio.stream is not None
+        portaudio.stream.deliver(ramp(960))
+        portaudio.stream.options["callback"](Unreadable(), 960, None, Status())
+        chunks = iter(microphone)
+        assert len(next(chunks)) == 960
+        with pytest.raises(MicrophoneError, match=r"MemoryError: no room for a block.*open the microphone again"):
+            next(chunks)
+
+
+def test_a_device_that_comes_back_by_itself_needs_no_restart_of_portaudio(portaudio: PortAudio) -> None:
+    with Microphone(retry=True) as microphone:
+        assert portaudio.stream is not None
+        portaudio.stream.deliver(ramp(960))
+        portaudio.stream.unplug()
+        chunks = iter(microphone)
+        assert len(next(chunks)) == 960
+        assert [isinstance(next(chunks), Gap) for _ in range(2)] == [True, True]
+    assert portaudio.restarts == 0
+
+
+@pytest.mark.parametrize("open_streams", [1, 3])
+def test_retry_leaves_the_applications_other_streams_alone_and_says_so(portaudio: PortAudio, open_streams: int) -> None:
+    others = [portaudio.InputStream(callback=None, finished_callback=None) for _ in range(open_streams)]
+    with Microphone(retry=True) as microphone:
+        assert portaudio.stream is not None
+        portaudio.stream.deliver(ramp(960))
+        portaudio.absent = True
+        portaudio.stream.unplug()
+        chunks = iter(microphone)
+        assert len(next(chunks)) == 960
+        waiting, held_back = next(chunks), next(chunks)
+        assert isinstance(waiting, Gap) and "Waiting" in waiting.reason
+        assert isinstance(held_back, Gap) and "would end another stream of this program" in held_back.reason
+        assert portaudio.restarts == 0
+
+        def close_the_others() -> None:
+            for other in others:
+                other.close()
+            portaudio.absent = False
+
+        threading.Timer(0.1, close_the_others).start()
+        back = next(chunks)
+        assert isinstance(back, Gap) and "back" in back.reason
+
+
+def test_a_closed_stream_of_the_application_does_not_hold_retry_back(portaudio: PortAudio) -> None:
+    other = portaudio.InputStream(callback=None, finished_callback=None)
+    other.close()
+    with Microphone(retry=True) as microphone:
+        assert portaudio.stream is not None
+        portaudio.stream.unplug()
+        chunks = iter(microphone)
+        reasons = [item.reason for item in (next(chunks), next(chunks)) if isinstance(item, Gap)]
+    assert "Waiting" in reasons[0] and "back" in reasons[1] and portaudio.restarts == 1
 
 
 def test_the_wall_clock_may_jump(portaudio: PortAudio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,14 @@ import onnx.helper
 import pytest
 import torch
 from onnx import numpy_helper
-from training import TINY_SHAPE, TINY_SPEC, tiny_encoder
 
+from tests.training import TINY_SHAPE, TINY_SPEC, tiny_encoder
 from train.compress import cut, kept_channels
-from train.embed import embed_waveforms
 from train.model import (
     BASE,
     EncoderShape,
     ResidualEncoder,
+    embed_waveforms,
     load_checkpoint,
     load_public_weights,
     save_checkpoint,
@@ -86,7 +86,7 @@ def test_shape_survives_the_round_trip_through_plain_values():
     assert EncoderShape.from_dict(as_json) == TINY_SHAPE
 
 
-def test_a_checkpoint_gives_back_the_encoder_its_spec_and_what_was_said_with_it(tmp_path):
+def test_a_checkpoint_gives_back_the_encoder_its_spec_and_what_was_saved_with_it(tmp_path):
     model = tiny_encoder(3)
     save_checkpoint(tmp_path / "a.pt", model, TINY_SPEC, step=7, provenance={"corpora": ["x"]})
     loaded, spec, extra = load_checkpoint(tmp_path / "a.pt")
@@ -178,8 +178,10 @@ def test_clips_of_mixed_length_come_back_in_their_order():
 def test_progress_of_embedding_reaches_the_number_of_clips():
     done = []
     clips = [clip(4000, 0), clip(9000, 1), clip(4000, 2)]
-    embed_waveforms(tiny_encoder(), TINY_SPEC, lambda i: clips[i], [4000, 9000, 4000], done.append)
-    assert done[-1] == 3 and done == sorted(done)
+    embed_waveforms(
+        tiny_encoder(), TINY_SPEC, lambda i: clips[i], [4000, 9000, 4000], lambda *progress: done.append(progress)
+    )
+    assert done[-1] == (3, 3) and done == sorted(done)
 
 
 # Cutting

@@ -18,9 +18,9 @@ from emoinv_edge.cli import main
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import ModelFormatError
 from emoinv_edge.features import log_mel
-from emoinv_edge.model_file import make_golden, run_golden
-from emoinv_edge.scoring import Calibration, FarTable, Moods, Term
+from emoinv_edge.golden import make_golden, run_golden
 from export.chain import write_model
+from tests.builders import calibration, emotion_axis, in_file, unit_vectors
 
 PROVENANCE: dict[str, Any] = {
     "format": 1,
@@ -75,7 +75,7 @@ def test_the_card_names_source_licences_gates_and_the_golden_test(
         "fingerprint  " + Encoder(whole).fingerprint,
         "80 log-mels of 25 ms every 10 ms",
         "a corpus (CC BY 4.0)",
-        "taught by    a public encoder (Apache-2.0)",
+        "teacher      a public encoder (Apache-2.0)",
         "2026-01-02T03:04:05+00:00 by emoinv-edge 0.9.0",
         "checkpoint " + "ab" * 32,
         "in_float [stem]",
@@ -87,25 +87,16 @@ def test_the_card_names_source_licences_gates_and_the_golden_test(
         assert expected in card
 
 
-def test_the_card_tells_whose_moods_are_taken_out(
+def test_the_card_names_the_speech_of_the_emotion_axis(
     write: Callable[[dict[str, Any]], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = np.linalg.qr(np.random.default_rng(0).standard_normal((32, 3)))[0].T.astype("<f4")
-    moods = Moods(rows.tobytes(), (0.31, 0.05, 0.72), rows[0].tobytes())
-    calibration = Calibration(
-        "centroid", -7.0, (Term("cosine", 14.0, -1.0, 1.0),), (FarTable(1, (0.5, 0.01), (-2.0, 2.0)),), 300, "made up",
-        moods,
-    )  # fmt: skip
-    metadata = {
-        "emoinv.calibration": json.loads(calibration.to_json()),
-        "emoinv.provenance": PROVENANCE | {"calibration_moods": ["actors"]},
-    }
-    assert main(["model", "show", str(write(metadata))]) == 0
-    shown = capsys.readouterr().out
-    assert "moods        3 directions of actors" in shown and "5% to 72% is left out" in shown
+    held = in_file(calibration(emotion_axis=emotion_axis(unit_vectors(1, 0)[0])))
+    for provenance, expected in (({"calibration_axis": ["actors"]}, "actors"), ({}, "speech that the file does not")):
+        assert main(["model", "show", str(write({**held, "emoinv.provenance": PROVENANCE | provenance}))]) == 0
+        assert f"emotion axis fitted on {expected}" in capsys.readouterr().out
 
 
-def test_the_card_of_a_bare_model_says_what_is_missing(
+def test_the_card_of_a_bare_model_lists_what_is_missing(
     tiny_encoder_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["model", "show", str(tiny_encoder_path)]) == 0

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from training import tiny_encoder
 
+from tests.training import tiny_encoder
 from train.muon import MuonAdamW
 
 
@@ -26,7 +26,7 @@ def take_steps(encoder, optimizer, steps):
         optimizer.zero_grad()
         loss = loss_of(encoder, step)
         loss.backward()
-        optimizer.step(1.0)
+        optimizer.step()
         losses.append(float(loss.detach()))
     return losses
 
@@ -49,18 +49,21 @@ def test_the_step_of_a_kernel_is_orthogonal_whatever_the_size_of_its_gradient():
         optimizer = MuonAdamW(encoder, 0.01, 0.01, weight_decay=0.0)
         optimizer.zero_grad()
         (scale * loss_of(encoder)).backward()
-        optimizer.step(1.0)
+        optimizer.step()
         singular = torch.linalg.svdvals((kernel.detach() - before).flatten(1))
         moved = singular[singular > 1e-5 * singular.max()]  # channels that are always 0 have no gradient
         assert len(moved) > 3 and moved.min() > 0.4 * moved.max()
 
 
-def test_the_rate_is_a_share_of_the_peak():
+def test_the_rates_of_all_groups_can_be_set():
     encoder = ready()
     before = copy.deepcopy(encoder.state_dict())
-    optimizer = MuonAdamW(encoder, 0.01, 0.01)
+    optimizer = MuonAdamW(encoder, 0.01, 0.02)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.02]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     loss_of(encoder).backward()
-    optimizer.step(0.0)
+    optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 

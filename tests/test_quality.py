@@ -12,11 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emoinv_edge.quality import SpeechQuality, f0_track, measure_quality
-from tests.conftest import synthesise
-
-RATE = 16000
-GOOD = SpeechQuality(3.0, 30.0, 0.0, -25.0, 4.8, 0.1, -5.0, 0.7)
+from emoinv_edge.quality import SpeechQuality, measure_quality, merge_qualities, snr_db
+from tests.builders import RATE, quality, synthesise
 
 
 def tone(f0_hz: float, seconds: float = 1.0, rate: int = RATE, noise: float = 0.003) -> NDArray[np.float32]:
@@ -30,10 +27,9 @@ def tone(f0_hz: float, seconds: float = 1.0, rate: int = RATE, noise: float = 0.
 @pytest.mark.parametrize("rate", [8000, 16000, 48000])
 @pytest.mark.parametrize("f0_hz", [70.0, 118.0, 190.0, 260.0, 410.0, 590.0])
 def test_the_pitch_of_a_steady_voice_is_found_within_a_tenth_of_a_semitone(f0_hz: float, rate: int) -> None:
-    track = f0_track(tone(f0_hz, rate=rate), rate)
-    voiced = track[track > 0]
-    assert len(voiced) > 0.9 * len(track)
-    assert abs(12 * math.log2(float(np.median(voiced)) / f0_hz)) < 0.1
+    found = measure_quality(tone(f0_hz, rate=rate), rate)
+    assert found.voiced_fraction > 0.9 and found.log_f0_mean is not None
+    assert abs(12 / math.log(2) * (found.log_f0_mean - math.log(f0_hz))) < 0.1
 
 
 def test_pitch_is_found_through_a_missing_fundamental() -> None:
@@ -48,23 +44,23 @@ def test_a_glide_moves_mean_and_spread_as_it_should() -> None:
     log_f0 = math.log(120.0) + (math.log(240.0) - math.log(120.0)) * time_s / seconds
     phase = 2.0 * np.pi * np.cumsum(np.exp(log_f0)) / RATE
     wave = sum(np.sin(k * phase) / k for k in range(1, 15)) * 0.1
-    quality = measure_quality(wave.astype(np.float32))
-    assert quality.log_f0_mean == pytest.approx(float(log_f0.mean()), abs=0.02)
-    assert quality.log_f0_std == pytest.approx(float(log_f0.std()), abs=0.03)
+    measured = measure_quality(wave.astype(np.float32))
+    assert measured.log_f0_mean == pytest.approx(float(log_f0.mean()), abs=0.02)
+    assert measured.log_f0_std == pytest.approx(float(log_f0.std()), abs=0.03)
 
 
 def test_noise_has_no_pitch() -> None:
     noise = (0.1 * np.random.default_rng(1).standard_normal(2 * RATE)).astype(np.float32)
-    assert (f0_track(noise) > 0).mean() < 0.05
+    assert measure_quality(noise).voiced_fraction < 0.05
 
 
 def test_silence_and_scraps_are_measured_without_a_pitch() -> None:
     for length in (0, 1, 160, 639, 640, 641, 5000):
-        quality = measure_quality(np.zeros(length, np.float32))
-        assert quality.log_f0_mean is None and quality.envelope is None
-        assert quality.log_f0_std == quality.tilt_db == quality.voiced_fraction == 0.0
-        assert quality.level_dbfs == -120.0
-        assert quality.net_speech_s == length / RATE
+        measured = measure_quality(np.zeros(length, np.float32))
+        assert measured.log_f0_mean is None and measured.envelope is None
+        assert measured.log_f0_std == measured.tilt_db == measured.voiced_fraction == 0.0
+        assert measured.level_dbfs == -120.0
+        assert measured.net_speech_s == length / RATE
 
 
 @settings(max_examples=40, deadline=None)
@@ -86,7 +82,7 @@ def test_a_flatter_spectrum_reads_as_more_effort() -> None:
 
 
 @pytest.mark.parametrize("snr_db", [5.0, 15.0, 30.0])
-def test_noise_in_the_pauses_is_what_the_snr_says(snr_db: float) -> None:
+def test_the_snr_is_that_of_speech_over_the_noise_in_the_pauses(snr_db: float) -> None:
     speech = synthesise(3.0, 3)
     gap = np.zeros(RATE, np.float32)
     wave = np.concatenate((speech, gap, speech))
@@ -137,9 +133,9 @@ def test_every_number_is_finite_whatever_the_sound(length: int, kind: str, seed:
         "tiny": rng.uniform(-1e-30, 1e-30, length),
     }[kind].astype(np.float32)
     before = wave.copy()
-    quality = measure_quality(wave)
-    values = [value for value in dataclasses.astuple(quality) if isinstance(value, float)]
-    values += quality.envelope or ()
+    measured = measure_quality(wave)
+    values = [value for value in dataclasses.astuple(measured) if isinstance(value, float)]
+    values += measured.envelope or ()
     assert all(math.isfinite(value) for value in values)
     assert np.array_equal(wave, before)
 
@@ -148,21 +144,21 @@ def test_every_number_is_finite_whatever_the_sound(length: int, kind: str, seed:
 @pytest.mark.parametrize("value", [math.nan, math.inf, "3", True])
 def test_a_quality_that_is_no_finite_number_cannot_be_made(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
-        dataclasses.replace(GOOD, **{field: value})
+        quality(**{field: value})
 
 
 def test_only_the_mean_pitch_and_the_norm_may_be_unknown() -> None:
-    assert dataclasses.replace(GOOD, log_f0_mean=None).log_f0_mean is None
-    assert dataclasses.replace(GOOD, log_embedding_norm=None).log_embedding_norm is None
+    assert quality(log_f0_mean=None).log_f0_mean is None
+    assert quality(log_embedding_norm=None).log_embedding_norm is None
     with pytest.raises(ValueError, match="tilt_db"):
-        dataclasses.replace(GOOD, tilt_db=None)
+        quality(tilt_db=None)
 
 
 @pytest.mark.parametrize("envelope", [(), (0.0,) * 7, (0.0,) * 7 + (math.nan,), (0.0,) * 7 + (True,), ("1",) * 8])
 def test_an_envelope_is_eight_finite_numbers(envelope: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="envelope"):
-        dataclasses.replace(GOOD, envelope=envelope)
-    assert dataclasses.replace(GOOD, envelope=[1] * 8).envelope == (1.0,) * 8
+        quality(envelope=envelope)
+    assert quality(envelope=[1] * 8).envelope == (1.0,) * 8
 
 
 def envelope_of(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -219,3 +215,24 @@ def test_an_offset_of_the_converter_is_no_noise(offset: float) -> None:
     clean = measure_quality(waveform, RATE, speech)
     shifted = measure_quality(waveform + np.float32(offset), RATE, speech)
     assert shifted.snr_db == pytest.approx(clean.snr_db, abs=0.1)
+
+
+def test_qualities_of_the_parts_merge_to_that_of_the_whole() -> None:
+    waveform = synthesise(4.0, 71, 180.0)
+    whole = measure_quality(waveform, RATE)
+    merged = merge_qualities([measure_quality(part, RATE) for part in np.split(waveform, 5)])
+    assert merged.net_speech_s == pytest.approx(whole.net_speech_s)
+    assert merged.log_f0_mean == pytest.approx(whole.log_f0_mean, abs=0.03)
+    assert merged.log_f0_std == pytest.approx(whole.log_f0_std, abs=0.05)
+    assert merged.level_dbfs == pytest.approx(whole.level_dbfs, abs=0.01)
+    assert merged.tilt_db == pytest.approx(whole.tilt_db, abs=2.0)
+    assert whole.envelope is not None and merged.envelope == pytest.approx(whole.envelope, abs=0.5)
+    silence = measure_quality(np.zeros(RATE, np.float32), RATE)
+    assert merge_qualities([silence, silence]).log_f0_mean is None
+    assert merge_qualities([silence, silence]).envelope is None
+    assert merge_qualities([whole, silence]).envelope == pytest.approx(whole.envelope)
+
+
+def test_the_snr_of_almost_nothing_is_zero() -> None:
+    assert snr_db(np.zeros(4, np.float32)) == 0.0
+    assert snr_db(np.repeat(np.float32([-60.0, -20.0]), 20)) == pytest.approx(40.0, abs=0.01)

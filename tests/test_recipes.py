@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from conftest import synthesise
-from training import TINY_SHAPE, TINY_SPEC, prepared, tiny_encoder
 
-import train.recipes as recipes
+from tests.training import TINY_SHAPE, TINY_SPEC, prepared, tiny_encoder
+from train import recipes
 from train.__main__ import main
-from train.channels import LONGEST_NOISE_S, read_noises, simulate_rooms
 from train.compress import cut
 from train.corpora import CORPORA
-from train.data import MorphedSet, Recipe
-from train.loop import Schedule
 from train.model import ResidualEncoder, load_checkpoint, save_checkpoint
+from train.pairs import Recipe
 from train.prepare import PreparedSet
-from train.recipes import Judge, Run, fit_base, fit_pairs, fit_run, fit_small, morph, open_sources, part_way, teach
+from train.prosody_morphs import MorphedSet, morph
+from train.recipes import Judge, Run, fit_base, fit_pairs, fit_run, fit_small, interpolate, open_sources
 from train.refit import refit_linear
-from train.teacher import middle, open_teacher
+from train.schedule import Schedule
+from train.teachers import embed_initial, middle, open_teacher
 
 QUICK = Schedule(steps=2, frozen_stages=1, warmup_steps=1)
 SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
@@ -30,10 +30,10 @@ SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
 
 @pytest.fixture
 def root(tmp_path):
-    """A prepared root with two open corpora and a research one, taught by a tiny encoder."""
+    """A prepared root with two open corpora and a research one, embedded by a tiny encoder."""
     for corpus in ("malayalam", "librispeech", "ased"):
         prepared(tmp_path / corpus, corpus, speakers=6, takes=2, seconds=0.6, genders=("female",))
-        teach(tiny_encoder(), TINY_SPEC, tmp_path / corpus)
+        embed_initial(tiny_encoder(), TINY_SPEC, tmp_path / corpus)
     return tmp_path
 
 
@@ -82,30 +82,7 @@ def test_the_judge_gives_percent_for_each_corpus_and_their_mean(root):
     assert figures["mean.pairs"] == figures["ased.pairs"]
 
 
-def test_morphs_are_made_for_each_speaker_whatever_the_workers(root):
-    made = []
-    assert morph(root / "malayalam", 1, 0, 1, lambda done, total: made.append((done, total))) == 6
-    assert made[-1] == (6, 6)
-    first = (root / "malayalam" / "morphs" / "audio.i16").read_bytes()
-    morph(root / "malayalam", 1, 0, 2)
-    assert (root / "malayalam" / "morphs" / "audio.i16").read_bytes() == first
-    _, (found,) = open_sources(root, {"malayalam": 1.0})
-    speakers = {recipes.PreparedSet(root / "malayalam").clips[index].speaker for _, index in found.of}
-    assert len(speakers) == 6 and isinstance(found, MorphedSet)
-    for (corpus, index), places in found.of.items():
-        assert len(places) == 1 and len(found.waveforms(corpus, index)) == 1
-
-
-def test_a_stopped_morph_leaves_no_manifest(root):
-    def stop(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        morph(root / "ased", 1, 0, 1, stop)
-    assert not (root / "ased" / "morphs" / "manifest.csv").exists()
-
-
-def test_a_run_says_in_its_checkpoint_what_it_learnt_from(root, tmp_path):
+def test_the_checkpoint_of_a_run_holds_what_it_learnt_from(root, tmp_path):
     run = Run(SHORT, QUICK, {"malayalam": 1.0, "librispeech": 1.0})
     fit_run(tiny_encoder(), TINY_SPEC, root, tmp_path / "run", run, [], [], pairs=2, num_workers=0)
     provenance = load_checkpoint(tmp_path / "run" / "best.pt")[2]["provenance"]
@@ -114,13 +91,13 @@ def test_a_run_says_in_its_checkpoint_what_it_learnt_from(root, tmp_path):
     ]  # fmt: skip
 
 
-def test_part_way_lies_between_the_start_and_the_mean_of_the_runs():
+def test_interpolated_weights_lie_between_the_start_and_the_mean_of_the_runs():
     start, runs = tiny_encoder(0), [tiny_encoder(1), tiny_encoder(2)]
     weights = [model.state_dict()["linear.weight"] for model in (start, *runs)]
-    assert torch.allclose(part_way(start, runs, 0.0).state_dict()["linear.weight"], weights[0])
-    assert torch.allclose(part_way(start, runs, 1.0).state_dict()["linear.weight"], (weights[1] + weights[2]) / 2)
+    assert torch.allclose(interpolate(start, runs, 0.0).state_dict()["linear.weight"], weights[0])
+    assert torch.allclose(interpolate(start, runs, 1.0).state_dict()["linear.weight"], (weights[1] + weights[2]) / 2)
     expected = 0.7 * weights[0] + 0.15 * weights[1] + 0.15 * weights[2]
-    assert torch.allclose(part_way(start, runs, 0.3).state_dict()["linear.weight"], expected, atol=1e-6)
+    assert torch.allclose(interpolate(start, runs, 0.3).state_dict()["linear.weight"], expected, atol=1e-6)
 
 
 def test_base_is_the_mixture_of_its_runs_each_from_the_same_start(root, tmp_path, monkeypatch):
@@ -136,8 +113,8 @@ def test_base_is_the_mixture_of_its_runs_each_from_the_same_start(root, tmp_path
     saved, spec, extra = load_checkpoint(tmp_path / "base" / "best.pt")
     refitted_on, _ = open_sources(root, {"malayalam": 1.0}, targets="fused")
     refitted = refit_linear(start, TINY_SPEC, refitted_on, recipes.REFIT_PENALTY)
-    begun = part_way(start, [refitted], recipes.REFIT_WAY)
-    expected = part_way(begun, runs, recipes.BASE_WAY).state_dict()
+    begun = interpolate(start, [refitted], recipes.REFIT_ALPHA)
+    expected = interpolate(begun, runs, recipes.BASE_ALPHA).state_dict()
     for name, value in expected.items():
         assert torch.allclose(value, saved.state_dict()[name]) and torch.allclose(value, base.state_dict()[name])
     assert spec == TINY_SPEC and [c["name"] for c in extra["provenance"]["corpora"]] == ["malayalam", "librispeech"]
@@ -153,21 +130,32 @@ def small_run(root, tmp_path, monkeypatch):
     torch.manual_seed(0)
     large = ResidualEncoder(dataclasses.replace(TINY_SHAPE, blocks=(2, 2, 2), stem_stride=(1, 1)))
 
-    def run(name, progress=lambda step, losses: None, **options):
-        schedule = Schedule(30, rate=3e-3, warmup_steps=3, checkpoint_every_s=0.0)
-        return fit_small(
-            large, TINY_SPEC, root, tmp_path / name, SMALL, schedule, 8, num_workers=0, progress=progress, **options
-        )
+    def run(name, stop_at=None, **options):
+        """Train; a judge of every step makes the log hold every step's losses, in their order."""
+        schedule = Schedule(30, rate=3e-3, warmup_steps=3, checkpoint_every_s=0.0, judge_every=1)
+
+        def progress(done, total):
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        options = {"num_workers": 0, "judge": lambda model: {}, "progress": progress} | options
+        with contextlib.suppress(KeyboardInterrupt):
+            run.small = fit_small(large, TINY_SPEC, root, tmp_path / name, SMALL, schedule, 8, **options)
+        rows = csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines())
+        losses = {"hints": [], "match": [], "loss": []}
+        for row in rows:
+            losses[row["figure"]].append(float(row["value"]))
+        return losses
 
     run.large = large
     return run
 
 
-def test_small_is_cut_and_taught_to_follow_the_large_one(small_run, tmp_path):
-    seen = []
-    small = small_run("run", lambda step, losses: seen.append(losses))
-    assert small.shape == SMALL and len(seen) == 30
-    large, unseen = small_run.large, torch.randn(16, 64, 80, generator=torch.Generator().manual_seed(3))
+def test_small_is_cut_and_distilled_from_the_large_one(small_run, tmp_path):
+    assert len(small_run("run")["loss"]) == 30
+    small, large = small_run.small, small_run.large
+    assert small.shape == SMALL
+    unseen = torch.randn(16, 64, 80, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         before, after = (torch.cosine_similarity(e(unseen), large(unseen)).mean() for e in (cut(large, SMALL), small))
     assert 1 - after < 0.7 * (1 - before)
@@ -177,28 +165,16 @@ def test_small_is_cut_and_taught_to_follow_the_large_one(small_run, tmp_path):
 
 
 def test_the_stages_are_hinted_at_for_their_share_of_the_steps_and_not_after(small_run):
-    seen = []
-    small_run("run", lambda step, losses: seen.append(losses["hints"]), hints_until=0.4)
-    assert all(hints > 0 for hints in seen[:12]) and seen[12:] == [0.0] * 18
-    unhinted = []
-    small_run("unhinted", lambda step, losses: unhinted.append(losses["hints"]), hints_until=0.0)
-    assert unhinted == [0.0] * 30
+    hints = small_run("run", hints_until=0.4)["hints"]
+    assert all(value > 0 for value in hints[:12]) and hints[12:] == [0.0] * 18
+    assert small_run("unhinted", hints_until=0.0)["hints"] == [0.0] * 30
 
 
 def test_a_compression_that_was_stopped_goes_on_with_the_same_losses(small_run, tmp_path):
-    whole, parts = [], []
-    small_run("whole", lambda step, losses: whole.append(losses))
-
-    def until_ten(step, losses):
-        parts.append(losses)
-        if step == 11:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        small_run("stopped", until_ten)
+    whole = small_run("whole")["match"]
+    before = small_run("stopped", stop_at=11)["match"]
     assert load_checkpoint(tmp_path / "stopped" / "best.pt")[2]["finished"] is False
-    small_run("stopped", lambda step, losses: parts.append(losses))
-    assert [p["match"] for p in parts[:10] + parts[11:]] == pytest.approx([w["match"] for w in whole], rel=1e-4)
+    assert before == whole[:10] and small_run("stopped")["match"] == whole
 
 
 def test_held_out_speakers_are_not_compressed_on(root, monkeypatch):
@@ -214,33 +190,7 @@ def test_held_out_speakers_are_not_compressed_on(root, monkeypatch):
     monkeypatch.setattr(recipes, "Crops", crops)
     fit_small(tiny_encoder(), TINY_SPEC, root, root / "run", SMALL)
     assert {clip.speaker for clip in heard[0].clips} == {f"malayalam-{n}" for n in (1, 2, 3, 4)}
-    assert len(morphs) == 4 and len(recipes.MorphedSet(root / "malayalam" / "morphs").of) == 6
-
-
-# Channels
-
-
-def test_noises_are_read_from_folders_and_what_is_no_sound_is_left_out(tmp_path):
-    soundfile.write(tmp_path / "long.wav", np.tile(synthesise(1.0, 0), 40), 16000)
-    soundfile.write(tmp_path / "short.flac", synthesise(0.5, 1), 16000)
-    (tmp_path / "broken.wav").write_text("no sound")
-    (tmp_path / "notes.txt").write_text("hello")
-    noises = read_noises([tmp_path])
-    assert [len(noise) for noise in noises] == [round(16000 * LONGEST_NOISE_S), 8000]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no sound under"):
-        read_noises([tmp_path / "empty"])
-
-
-def test_rooms_are_finite_echoes_that_depend_on_the_seed():
-    rooms = simulate_rooms(3, seed=1)
-    again = simulate_rooms(3, seed=1)
-    assert all(np.array_equal(a, b) for a, b in zip(rooms, again, strict=True))
-    assert not np.array_equal(rooms[0], simulate_rooms(1, seed=2)[0])
-    for room in rooms:
-        assert np.isfinite(room).all() and np.abs(room).max() == 1.0 and len(room) <= 0.8 * 16000
-        energy = np.cumsum(room[::-1] ** 2)[::-1]
-        assert energy[len(room) // 2] < 0.1 * energy[0]  # it dies away
+    assert len(morphs) == 4 and len(MorphedSet(root / "malayalam" / "morphs").of) == 6
 
 
 # The commands
@@ -274,7 +224,7 @@ def test_ablate_runs_from_the_command_line(root, tmp_path, capsys):
     assert "no arm cosine; there are aam, +copypaste" in capsys.readouterr().err
 
 
-def test_fit_small_from_the_command_line_says_what_it_was_made_of(root, tmp_path, monkeypatch, capsys):
+def test_fit_small_from_the_command_line_records_what_it_was_made_of(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "SMALL_SHARES", {"malayalam": 1.0})
     monkeypatch.setattr(recipes, "SMALL_STAGES", Schedule(2, rate=3e-3))
     monkeypatch.setattr(recipes, "SMALL_SHAPE", SMALL)
@@ -299,7 +249,7 @@ def test_fit_small_from_the_command_line_says_what_it_was_made_of(root, tmp_path
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in begun["small"].state_dict().items())
 
 
-def test_fit_research_may_learn_from_research_corpora_and_says_so(root, tmp_path, monkeypatch, capsys):
+def test_fit_research_may_learn_from_research_corpora_and_records_them(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "RESEARCH_RUN", Run(SHORT, QUICK, {"ased": 0.5, "malayalam": 0.5}))
     save_checkpoint(tmp_path / "base.pt", tiny_encoder(), TINY_SPEC)
     command = ["fit", "research", "--start", str(tmp_path / "base.pt"), "--prepared", str(root), "--rooms", "0"]
@@ -310,7 +260,7 @@ def test_fit_research_may_learn_from_research_corpora_and_says_so(root, tmp_path
     assert {CORPORA[name].use for name in recipes.RESEARCH_RUN.shares} == {"research", "open"}
 
 
-def test_fit_pairs_goes_half_of_the_way_to_a_run_with_the_teachers_targets(root, tmp_path, monkeypatch, capsys):
+def test_fit_pairs_interpolates_towards_a_run_with_the_teachers_targets(root, tmp_path, monkeypatch, capsys):
     run = Run(SHORT, QUICK, {"malayalam": 0.5, "librispeech": 0.5}, targets="base")
     monkeypatch.setattr(recipes, "PAIRS_RUN", run)
     monkeypatch.setattr(recipes, "PAIRS_BATCH", 2)
@@ -319,10 +269,10 @@ def test_fit_pairs_goes_half_of_the_way_to_a_run_with_the_teachers_targets(root,
     save_checkpoint(tmp_path / "small.pt", start, TINY_SPEC, provenance=made_of)
     save_checkpoint(tmp_path / "large.pt", teacher, TINY_SPEC)
     command = ["fit", "pairs", "--start", str(tmp_path / "small.pt"), "--prepared", str(root), "--rooms", "0"]
-    assert main([*command, "-o", str(tmp_path / "no")]) == 1 and "expected --teacher" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "-o", str(tmp_path / "no")])
+    assert "required: --teacher" in capsys.readouterr().err
     command += ["--teacher", str(tmp_path / "large.pt"), "-o", str(tmp_path / "run")]
-    assert main([*command, "--steps", "3"]) == 1
-    assert "--steps: expected with `fit small` only" in capsys.readouterr().err
     assert main(command) == 0
 
     taught = np.load(root / "malayalam" / "base.npy")
@@ -331,10 +281,10 @@ def test_fit_pairs_goes_half_of_the_way_to_a_run_with_the_teachers_targets(root,
     assert np.allclose(taught[0], expected[0], atol=1e-4)
     ran = load_checkpoint(tmp_path / "run" / "pairs" / "best.pt")[0]
     saved, _, extra = load_checkpoint(tmp_path / "run" / "best.pt")
-    half = part_way(start, [ran], recipes.PAIRS_WAY)
+    half = interpolate(start, [ran], recipes.PAIRS_ALPHA)
     sources, _ = open_sources(root, run.shares, targets="base")
     refitted = refit_linear(half, TINY_SPEC, sources, recipes.PAIRS_REFIT_PENALTY)
-    wanted = part_way(half, [refitted], recipes.PAIRS_WAY).state_dict()
+    wanted = interpolate(half, [refitted], recipes.PAIRS_ALPHA).state_dict()
     assert all(torch.allclose(value, wanted[name], atol=1e-6) for name, value in saved.state_dict().items())
     assert [corpus["name"] for corpus in extra["provenance"]["corpora"]] == ["emogator", "malayalam", "librispeech"]
     assert [each["name"] for each in extra["provenance"]["teachers"]] == ["base of emoinv-edge"]
@@ -347,12 +297,12 @@ def test_a_teacher_of_another_size_is_refused(root, tmp_path):
         fit_pairs(tiny_encoder(), TINY_SPEC, root, tmp_path / "run", other, [], [])
 
 
-@pytest.mark.parametrize("tier", ["base", "research"])
-def test_what_only_small_can_be_told_is_refused_elsewhere(root, tmp_path, capsys, tier):
-    save_checkpoint(tmp_path / "start.pt", tiny_encoder(), TINY_SPEC)
-    command = ["fit", tier, "--start", str(tmp_path / "start.pt"), "--prepared", str(root), "-o", str(tmp_path / "run")]
-    assert main([*command, "--steps", "3", "--go-on-from", str(tmp_path / "start.pt")]) == 1
-    assert f"--go-on-from, --steps: expected with `fit small` only; the recipe of {tier}" in capsys.readouterr().err
+@pytest.mark.parametrize("model", ["base", "pairs", "research"])
+def test_the_options_of_small_are_refused_elsewhere(root, tmp_path, capsys, model):
+    command = ["fit", model, "--start", "start.pt", "--prepared", str(root), "-o", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main([*command, *(["--teacher", "base.pt"] if model == "pairs" else []), "--steps", "3"])
+    assert "unrecognized arguments: --steps 3" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

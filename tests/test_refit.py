@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from training import TINY_SPEC, prepared, tiny_encoder
 
-from train.data import Source
-from train.embed import embed_waveforms
+from tests.training import TINY_SPEC, prepared, tiny_encoder
+from train.model import embed_waveforms
+from train.pairs import Source
 from train.refit import FRAMES, pooled_statistics, refit_linear, solve_ridge
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 import pytest
 from hypothesis import given, settings
@@ -104,8 +103,6 @@ def test_what_is_no_json_object_is_refused(text):
         ("sample_rate", True),
         ("sample_rate", "16000"),
         ("frame_length_ms", 4.9),
-        ("frame_length_ms", math.nan),
-        ("frame_length_ms", math.inf),
         ("frame_shift_ms", 0.9),
         ("frame_shift_ms", 25.1),
         ("num_mel_bins", 7),

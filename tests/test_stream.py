@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-import datetime
 import gc
-import json
 import os
 import sys
 import tracemalloc
@@ -18,46 +16,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from emoinv_edge.calibration import FarTable
+from emoinv_edge.decision import Decision, Verdict
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.enrolment import Enroller
 from emoinv_edge.errors import EmoinvError
-from emoinv_edge.profiles import Exemplar, Profile
-from emoinv_edge.quality import measure_quality
-from emoinv_edge.scoring import Calibration, FarTable, Term
-from emoinv_edge.spec import EncoderSpec
-from emoinv_edge.stream import VerificationStream, merge_qualities
-from emoinv_edge.verifier import Decision, Verdict, Verifier
-from tests.conftest import build_encoder, synthesise
+from emoinv_edge.stream import VerificationStream
+from emoinv_edge.verifier import Verifier
+from tests.builders import (
+    ANA_HZ,
+    BOB_HZ,
+    RATE,
+    calibrated_encoder,
+    calibration,
+    enrolled,
+    profile,
+    synthesise,
+)
 
-RATE = 16000
-ANA_HZ, BOB_HZ, STRANGER_HZ = 210.0, 110.0, 150.0
-CALIBRATION = Calibration(
-    pooling="centroid",
+STRANGER_HZ = 150.0
+CALIBRATION = calibration(
     bias=-6.3,
-    terms=(Term("cosine", 10.0, -1.0, 1.0),),
     far_tables=(FarTable(1, (0.5, 0.001), (0.0, 1.0)), FarTable(16, (0.5, 0.001), (0.0, 1.0))),
     num_impostor_speakers=10_000,
-    source="invented for the tests",
 )
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    path = tmp_path_factory.mktemp("stream") / "tiny.onnx"
-    return Encoder(build_encoder(path, metadata={"emoinv.calibration": json.loads(CALIBRATION.to_json())}))
-
-
-def enrol(encoder: Encoder, name: str, f0_hz: float) -> Profile:
-    enroller = Enroller(encoder)
-    for seed in range(3):
-        feedback = enroller.add(synthesise(4.0, 1000 + seed, f0_hz), RATE)
-        assert feedback.accepted, feedback.message
-    return enroller.profile(name)
+    return calibrated_encoder(tmp_path_factory.mktemp("stream"), CALIBRATION)
 
 
 @pytest.fixture(scope="module")
 def verifier(encoder: Encoder) -> Verifier:
-    return Verifier(encoder, [enrol(encoder, "ana", ANA_HZ), enrol(encoder, "bob", BOB_HZ)])
+    return Verifier(encoder, [enrolled(encoder, name, hz, 3, 4.0) for name, hz in (("ana", ANA_HZ), ("bob", BOB_HZ))])
 
 
 def noise(seconds: float, seed: int = 0, level: float = 0.0005) -> NDArray[np.float32]:
@@ -92,7 +83,7 @@ def finals(decisions: list[Decision]) -> list[Decision]:
     return [decision for decision in decisions if decision.final and decision.end - decision.start > RATE // 4]
 
 
-def test_each_voice_is_told_in_its_time(verifier: Verifier, talk: NDArray[np.float32]) -> None:
+def test_each_voice_is_named_in_its_time(verifier: Verifier, talk: NDArray[np.float32]) -> None:
     decisions = run(verifier.stream(), talk, [320])
     ana, bob, stranger, word = finals(decisions)
     assert (ana.verdict, ana.speaker) == (Verdict.ACCEPT, "ana")
@@ -105,9 +96,7 @@ def test_each_voice_is_told_in_its_time(verifier: Verifier, talk: NDArray[np.flo
         assert decision.end / RATE == pytest.approx(end, abs=0.25)
 
 
-def test_provisional_decisions_come_every_half_second_of_speech(
-    verifier: Verifier, talk: NDArray[np.float32]
-) -> None:
+def test_provisional_decisions_come_every_half_second_of_speech(verifier: Verifier, talk: NDArray[np.float32]) -> None:
     first, *rest = [d for d in run(verifier.stream(), talk, [320]) if not d.final and d.end < 5.5 * RATE]
     assert first.verdict is Verdict.ACCEPT
     assert first.end / RATE == pytest.approx(1.0 + 0.8, abs=0.25)  # 0.8 s of speech are the least
@@ -211,9 +200,7 @@ def test_a_final_decision_agrees_with_the_one_shot_verifier(verifier: Verifier) 
 
 
 def test_a_speaker_who_takes_over_without_a_pause_is_noticed(verifier: Verifier) -> None:
-    waveform = np.concatenate(
-        [noise(1.0), synthesise(4.0, 31, ANA_HZ), synthesise(9.0, 32, BOB_HZ), noise(1.0)]
-    )
+    waveform = np.concatenate([noise(1.0), synthesise(4.0, 31, ANA_HZ), synthesise(9.0, 32, BOB_HZ), noise(1.0)])
     decisions = run(verifier.stream(), waveform, [480])
     early = [d for d in decisions if d.end < 4.5 * RATE and d.verdict is Verdict.ACCEPT]
     late = [d for d in decisions if d.end > 12.5 * RATE]
@@ -315,9 +302,7 @@ def test_noise_alone_is_never_accepted(verifier: Verifier) -> None:
     assert not any(decision.verdict is Verdict.ACCEPT for decision in decisions)
 
 
-def test_a_gap_ends_the_utterance_undecided_and_moves_the_clock(
-    verifier: Verifier, talk: NDArray[np.float32]
-) -> None:
+def test_a_gap_ends_the_utterance_undecided_and_moves_the_clock(verifier: Verifier, talk: NDArray[np.float32]) -> None:
     stream = verifier.stream()
     before = stream.process(talk[: 4 * RATE])
     assert any(decision.verdict is Verdict.ACCEPT for decision in before)
@@ -364,13 +349,13 @@ class FailingEncoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def embed_features_with_norm(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    def embed_features(self, features: NDArray[np.float32]) -> None:
         raise EmoinvError("out of order")
 
 
 def test_a_failing_model_is_no_decision(encoder: Encoder, verifier: Verifier, talk: NDArray[np.float32]) -> None:
     broken: Any = FailingEncoder(encoder)
-    failing = Verifier(broken, enrol(encoder, "ana", ANA_HZ))
+    failing = Verifier(broken, enrolled(encoder, "ana", ANA_HZ))
     decisions = finals(run(failing.stream(), talk, [480]))
     assert decisions and all(decision.verdict is Verdict.NO_DECISION for decision in decisions)
     assert "out of order" in decisions[0].reason
@@ -403,140 +388,34 @@ def test_sixteen_streams_in_eight_threads_on_one_encoder_do_not_interact(verifie
 
 
 def test_a_graph_with_its_own_front_end_is_streamed_too(talk: NDArray[np.float32], tmp_path: Path) -> None:
-    metadata = {"emoinv.calibration": json.loads(CALIBRATION.to_json())}
-    own = Encoder(build_encoder(tmp_path / "own.onnx", flavour="waveform", metadata=metadata))
-    quality = measure_quality(talk[RATE : 5 * RATE], RATE)
-    now = datetime.datetime.now(datetime.timezone.utc)
-    exemplar = Exemplar(own.embed(talk[RATE : 5 * RATE], RATE), quality, now)
-    stream = Verifier(own, Profile("ana", own.fingerprint, (exemplar,), now)).stream()
+    own = calibrated_encoder(tmp_path, CALIBRATION, flavour="waveform")
+    ana = profile("ana", own.embed(talk[RATE : 5 * RATE], RATE).vector, model=own.fingerprint)
+    stream = Verifier(own, ana).stream()
     decisions = finals(run(stream, talk[: 6 * RATE], [480]))
     assert decisions[0].score is not None and decisions[0].cosine is not None and decisions[0].cosine > 0.9
     assert finals(run(stream, talk[: 6 * RATE], [7919])) == decisions
 
 
-class CountingEncoder(FailingEncoder):
-    """An encoder that notes how many frames it was asked about."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder)
-        self.asked: list[int] = []
-
-    def embed_features_with_norm(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-        self.asked.append(len(features))
-        return self._encoder.embed_features_with_norm(features)
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    path = tmp_path_factory.mktemp("large") / "large.onnx"
-    metadata = {"emoinv.calibration": json.loads(CALIBRATION.to_json())}
-    return Encoder(build_encoder(path, seed=1, spec=EncoderSpec(name="large", embedding_dim=40), metadata=metadata))
-
-
-def cascade(verifier: Verifier, large: Encoder, names: dict[str, float]) -> tuple[VerificationStream, CountingEncoder]:
-    counting: Any = CountingEncoder(large)
-    confirming = Verifier(counting, [enrol(large, name, f0_hz) for name, f0_hz in names.items()])
-    return VerificationStream(verifier, confirm=confirming, margin=1.5), counting
-
-
-def test_a_cascade_decides_as_the_large_encoder_does(
-    verifier: Verifier, large: Encoder, talk: NDArray[np.float32]
-) -> None:
-    stream, counting = cascade(verifier, large, {"ana": ANA_HZ, "bob": BOB_HZ})
-    profiles = [enrol(large, "ana", ANA_HZ), enrol(large, "bob", BOB_HZ)]
-    alone = finals(run(Verifier(large, profiles).stream(), talk, [480]))
-    decisions = run(stream, talk, [480])
-    assert [(d.verdict, d.speaker) for d in finals(decisions)[:2]] == [(d.verdict, d.speaker) for d in alone[:2]]
-    assert [d.verdict for d in finals(decisions)[2:]] == [d.verdict for d in alone[2:]]
-    assert decisions[0].end < 2 * RATE or decisions[1].end < 2 * RATE  # no later than without a cascade
-    # A few times an utterance, not twice a second.
-    assert 2 <= len(counting.asked) <= 12
-    assert run(stream, talk, [len(talk)]) == decisions
-
-
-def test_a_short_utterance_is_confirmed_by_one_embedding_of_all_of_it(verifier: Verifier, large: Encoder) -> None:
-    stream, counting = cascade(verifier, large, {"ana": ANA_HZ})
-    heard: list[NDArray[np.float32]] = []
-    embed = counting.embed_features_with_norm
-    counting.embed_features_with_norm = lambda features: (heard.append(features.copy()), embed(features))[1]  # type: ignore[method-assign]
-    decision = finals(run(stream, np.concatenate([noise(1.0), synthesise(2.6, 100, ANA_HZ), noise(1.5, 1)]), [480]))[-1]
-    assert len(heard) >= 2 and len(heard[-1]) == max(map(len, heard)) > 200
-    confirming = Verifier(large, enrol(large, "ana", ANA_HZ))
-    assert decision.quality is not None
-    alone = [confirming.decide(embed(features)[0], decision.quality).score for features in heard]
-    assert decision.score == pytest.approx(alone[-1], abs=1e-3)
-    assert alone[0] is not None and abs(alone[0] - alone[-1]) > 0.05  # type: ignore[operator]
-
-
-def test_nothing_is_accepted_that_the_large_encoder_rejects(
-    verifier: Verifier, large: Encoder, talk: NDArray[np.float32]
-) -> None:
-    stream, counting = cascade(verifier, large, {"stranger": 90.0})
-    assert not any(decision.verdict is Verdict.ACCEPT for decision in run(stream, talk, [480]))
-    assert counting.asked
-
-
-def test_the_large_encoder_sleeps_while_nobody_comes_near(verifier: Verifier, large: Encoder) -> None:
-    stream, counting = cascade(verifier, large, {"ana": ANA_HZ})
-    waveform = np.concatenate([noise(1.0), synthesise(3.0, 81, 330.0), noise(5.0)])
-    assert finals(run(stream, waveform, [480]))[-1].verdict is Verdict.REJECT
-    assert counting.asked == []
-
-
-def test_an_endless_utterance_is_confirmed_at_a_bounded_interval(verifier: Verifier, large: Encoder) -> None:
-    stream, counting = cascade(verifier, large, {"ana": ANA_HZ})
-    decisions = stream.process(np.concatenate([noise(1.0), synthesise(40.0, 82, ANA_HZ)]))
-    accepted = [decision.end for decision in decisions if decision.verdict is Verdict.ACCEPT]
-    assert len(accepted) >= 5 and max(np.diff(accepted)) <= 6.6 * RATE
-    assert len(counting.asked) <= 12 and max(counting.asked) <= 300
-
-
-def test_a_cascade_needs_one_front_end(verifier: Verifier, tmp_path: Path) -> None:
-    metadata = {"emoinv.calibration": json.loads(CALIBRATION.to_json())}
-    spec = EncoderSpec(name="other", num_mel_bins=64, embedding_dim=32)
-    other = Encoder(build_encoder(tmp_path / "other.onnx", spec=spec, metadata=metadata))
-    with pytest.raises(ValueError, match="one front end"):
-        VerificationStream(verifier, confirm=Verifier(other, enrol(other, "ana", ANA_HZ)))
-
-
-def test_a_failing_confirmation_is_no_decision(
-    encoder: Encoder, verifier: Verifier, talk: NDArray[np.float32]
-) -> None:
-    broken: Any = FailingEncoder(encoder)
-    stream = VerificationStream(verifier, confirm=Verifier(broken, enrol(encoder, "ana", ANA_HZ)), margin=1.5)
-    decisions = finals(run(stream, talk, [480]))
-    assert decisions[0].verdict is Verdict.NO_DECISION and "out of order" in decisions[0].reason
+def growth(stream: VerificationStream, sound: NDArray[np.float32], times: int) -> int:
+    """Bytes that are kept more after hearing the sound so many times than after hearing it twice."""
+    stream.process(sound)
+    tracemalloc.start()
+    try:
+        stream.process(sound)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(times):
+            stream.process(sound)
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
 
 
 def test_memory_does_not_grow_with_the_stream(verifier: Verifier, talk: NDArray[np.float32]) -> None:
-    stream = verifier.stream()
-    stream.process(talk)
-    tracemalloc.start()
-    try:
-        stream.process(talk)
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(3):
-            stream.process(talk)
-        after = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    assert after - before < 100_000
+    assert growth(verifier.stream(), talk, 3) < 100_000
 
 
 def test_memory_does_not_grow_with_an_endless_utterance(verifier: Verifier) -> None:
-    stream = verifier.stream()
-    speech = synthesise(8.0, 61, ANA_HZ)
-    stream.process(speech)
-    tracemalloc.start()
-    try:
-        stream.process(speech)
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(4):
-            stream.process(speech)
-        after = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    assert after - before < 100_000
+    assert growth(verifier.stream(), synthesise(8.0, 61, ANA_HZ), 4) < 100_000
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
@@ -585,19 +464,3 @@ def test_the_same_decisions_after_an_hour_as_at_the_start(verifier: Verifier, ta
             early.final,
         )
         assert (late.start - offset, late.end - offset) == (early.start, early.end)
-
-
-def test_qualities_of_the_parts_merge_to_that_of_the_whole() -> None:
-    waveform = synthesise(4.0, 71, 180.0)
-    whole = measure_quality(waveform, RATE)
-    merged = merge_qualities([measure_quality(part, RATE) for part in np.split(waveform, 5)])
-    assert merged.net_speech_s == pytest.approx(whole.net_speech_s)
-    assert merged.log_f0_mean == pytest.approx(whole.log_f0_mean, abs=0.03)
-    assert merged.log_f0_std == pytest.approx(whole.log_f0_std, abs=0.05)
-    assert merged.level_dbfs == pytest.approx(whole.level_dbfs, abs=0.01)
-    assert merged.tilt_db == pytest.approx(whole.tilt_db, abs=2.0)
-    assert whole.envelope is not None and merged.envelope == pytest.approx(whole.envelope, abs=0.5)
-    silence = measure_quality(np.zeros(RATE, np.float32), RATE)
-    assert merge_qualities([silence, silence]).log_f0_mean is None
-    assert merge_qualities([silence, silence]).envelope is None
-    assert merge_qualities([whole, silence]).envelope == pytest.approx(whole.envelope)

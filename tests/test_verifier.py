@@ -1,12 +1,12 @@
-"""Verifier: the owner in, others out, and no fault that ever opens the door."""
+"""Verifier: the owner in, others out, the right one of many, and no fault that ever opens the door."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,56 +15,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from emoinv_edge.calibration import Calibration, FarTable, Term
+from emoinv_edge.decision import Decision, Verdict
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.enrolment import Enroller
-from emoinv_edge.errors import (
-    AudioError,
-    CalibrationError,
-    EmoinvError,
-    EnrolmentError,
-    ModelMismatchError,
+from emoinv_edge.errors import AudioError, CalibrationError, EmoinvError, EnrolmentError, ModelMismatchError
+from emoinv_edge.profiles import Profile
+from emoinv_edge.scoring import ProfileBank
+from emoinv_edge.store import PLAINTEXT, ProfileStore
+from emoinv_edge.verifier import Verifier
+from tests.builders import (
+    ANA_HZ,
+    BOB_HZ,
+    NOW,
+    RATE,
+    calibrated_encoder,
+    calibration,
+    enrolled,
+    profile,
+    quality,
+    synthesise,
+    unit_vectors,
 )
-from emoinv_edge.profiles import Exemplar, Profile
-from emoinv_edge.quality import SpeechQuality
-from emoinv_edge.scoring import Calibration, FarTable, Term
-from emoinv_edge.verifier import Decision, Verdict, Verifier
-from tests.conftest import build_encoder, synthesise
 
-RATE = 16000
-ANA_HZ, BOB_HZ = 210.0, 110.0
-NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
-GOOD = SpeechQuality(3.0, 25.0, 0.0, -20.0, 4.8, 0.1, -5.0, 0.7)
-CALIBRATION = Calibration(
-    pooling="centroid",
-    bias=-7.0,
-    terms=(Term("cosine", 10.0, -1.0, 1.0),),
-    far_tables=(FarTable(1, (0.5, 0.01), (-1.0, 0.0)), FarTable(2, (0.5, 0.01), (0.0, 0.5))),
-    num_impostor_speakers=300,
-    source="invented for the tests",
-)
+CALIBRATION, GOOD = calibration(), quality()
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    path = tmp_path_factory.mktemp("verifier") / "tiny.onnx"
-    return Encoder(build_encoder(path, metadata={"emoinv.calibration": json.loads(CALIBRATION.to_json())}))
-
-
-def enrol(encoder: Encoder, name: str, f0_hz: float) -> Profile:
-    enroller = Enroller(encoder)
-    for seed in range(2):
-        assert enroller.add(synthesise(3.0, 1000 + seed, f0_hz), RATE).accepted
-    return enroller.profile(name)
+    return calibrated_encoder(tmp_path_factory.mktemp("verifier"))
 
 
 @pytest.fixture(scope="module")
 def ana(encoder: Encoder) -> Profile:
-    return enrol(encoder, "ana", ANA_HZ)
+    return enrolled(encoder, "ana", ANA_HZ)
 
 
 @pytest.fixture(scope="module")
 def bob(encoder: Encoder) -> Profile:
-    return enrol(encoder, "bob", BOB_HZ)
+    return enrolled(encoder, "bob", BOB_HZ)
 
 
 def refused(decision: Decision, word: str) -> None:
@@ -198,11 +186,11 @@ def test_a_broken_embedding_is_never_an_accept(
 def test_a_model_that_fails_on_the_speech_is_no_decision(
     encoder: Encoder, ana: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Encoder, waveform: NDArray[Any], sample_rate: int) -> tuple[NDArray[np.float32], float]:
+    def fail(self: Encoder, features: NDArray[np.float32]) -> None:
         raise EmoinvError("the embedding is not finite")
 
     verifier = Verifier(encoder, ana)
-    monkeypatch.setattr(Encoder, "embed_with_norm", fail)
+    monkeypatch.setattr(Encoder, "embed_features", fail)
     refused(verifier.verify(synthesise(3.0, 4, ANA_HZ), RATE), "no usable embedding")
 
 
@@ -229,8 +217,7 @@ def test_a_fault_of_the_program_is_an_error_not_a_decision(
 def test_a_profile_of_another_model_is_refused_with_the_cure(
     encoder: Encoder, ana: Profile, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = tmp_path_factory.mktemp("other") / "other.onnx"
-    other = Encoder(build_encoder(path, seed=9, metadata={"emoinv.calibration": json.loads(CALIBRATION.to_json())}))
+    other = calibrated_encoder(tmp_path_factory.mktemp("other"), seed=9)
     with pytest.raises(ModelMismatchError, match=r"'ana' was made by model .* enrol again"):
         Verifier(other, ana)
 
@@ -242,7 +229,7 @@ def test_a_model_without_calibration_is_refused(tiny_encoder: Encoder, ana: Prof
     assert Verifier(tiny_encoder, own, calibration=CALIBRATION).calibration is CALIBRATION
 
 
-def test_a_rate_beyond_the_calibration_needs_extrapolation_and_says_so(encoder: Encoder, ana: Profile) -> None:
+def test_a_rate_beyond_the_calibration_needs_extrapolation_and_is_marked(encoder: Encoder, ana: Profile) -> None:
     with pytest.raises(CalibrationError, match="300 impostor speakers"):
         Verifier(encoder, ana, 0.001)
     verifier = Verifier(encoder, ana, 0.001, extrapolate=True)
@@ -258,9 +245,10 @@ def test_a_prior_and_costs_replace_the_rate(encoder: Encoder, ana: Profile) -> N
     assert decision.target_far is None
 
 
-def test_without_profiles_there_is_no_verifier(encoder: Encoder) -> None:
-    with pytest.raises(EnrolmentError, match="at least one profile"):
-        Verifier(encoder, [])
+def test_without_profiles_there_is_no_verifier(encoder: Encoder, tmp_path: Path) -> None:
+    for nobody in ([], ProfileStore(tmp_path / "empty.db", PLAINTEXT)):
+        with pytest.raises(EnrolmentError, match="at least one profile"):
+            Verifier(encoder, nobody)
 
 
 def test_several_profiles_name_the_right_one_at_a_stricter_threshold(
@@ -279,11 +267,11 @@ def test_the_threshold_itself_accepts(encoder: Encoder) -> None:
     """An LLR equal to the threshold accepts, the next smaller one does not."""
     axis = np.zeros(32, np.float32)
     axis[0] = 1.0
-    profile = Profile("edge", encoder.fingerprint, (Exemplar(axis, GOOD, NOW),), NOW)
+    edge = profile("edge", axis, model=encoder.fingerprint)
     exact = dataclasses.replace(CALIBRATION, bias=-10.0, far_tables=(FarTable(1, (0.5, 0.01), (-1.0, 0.0)),))
-    assert Verifier(encoder, profile, calibration=exact).decide(axis, GOOD).verdict is Verdict.ACCEPT
+    assert Verifier(encoder, edge, calibration=exact).decide(axis, GOOD).verdict is Verdict.ACCEPT
     above = dataclasses.replace(exact, bias=float(np.nextafter(-10.0, -11.0)))
-    assert Verifier(encoder, profile, calibration=above).decide(axis, GOOD).verdict is Verdict.REJECT
+    assert Verifier(encoder, edge, calibration=above).decide(axis, GOOD).verdict is Verdict.REJECT
 
 
 def test_threads_share_one_verifier_and_agree(encoder: Encoder, ana: Profile) -> None:
@@ -308,3 +296,107 @@ def test_the_stream_of_a_verifier_decides_as_it_does(encoder: Encoder, ana: Prof
     quiet = np.zeros(RATE, np.float32)
     decisions = stream.process(np.concatenate((quiet, synthesise(3.0, 5, ANA_HZ), quiet)))
     assert any(decision.final and decision.accepted for decision in decisions)
+
+
+# --- many profiles ------------------------------------------------------------------------------------
+
+DIM = 32
+# Cosines of unrelated unit vectors in 32 dimensions are nearly normal with deviation 1/sqrt(32).
+SIGMA = 1.0 / math.sqrt(DIM)
+SLOPE = 20.0
+
+
+def gaussian_threshold(rate: float, num_profiles: int) -> float:
+    """The LLR (here SLOPE x cosine) that the best of `num_profiles` unrelated vectors exceeds at `rate`."""
+    each = 1.0 - (1.0 - rate) ** (1.0 / num_profiles)
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if 0.5 * math.erfc(middle / math.sqrt(2.0)) > each else (low, middle)
+    return SLOPE * SIGMA * high
+
+
+RATES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+MANY = Calibration(
+    bias=0.0,
+    terms=(Term("cosine", SLOPE, -1.0, 1.0),),
+    far_tables=tuple(
+        FarTable(count, RATES, tuple(gaussian_threshold(rate, count) for rate in RATES)) for count in (1, 2, 4, 8, 16)
+    ),
+    num_impostor_speakers=400,
+    source="unrelated random vectors",
+)
+
+
+def of_many(encoder: Encoder, embeddings: NDArray[np.float32], target_far: float = 0.01) -> Verifier:
+    profiles = [profile(f"speaker {k}", each, model=encoder.fingerprint) for k, each in enumerate(embeddings)]
+    return Verifier(encoder, profiles, target_far, extrapolate=True, calibration=MANY)
+
+
+def test_the_right_one_of_many_is_named(encoder: Encoder) -> None:
+    held = unit_vectors(200, 1)
+    verifier = of_many(encoder, held)
+    assert len(verifier.speakers) == 200
+    rng = np.random.default_rng(2)
+    for k in rng.integers(0, 200, 20):
+        test = held[k] + 0.05 * rng.standard_normal(DIM)
+        decision = verifier.decide((test / np.linalg.norm(test)).astype(np.float32), GOOD)
+        assert decision.verdict is Verdict.ACCEPT
+        assert decision.speaker == f"speaker {k}"
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 100, 1000])
+def test_strangers_are_accepted_no_more_often_however_many_are_enrolled(encoder: Encoder, count: int) -> None:
+    """2,000 strangers at 5 %: 3.5 deviations of the binomial above it would be 6.7 %."""
+    verifier = of_many(encoder, unit_vectors(count, 3), 0.05)
+    strangers = unit_vectors(2000, 4)
+    accepted = sum(verifier.decide(stranger, GOOD).accepted for stranger in strangers)
+    assert accepted / 2000 <= 0.067
+    assert verifier.threshold.extrapolated == (count > 16)
+    if count <= 16:  # measured, so neither stricter than it must be
+        assert accepted / 2000 >= 0.02
+
+
+def test_with_a_thousand_profiles_the_threshold_of_one_would_let_strangers_in(encoder: Encoder) -> None:
+    """The test above can fail: without the correction nearly everybody would be somebody."""
+    verifier = of_many(encoder, unit_vectors(1000, 3), 0.05)
+    single = MANY.threshold(0.05).llr
+    scores = [verifier.decide(stranger, GOOD).score or 0.0 for stranger in unit_vectors(200, 5)]
+    assert np.mean(np.array(scores) >= single) > 0.5
+
+
+def test_the_threshold_never_falls_as_profiles_are_added(encoder: Encoder) -> None:
+    held = unit_vectors(70, 6)
+    thresholds = [of_many(encoder, held[:count]).threshold.llr for count in (1, 2, 3, 8, 9, 16, 17, 40, 70)]
+    assert thresholds == sorted(thresholds)
+
+
+def test_more_profiles_than_measured_need_extrapolation(encoder: Encoder) -> None:
+    held = unit_vectors(17, 7)
+    profiles = [profile(f"speaker {k}", each, model=encoder.fingerprint) for k, each in enumerate(held)]
+    with pytest.raises(CalibrationError, match="up to 16 profiles"):
+        Verifier(encoder, profiles, calibration=MANY)
+    assert of_many(encoder, held).decide(unit_vectors(1, 8)[0], GOOD).extrapolated
+
+
+def test_the_profiles_of_a_store_are_compared_but_for_the_expired(encoder: Encoder, tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path / "profiles.db", PLAINTEXT)
+    for name, f0_hz in (("ana", ANA_HZ), ("bob", BOB_HZ)):
+        store.put(enrolled(encoder, name, f0_hz, takes=3))
+    expired = enrolled(encoder, "eve", 150.0)
+    store.put(dataclasses.replace(expired, created=NOW, expires=NOW + datetime.timedelta(seconds=1)))
+    verifier = Verifier(encoder, store)
+    assert verifier.speakers == ("ana", "bob")
+    assert verifier.verify(synthesise(3.0, 9, ANA_HZ), RATE).speaker == "ana"
+    assert verifier.verify(synthesise(3.0, 9, BOB_HZ), RATE).speaker == "bob"
+    short = verifier.verify(synthesise(0.4, 9, BOB_HZ), RATE)
+    assert (short.verdict, short.speaker) == (Verdict.NO_DECISION, "")
+
+
+def test_a_hundred_thousand_profiles_are_one_matrix_product() -> None:
+    count = 100_000
+    held = unit_vectors(count, 11)
+    bank = ProfileBank.from_arrays([""] * count, held, [GOOD] * count, [1] * count)
+    llrs, _ = bank.score(MANY, held[77_777], GOOD)
+    assert int(np.argmax(llrs)) == 77_777
+    assert float(llrs[77_777]) == pytest.approx(SLOPE, abs=1e-3)

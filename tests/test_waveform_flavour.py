@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.features import log_mel, mean_normalise
+from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
 from export.chain import write_model
 from export.frontend import add_frontend, analysis_matrix
 from export.graph import encoder_graph
-from export.session import open_session
 from train.model import EncoderShape, ResidualEncoder
 
 SPEC = EncoderSpec(name="tiny", embedding_dim=16)
@@ -70,7 +70,7 @@ def test_the_graph_computes_the_features_of_log_mel(
         ir_version=8,
     )
     waveform = speechlike(3.0, 1)[:samples]
-    (got,) = open_session(add_frontend(same, spec)).run(None, {"waveform": waveform[np.newaxis]})
+    (got,) = open_session(add_frontend(same, spec).SerializeToString()).run(None, {"waveform": waveform[np.newaxis]})
     expected = log_mel(waveform, spec)
     assert got.shape == (1, *expected.shape)
     assert np.abs(got[0] - expected).max() < 5e-3  # a few 1e-4 but where a filter is nearly empty
@@ -92,7 +92,7 @@ def test_both_flavours_agree(
 
 
 def test_a_batch_gives_what_its_items_give(flavours: tuple[Path, Path]) -> None:
-    session = open_session(flavours[1])
+    session = open_session(flavours[1].read_bytes())
     waveforms = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 8000)).astype(np.float32)
     together = session.run(None, {"waveform": waveforms})[0]
     alone = np.concatenate([session.run(None, {"waveform": w[np.newaxis]})[0] for w in waveforms])
@@ -100,14 +100,14 @@ def test_a_batch_gives_what_its_items_give(flavours: tuple[Path, Path]) -> None:
 
 
 def test_mean_normalisation_is_in_the_graph_when_the_spec_asks(flavours: tuple[Path, Path]) -> None:
-    session = open_session(flavours[1])
+    session = open_session(flavours[1].read_bytes())
     waveform = np.random.default_rng(1).uniform(-0.5, 0.5, 16000).astype(np.float32)
     loud, soft = (session.run(None, {"waveform": (waveform * gain)[np.newaxis]})[0] for gain in (1.0, 0.125))
     assert np.allclose(loud, soft, atol=1e-3)
     assert np.abs(mean_normalise(log_mel(waveform, SPEC)).mean(axis=0)).max() < 1e-5
 
 
-def _onnxruntime_node() -> str | None:
+def onnxruntime_node() -> str | None:
     """Where onnxruntime-node lies: $EMOINV_NODE_MODULES, or a node_modules beside the project's root or above."""
     named = os.environ.get("EMOINV_NODE_MODULES")
     roots = [Path(named)] if named else [p / "node_modules" for p in Path(__file__).resolve().parents]
@@ -117,7 +117,7 @@ def _onnxruntime_node() -> str | None:
 def test_javascript_gives_the_same_embedding(
     flavours: tuple[Path, Path], tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]
 ) -> None:
-    node, package = shutil.which("node"), _onnxruntime_node()
+    node, package = shutil.which("node"), onnxruntime_node()
     if node is None:
         pytest.skip("Node is not installed")
     if package is None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import synthesise
 
 from emoinv_edge.spec import EncoderSpec
+from tests.builders import synthesise
 from train.model import EncoderShape, ResidualEncoder
 from train.prepare import PreparedSet, write_set
 
@@ -40,9 +40,10 @@ def prepared(
     """A prepared set of synthetic voices, written straight to disk."""
     with write_set(folder) as add:
         for number in range(speakers):
-            for mood, emotion in enumerate(emotions):
+            for number_of_emotion, emotion in enumerate(emotions):
                 for take in range(takes):
-                    wave = synthesise(seconds, 97 * number + 7 * mood + take, 90.0 + 25.0 * number + 6.0 * mood)
+                    pitch = 90.0 + 25.0 * number + 6.0 * number_of_emotion
+                    wave = synthesise(seconds, 97 * number + 7 * number_of_emotion + take, pitch)
                     labels = (corpus, f"{corpus}-{number}", genders[number % len(genders)], emotion, "")
                     add(labels, np.rint(wave * 32767).astype(np.int16), f"{number}-{emotion}-{take}.wav")
     return PreparedSet(folder)

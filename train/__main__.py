@@ -1,195 +1,16 @@
-"""The training's commands: ``python -m train corpora|prepare|teach|fit|evaluate|calibration|ablate``."""
+"""The training's commands: ``python -m train COMMAND``, each a module of `train.commands`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from emoinv_edge.errors import EmoinvError
 
-from .steps import add_command, add_steps
+from .commands import ablate, calibration, corpora, evaluate, fit, fuse, morph, prepare, revoice, teach
 
-
-def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(
-        commands,
-        "evaluate",
-        "Error rates of a model on sets of speech.",
-        """A set is a folder with manifest.csv: audio files (path, speaker, gender, emotion, seconds) or one made by
-`python -m train prepare`. Four protocols, by cosine: neutral, same, pairs (different emotions) and enrol
-(four neutral clips against every other emotion). 95 % intervals by bootstrap over the speakers. Where the
-model carries a calibration, its log-likelihood ratios are judged as the runtime makes them too.
-
-examples:
-  python -m train evaluate emoinv_edge/models/base.onnx ../shared/eval/ravdess ../shared/eval/librispeech
-  python -m train evaluate runs/base/best.pt prepared/nemo --json > figures.json
-  python -m train evaluate emoinv_edge/models/base.onnx ../shared/eval/ravdess --report report.html""",
-    )
-    parser.add_argument("model", type=Path, help="an .onnx file, or a checkpoint of `python -m train fit`")
-    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a folder with manifest.csv")
-    parser.add_argument("--json", action="store_true", help="print every figure as JSON instead of the table")
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a self-contained page with figures")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; 0 for no intervals (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of one inference (1)")
-    parser.add_argument("--max-clips", type=int, default=None, help="thin a larger set evenly to so many clips (6000)")
-    parser.add_argument("--cache", type=Path, help="folder for embeddings (the user's cache folder)")
-    parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings")
-    parser.add_argument("--no-llr", action="store_true", help="leave the log-likelihood ratios out")
-    parser.set_defaults(run=run_evaluate)
-
-
-def run_evaluate(arguments: argparse.Namespace) -> int:
-    from .evaluate import evaluate_model, format_table
-    from .progress import Progress
-
-    if arguments.resamples < 0:
-        raise ValueError(f"expected --resamples of 0 or more, got {arguments.resamples}")
-    results = evaluate_model(
-        arguments.model,
-        arguments.sets,
-        resamples=arguments.resamples,
-        seed=arguments.seed,
-        num_threads=arguments.threads,
-        max_clips=arguments.max_clips,
-        cache_folder=arguments.cache,
-        use_cache=not arguments.no_cache,
-        llr=not arguments.no_llr,
-        progress=lambda name: Progress(f"embed {name}"),
-    )
-    if results is None:  # another rank prints
-        return 0
-    if arguments.report is not None:
-        from .report import write_report
-
-        write_report(arguments.report, results)
-        print(f"wrote {arguments.report}", file=sys.stderr)
-    print(json.dumps(results, indent=1, sort_keys=True) if arguments.json else format_table(results["sets"]))
-    return 0
-
-
-def add_calibration(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(
-        commands,
-        "calibration",
-        "What a model's calibration is worth on corpora that it was not fitted on.",
-        """Fits the same terms with each corpus left out, judges them on it, clean and in noise, ranks and at one
-threshold for all, and rehearses enrolment and guarded adaptation with the model's own calibration. Prints
-Markdown, the tables of train/CALIBRATION.md. The sets are those that `export --calibrate` takes.
-
-examples:
-  python -m train calibration emoinv_edge/models/base.onnx prepared/ased prepared/nemo --noise sounds
-  python -m train calibration my.onnx prepared/ased prepared/nemo --terms f0 norm --sessions 0 --json""",
-    )
-    parser.add_argument("model", type=Path, help="an .onnx file with a calibration")
-    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets, one corpus each")
-    parser.add_argument("--noise", type=Path, nargs="+", default=[], metavar="FOLDER", help="beside pink noise")
-    parser.add_argument("--terms", nargs="+", metavar="TERM", help="beside the cosine (those of the model)")
-    parser.add_argument("--sessions", type=int, default=1000, help="of adaptation, an owner; 0 leaves it out (1000)")
-    parser.add_argument("--tries", type=int, default=60, help="of joined recordings; 0 leaves them out (60)")
-    parser.add_argument("--json", action="store_true", help="print every figure as JSON instead of the tables")
-    parser.set_defaults(run=run_calibration)
-
-
-def run_calibration(arguments: argparse.Namespace) -> int:
-    from emoinv_edge.encoder import Encoder
-
-    from .calibrate import GROUPS, noises_of
-    from .prepare import PreparedSet
-    from .study import format_study, study
-
-    unknown = sorted(set(arguments.terms or ()) - GROUPS.keys())
-    if unknown:
-        raise ValueError(f"no term {', '.join(unknown)}; there are {', '.join(GROUPS)}")
-    if min(arguments.sessions, arguments.tries) < 0:
-        raise ValueError("expected --sessions and --tries of 0 or more")
-    encoder = Encoder(arguments.model)
-    found = study(
-        encoder, [PreparedSet(path) for path in arguments.sets], noises_of(arguments.noise, encoder.spec.sample_rate),
-        arguments.terms, arguments.tries, arguments.sessions,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    print(json.dumps(found, indent=1) if arguments.json else format_study(found))
-    return 0
-
-
-def add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(
-        commands,
-        "ablate",
-        "The paper's table: each part of the method added in turn, and the controls.",
-        """Speakers are split into training and development by the hash of their names. All arms start from the same
-weights, learn for the same steps, and share the frozen layers below the last stage. A second call with the same
-setting goes on where the first stopped; OUT/results.csv and OUT/table.md fill as the runs end.
-
-examples:
-  python -m train ablate --start resnet34-lm.onnx --prepared prepared --corpora ased nemo baved -o runs/ablation
-  python -m train ablate --start resnet34-lm.onnx --prepared prepared --corpora ased --arms aam +cosine -o runs/a
-  python -m train ablate --start resnet34-lm.onnx --prepared prepared --corpora ased --ordinary malayalam -o runs/b""",
-    )
-    parser.add_argument("--start", type=Path, required=True, help="the public ResNet34-LM (.onnx), or a checkpoint")
-    parser.add_argument("--prepared", type=Path, required=True, help="the prepared root; taught (`train teach`)")
-    parser.add_argument("--corpora", nargs="+", required=True, metavar="CORPUS", help="prepared emotional corpora")
-    parser.add_argument("--ordinary", nargs="+", default=[], metavar="CORPUS", help="ordinary speech that has morphs")
-    parser.add_argument(
-        "--noise", type=Path, nargs="*", default=[], metavar="FOLDER", help="noise recordings, for the arm channels"
-    )
-    parser.add_argument("--rooms", type=int, default=60, help="simulated rooms of that arm (60)")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these (all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
-    parser.add_argument("--steps", type=int, default=300, help="of every arm (300)")
-    parser.add_argument("--pairs", type=int, default=16, help="of a batch (16)")
-    parser.add_argument("--pool-batches", type=int, default=150, help="different batches of views (150)")
-    parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate (2e-4)")
-    parser.add_argument("--pair-weight", type=float, help="lambda of the cosine loss, in the arms that have it")
-    parser.add_argument("--threads", type=int, help="of torch (all cores)")
-    parser.set_defaults(run=run_ablate)
-
-
-def run_ablate(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from .ablation import ARMS, Budget, ablate, format_table
-    from .channels import read_noises, simulate_rooms
-    from .recipes import open_sources
-    from .steps import _start
-
-    known = {arm.name: arm for arm in ARMS}
-    unknown = sorted(set(arguments.arms or ()) - known.keys())
-    if unknown:
-        raise ValueError(f"no arm {', '.join(unknown)}; there are {', '.join(known)}")
-    if not arguments.start.is_file():
-        raise ValueError(f"{arguments.start}: no such file; give a checkpoint or the published ResNet34-LM .onnx")
-    arms = [known[name] for name in arguments.arms] if arguments.arms else list(ARMS)
-    if arguments.pair_weight is not None:
-        arms = [
-            dataclasses.replace(arm, recipe=dataclasses.replace(arm.recipe, pair_weight=arguments.pair_weight))
-            if arm.recipe.pair_weight
-            else arm
-            for arm in arms
-        ]
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    encoder, spec = _start(arguments.start)
-    emotional, _ = open_sources(arguments.prepared, dict.fromkeys(arguments.corpora, 1.0), "research")
-    ordinary, morphs = open_sources(arguments.prepared, dict.fromkeys(arguments.ordinary, 1.0), "research")
-    noises = read_noises(arguments.noise) if arguments.noise else []
-    budget = Budget(arguments.steps, arguments.pairs, min(arguments.pool_batches, arguments.steps), arguments.rate)
-    rows = ablate(
-        encoder, spec, [(source.clips, source.embeddings) for source in emotional], arguments.out, arms,
-        arguments.seeds, budget, [(source.clips, source.embeddings) for source in ordinary], morphs,
-        noises, simulate_rooms(arguments.rooms, 0) if noises else [],
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    table = format_table(rows, arms)
-    (arguments.out / "table.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
-    return 0
+COMMANDS = (corpora, prepare, revoice, teach, fuse, morph, fit, evaluate, calibration, ablate)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -200,15 +21,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Each command has --help with examples. The usual order: corpora, prepare, teach, fit, evaluate.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_steps(commands)
-    add_evaluate(commands)
-    add_calibration(commands)
-    add_ablate(commands)
+    for command in COMMANDS:
+        command.add(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 1 for broken input (said in one line), 2 for wrong usage."""
+    """Run one command; 0 when it worked, 1 for broken input (one line on stderr), 2 for wrong usage."""
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))

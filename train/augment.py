@@ -15,7 +15,6 @@ __all__ = [
     "crop",
     "energy_mask",
     "frame_energy_db",
-    "mu_law",
     "random_gain",
     "reverberate",
     "shift_prosody",
@@ -23,6 +22,7 @@ __all__ = [
 ]
 
 SAMPLE_RATE = 16000
+LEAST_RMS = 1e-6  # a quieter waveform is not amplified to a level
 JOINT_S = 0.005  # cross-fade at a CopyPaste joint: long enough for no click, too short to hear
 
 Waveform = NDArray[np.float32]
@@ -36,6 +36,14 @@ def _check(*waveforms: Waveform) -> None:
 
 def _rms(waveform: Waveform) -> float:
     return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+
+
+def _clipped(waveform: Waveform) -> Waveform:
+    return np.asarray(np.clip(waveform, -1.0, 1.0), np.float32)
+
+
+def _levelled(waveform: Waveform, rms: float) -> Waveform:
+    return _clipped(waveform * np.float32(rms / max(_rms(waveform), LEAST_RMS)))
 
 
 def crop(waveform: Waveform, samples: int, rng: np.random.Generator) -> Waveform:
@@ -54,7 +62,7 @@ def copy_paste(
     """Join pieces of two utterances of one speaker, in random order, into one sample.
 
     The paper joins an emotional utterance with a neutral one, or two of one emotion, so that the
-    speaker label stays and the mood changes within the sample.
+    speaker label stays and the emotion changes within the sample.
 
     Parameters
     ----------
@@ -84,7 +92,7 @@ def copy_paste(
     fade = np.linspace(0.0, 1.0, joint, dtype=np.float32)
     out[cut:] = right
     out[cut : cut + joint] = left[cut:] * (1 - fade) + right[:joint] * fade
-    return np.clip(out, -1.0, 1.0)
+    return _clipped(out)
 
 
 def change_speed(waveform: Waveform, factor: float) -> Waveform:
@@ -96,7 +104,7 @@ def change_speed(waveform: Waveform, factor: float) -> Waveform:
     if not 0.5 <= factor <= 2.0:
         raise ValueError(f"expected a factor of 0.5 to 2, got {factor}")
     positions = np.arange(max(1, int(len(waveform) / factor))) * factor
-    return np.interp(positions, np.arange(len(waveform)), waveform).astype(np.float32)
+    return np.asarray(np.interp(positions, np.arange(len(waveform)), waveform), np.float32)
 
 
 def frame_energy_db(waveform: Waveform, frame_length: int = 400, frame_shift: int = 160) -> NDArray[np.float32]:
@@ -115,9 +123,8 @@ def energy_mask(
     span: int = 12,
     region: str = "high",
     quantile: float = 0.5,
-    fill: str = "mean",
 ) -> NDArray[np.float32]:
-    """Emotion-aware masking: cover contiguous spans where the frame energy is salient.
+    """Emotion-aware masking: set contiguous spans to 0, the mean, where the frame energy is salient.
 
     Parameters
     ----------
@@ -129,14 +136,11 @@ def energy_mask(
         Share of all frames to mask, 0 to 1.
     span : int
         Frames per span.
-    region : {"high", "low", "both", "random"}
-        Where the centres of spans are drawn: above the quantile, below it, beyond it on either side,
-        or anywhere (the control arm: equal area, no look at the energy).
+    region : {"high", "random"}
+        Where the centres of spans are drawn: above the quantile, or anywhere (the control: equal area, whatever
+        the energy).
     quantile : float
         Of the frame energy.
-    fill : {"mean", "noise", "other"}
-        What a masked frame becomes: 0, which is the mean; noise of each bin's own deviation; or a frame of
-        elsewhere in the clip that is not masked.
 
     References
     ----------
@@ -149,13 +153,8 @@ def energy_mask(
         candidates = np.arange(frames)
     elif region == "high":
         candidates = np.flatnonzero(energy_db >= np.quantile(energy_db, quantile))
-    elif region == "low":
-        candidates = np.flatnonzero(energy_db <= np.quantile(energy_db, 1 - quantile))
-    elif region == "both":
-        low, high = np.quantile(energy_db, [(1 - quantile) / 2, (1 + quantile) / 2])
-        candidates = np.flatnonzero((energy_db <= low) | (energy_db >= high))
     else:
-        raise ValueError(f"region should be high, low, both or random, got {region!r}")
+        raise ValueError(f"region should be high or random, got {region!r}")
     masked = np.zeros(frames, bool)
     target = round(fraction * frames)
     for centre in rng.permutation(candidates):
@@ -166,16 +165,7 @@ def energy_mask(
         free = np.flatnonzero(~masked[start : start + span])[:missing]
         masked[start + free] = True
     out = features.copy()
-    count = int(masked.sum())
-    if fill == "mean":
-        out[masked] = 0.0
-    elif fill == "noise":
-        out[masked] = rng.standard_normal((count, features.shape[1]), np.float32) * features.std(axis=0)
-    elif fill == "other":
-        seen = np.flatnonzero(~masked)
-        out[masked] = features[rng.choice(seen, count)] if len(seen) else 0.0
-    else:
-        raise ValueError(f"fill should be mean, noise or other, got {fill!r}")
+    out[masked] = 0.0
     return out
 
 
@@ -184,7 +174,7 @@ def add_noise(waveform: Waveform, noise: Waveform, snr_db: float, rng: np.random
     _check(waveform, noise)
     piece = crop(noise, len(waveform), rng)
     gain = _rms(waveform) / max(_rms(piece), 1e-8) * 10 ** (-snr_db / 20)
-    return np.clip(waveform + piece * np.float32(gain), -1.0, 1.0)
+    return _clipped(waveform + piece * np.float32(gain))
 
 
 def reverberate(waveform: Waveform, impulse_response: Waveform) -> Waveform:
@@ -194,14 +184,13 @@ def reverberate(waveform: Waveform, impulse_response: Waveform) -> Waveform:
     size = 1 << (length - 1).bit_length()
     wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(impulse_response, size), size)
     delay = int(np.argmax(np.abs(impulse_response)))
-    wet = wet[delay : delay + len(waveform)].astype(np.float32)
-    return np.clip(wet * np.float32(_rms(waveform) / max(_rms(wet), 1e-8)), -1.0, 1.0)
+    return _levelled(np.asarray(wet[delay : delay + len(waveform)], np.float32), _rms(waveform))
 
 
 def random_gain(waveform: Waveform, rng: np.random.Generator, low_db: float = -20.0, high_db: float = 6.0) -> Waveform:
     """Scale by a random gain; what exceeds full scale is clipped, as a recorder would."""
     gain = 10 ** (rng.uniform(low_db, high_db) / 20)
-    return np.clip(waveform * np.float32(gain), -1.0, 1.0)
+    return _clipped(waveform * np.float32(gain))
 
 
 def telephone_band(waveform: Waveform, low_hz: float = 300.0, high_hz: float = 3400.0) -> Waveform:
@@ -213,23 +202,12 @@ def telephone_band(waveform: Waveform, low_hz: float = 300.0, high_hz: float = 3
     return np.asarray(np.fft.irfft(spectrum, len(waveform)), np.float32)
 
 
-def mu_law(waveform: Waveform) -> Waveform:
-    """What a telephone call leaves: the narrow band at 8 kHz, each sample in 8 bits of the mu-law (ITU-T G.711)."""
-    band = telephone_band(waveform)
-    narrow = np.clip(band[::2], -1.0, 1.0)  # nothing is left above 3.5 kHz that could fold back
-    coded = np.sign(narrow) * np.log1p(255.0 * np.abs(narrow)) / np.log(256.0)
-    steps = np.rint(coded * 127.0) / 127.0
-    decoded = np.sign(steps) * np.expm1(np.abs(steps) * np.log(256.0)) / 255.0
-    places = np.arange(len(waveform)) / 2.0
-    return np.interp(places, np.arange(len(decoded)), decoded).astype(np.float32)
-
-
 def shift_prosody(waveform: Waveform, rng: np.random.Generator) -> Waveform:
-    """The same voice and words in another manner: prosody-parallel data through the WORLD vocoder.
+    """The same voice and words in another emotion: prosody-parallel data through the WORLD vocoder.
 
     F0 mean and range, rate, energy contour and spectral tilt (vocal effort) change together, raised
     in two of three draws (as in anger, joy, fear) and lowered otherwise (as in sadness, fatigue);
-    formants rise slightly with effort, low moods get breathier.
+    formants rise slightly with effort, low arousal gets breathier.
 
     References
     ----------
@@ -283,5 +261,4 @@ def shift_prosody(waveform: Waveform, rng: np.random.Generator) -> Waveform:
         np.ascontiguousarray(f0[frames]), np.ascontiguousarray(np.exp(log_spectrum[frames])),
         np.ascontiguousarray(aperiodicity[frames]), SAMPLE_RATE, period_ms,
     )  # fmt: skip
-    out = np.nan_to_num(out).astype(np.float32)
-    return np.clip(out * np.float32(_rms(waveform) / max(_rms(out), 1e-6)), -1.0, 1.0)
+    return _levelled(np.asarray(np.nan_to_num(out), np.float32), _rms(waveform))

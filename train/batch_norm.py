@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .model import BasicBlock, ResidualEncoder
+from .model import ResidualEncoder
 
 __all__ = ["folded", "insert_batch_norm"]
 
@@ -33,10 +33,11 @@ class _Normed(nn.Module):
         self.fitting = False
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.convolution(x)
+        y: Tensor = self.convolution(x)
         if self.fitting:
             self._fit(y.float())
-        return self.norm(y)
+        normed: Tensor = self.norm(y)
+        return normed
 
     def _fit(self, y: Tensor) -> None:
         """Take the statistics of this batch, and scale and shift by what undoes them."""
@@ -56,13 +57,11 @@ class _Normed(nn.Module):
 def _convolutions(encoder: ResidualEncoder) -> Iterator[tuple[nn.Module, str]]:
     """Where each convolution stands: its module and its name there, in the order in which they compute."""
     yield encoder, "stem"
-    for stage in encoder.stages:
-        for block in stage:
-            assert isinstance(block, BasicBlock)
-            yield block, "conv1"
-            yield block, "conv2"
-            if not isinstance(block.shortcut, nn.Identity):
-                yield block, "shortcut"
+    for block in (block for stage in encoder.blocks() for block in stage):
+        yield block, "conv1"
+        yield block, "conv2"
+        if not isinstance(block.shortcut, nn.Identity):
+            yield block, "shortcut"
 
 
 def insert_batch_norm(encoder: ResidualEncoder, features: Tensor | None = None) -> ResidualEncoder:
@@ -88,13 +87,14 @@ def insert_batch_norm(encoder: ResidualEncoder, features: Tensor | None = None) 
 
 
 def folded(encoder: ResidualEncoder) -> ResidualEncoder:
-    """A plain encoder that computes what `encoder` with its batch norms does in evaluation."""
+    """A plain encoder that computes what `encoder`, with its batch norms or without, does in evaluation."""
     plain = ResidualEncoder(encoder.shape)
     with torch.no_grad():
         plain.linear.load_state_dict(encoder.linear.state_dict())
         plain.mean_vector.copy_(encoder.mean_vector)
         for (module, name), (target, _) in zip(_convolutions(encoder), _convolutions(plain), strict=True):
-            weight, bias = getattr(module, name).folded()
-            getattr(target, name).weight.copy_(weight)
-            getattr(target, name).bias.copy_(bias)
+            layer, plain_layer = getattr(module, name), getattr(target, name)
+            weight, bias = layer.folded() if isinstance(layer, _Normed) else (layer.weight, layer.bias)
+            plain_layer.weight.copy_(weight)
+            plain_layer.bias.copy_(bias)
     return plain.eval()

@@ -1,6 +1,6 @@
-"""A smaller encoder from a larger one: cut, then taught stage by stage.
+"""A smaller encoder from a larger one: cut, then distilled stage by stage.
 
-`cut` keeps the first block of each stage and as many of the following ones as the small shape has, and of
+`cut` keeps the first block of each stage and as many of the last ones as the small shape has, and of
 each layer the channels that weigh most; `fit_stages` makes the stages of the small encoder reproduce
 the large one's, sampled at the small one's coarser grid of mel bins and frames (hints: Romero et al.,
 arXiv:1412.6550), together with the embedding.
@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import re
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 
+from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
 
-from .batch_norm import folded, insert_batch_norm
-from .distributed import average_over_ranks, copy_from_first_rank, rank
-from .embed import autocast
-from .loop import CLIP_NORM, Schedule, follow, log_figures
+from . import loop
+from .batch_norm import insert_batch_norm
 from .losses import distillation_loss
-from .model import BasicBlock, EncoderShape, ResidualEncoder, save_checkpoint
+from .model import BasicBlock, EncoderShape, ResidualEncoder, autocast, channels_last
 from .muon import MuonAdamW
+from .progress import Report, silent
+from .schedule import Schedule
 
-__all__ = ["StageTeacher", "cut", "fit_stages", "hint_loss", "kept_channels"]
+__all__ = ["Answers", "StageTeacher", "answers", "cut", "fit_stages", "hint_loss", "kept_channels"]
 
 VECTOR_RATE = 1e-3  # of biases, batch norms and the first convolution, beside Muon's rate in the schedule
+LEAST_MATCH = 0.25  # weight of the embedding's loss while the hints weigh most
 
 
 def _strongest(weight: Tensor, count: int) -> Tensor:
@@ -50,16 +50,15 @@ def kept_channels(large: ResidualEncoder, widths: tuple[int, ...]) -> list[Tenso
     -------
     list of Tensor, each shape (width,), channel numbers in order
     """
-    kept = []
-    stages = list(large.stages)
-    for number, (stage, width) in enumerate(zip(stages, widths, strict=True)):
+    kept, stages = [], large.blocks()
+    for number, (blocks, width) in enumerate(zip(stages, widths, strict=True)):
         channels = large.shape.widths[number]
         if number + 1 < len(stages):
             reading = stages[number + 1][0].conv1.weight.square().sum(dim=(0, 2, 3))
         else:
             linear = large.linear.weight.view(large.shape.embedding_dim, 2, channels, -1)
             reading = linear.square().sum(dim=(0, 1, 3))
-        for block in list(stage)[1:]:
+        for block in blocks[1:]:
             reading = reading + block.conv1.weight.square().sum(dim=(0, 2, 3))
         kept.append(_strongest(reading.detach(), width))
     return kept
@@ -84,16 +83,12 @@ def cut(large: ResidualEncoder, shape: EncoderShape) -> ResidualEncoder:
     kept = kept_channels(large, shape.widths)
     with torch.no_grad():
         # The stem writes what the first stage adds to, so it keeps that stage's channels.
-        small.stem.weight.copy_(large.stem.weight[kept[0]])
-        assert small.stem.bias is not None and large.stem.bias is not None
-        small.stem.bias.copy_(large.stem.bias[kept[0]])
+        _cut_layer(small.stem, large.stem, kept[0], slice(None))
         before = kept[0]
-        for small_stage, large_stage, after in zip(small.stages, large.stages, kept, strict=True):
-            blocks = list(large_stage)
+        for few_blocks, blocks, after in zip(small.blocks(), large.blocks(), kept, strict=True):
             # The first block changes width and stride; of the others the last ones are nearest to the next stage.
-            for block, source in zip(
-                small_stage, [blocks[0], *blocks[len(blocks) - len(small_stage) + 1 :]], strict=True
-            ):
+            sources = [blocks[0], *blocks[len(blocks) - len(few_blocks) + 1 :]]
+            for block, source in zip(few_blocks, sources, strict=True):
                 _cut_block(block, source, before, after)
                 before = after
         small.mean_vector.copy_(large.mean_vector)
@@ -112,15 +107,25 @@ def _cut_block(block: BasicBlock, source: BasicBlock, before: Tensor, after: Ten
     """Copy what a smaller block keeps of `source`: the channels `before` of its input and `after` of its output."""
     writing = source.conv1.weight.square().sum(dim=(1, 2, 3)) * source.conv2.weight.square().sum(dim=(0, 2, 3))
     inner = _strongest(writing, block.conv1.out_channels)
-    layers = [(block.conv1, source.conv1, inner, before), (block.conv2, source.conv2, after, inner)]
-    if isinstance(source.shortcut, nn.Conv2d):
-        layers.append((block.shortcut, source.shortcut, after, before))
-    elif isinstance(block.shortcut, nn.Conv2d):
-        nn.init.dirac_(block.shortcut.weight)
-        nn.init.zeros_(block.shortcut.bias)
-    for layer, of, out, into in layers:
-        layer.weight.copy_(of.weight[out][:, into])
-        layer.bias.copy_(of.bias[out])
+    _cut_layer(block.conv1, source.conv1, inner, before)
+    _cut_layer(block.conv2, source.conv2, after, inner)
+    if isinstance(block.shortcut, nn.Conv2d):
+        if isinstance(source.shortcut, nn.Conv2d):
+            _cut_layer(block.shortcut, source.shortcut, after, before)
+        else:
+            nn.init.dirac_(block.shortcut.weight)
+            nn.init.zeros_(_bias(block.shortcut))
+
+
+def _cut_layer(layer: nn.Conv2d, source: nn.Conv2d, out: Tensor, into: Tensor | slice) -> None:
+    """Copy the channels `out` and `into` of a convolution."""
+    layer.weight.copy_(source.weight[out][:, into])
+    _bias(layer).copy_(_bias(source)[out])
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None  # the encoder's convolutions have one
+    return layer.bias
 
 
 class StageTeacher:
@@ -141,7 +146,6 @@ class StageTeacher:
 
     def _open(self) -> None:
         import onnx
-        import onnxruntime
         from onnx import numpy_helper
 
         model = onnx.load(str(self.path))
@@ -153,36 +157,19 @@ class StageTeacher:
                 raise ValueError(f"{self.path}: no stage {stage + 1} in int8; expected a file of `python -m export`")
             name = max(blocks, key=lambda match: int(match[1]))[0]
             affine = name.removesuffix("quantised")
-            if numpy_helper.to_array(values[f"{affine}zero_point"]) != 0:
-                raise ValueError(
-                    f"{self.path}: expected activations in uint8 from 0; export it with --activations uint8"
-                )
             self._scales[name] = float(numpy_helper.to_array(values[f"{affine}scale"]))
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.num_threads, 1
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(model.SerializeToString(), self.num_threads)
 
     def __call__(self, features: NDArray[np.float32]) -> dict[str, Tensor]:
         """Features (batch, frames, bins) to ``embedding`` and ``stageN`` (uint8) with ``scaleN``, N from 0."""
         if self._session is None:
             self._open()
         embedding, *stages = self._session.run(["embedding", *self._scales], {"features": features})
-        taught = {"embedding": torch.from_numpy(embedding)}
+        found = {"embedding": torch.from_numpy(embedding)}
         for number, values, scale in zip(self.stages, stages, self._scales.values(), strict=True):
-            taught |= {f"stage{number}": torch.from_numpy(values), f"scale{number}": torch.tensor(scale)}
-        return taught
-
-
-def _stage_outputs(model: ResidualEncoder, features: Tensor) -> list[Tensor]:
-    x = model.frames(features, 0)
-    outputs = []
-    for stage in model.stages:
-        x = stage(x)
-        outputs.append(x)
-    return outputs
+            found |= {f"stage{number}": torch.from_numpy(values), f"scale{number}": torch.tensor(scale)}
+        return found
 
 
 def hint_loss(small: Tensor, large: Tensor) -> Tensor:
@@ -196,124 +183,83 @@ def hint_loss(small: Tensor, large: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Taught:
+class Answers:
     """What the large encoder makes of a batch: the outputs of some stages, by number, and the embedding."""
 
     stages: dict[int, Tensor]
     embedding: Tensor
 
 
-def _taught(batch: dict[str, Tensor], large: ResidualEncoder) -> _Taught:
-    """As the batch brings it (`StageTeacher`), else computed here."""
+def answers(batch: dict[str, Tensor], large: ResidualEncoder) -> Answers:
+    """As the batch brings them (`StageTeacher`), else computed here."""
     if "embedding" in batch:
         stages = {
             int(name.removeprefix("stage")): values.float() * batch[name.replace("stage", "scale")]
             for name, values in batch.items()
             if name.startswith("stage")
         }
-        return _Taught(stages, batch["embedding"])
+        return Answers(stages, batch["embedding"])
     with torch.no_grad():
-        outputs = _stage_outputs(large, batch.get("clean", batch["features"]))
-        return _Taught(dict(enumerate(outputs)), large.pool(outputs[-1]))
-
-
-def _averaged(small: ResidualEncoder, average: dict[str, Tensor]) -> ResidualEncoder:
-    """The averaged weights, their batch norms folded in."""
-    model = copy.deepcopy(small)
-    model.load_state_dict(average)
-    return folded(model)
+        outputs = large.outputs(batch.get("clean", batch["features"]))
+        return Answers(dict(enumerate(outputs)), large.pool(outputs[-1]))
 
 
 def fit_stages(
     small: ResidualEncoder,
     large: ResidualEncoder,
     spec: EncoderSpec,
-    batches: Callable[[int], Iterable[dict[str, Tensor]]],
+    batches: Dataset[dict[str, Tensor]],
     schedule: Schedule,
     out: Path,
     hints_until: float = 0.45,
     device: str = "cpu",
-    judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
-    progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    num_workers: int = 1,
+    judge: loop.Judge | None = None,
+    progress: Report = silent,
     provenance: dict[str, Any] | None = None,
 ) -> ResidualEncoder:
-    """Teach the small encoder the large one's stages and embedding, with batch norms for the time of it.
+    """Distil the large encoder's stages and embedding into the small one, with batch norms for the time of it.
 
     Parameters
     ----------
     small : ResidualEncoder
         Where to start; not changed.
-    batches : callable
-        Step -> this rank's batches from that step on: ``features`` (batch, frames, bins), mean-normalised, that the
-        small encoder sees; ``clean``, if the large one shall see others; what `StageTeacher` made of them, or
-        else the large encoder computes it here.
-    out : Path
-        Folder for ``last.pt`` (the run goes on from it), ``best.pt`` (averaged weights, which say in
-        ``finished`` whether the run was) and ``log.csv``.
+    batches : Dataset
+        Each with ``features`` (batch, frames, bins), mean-normalised, that the small encoder sees; ``clean``, if the
+        large one shall see others; the answers of a `StageTeacher`, or else the large encoder computes them here.
+        As many as ``schedule.steps`` times the number of ranks.
     hints_until : float
-        Share of the steps over which the hints fade out; the embedding's weight grows from 1/4 to 1.
+        Share of the steps over which the hints fade out; the embedding's weight grows to 1 meanwhile.
+    out, judge, progress
+        As `loop.run` takes them.
+    provenance : dict, optional
+        Goes into ``best.pt``.
 
     Returns
     -------
     ResidualEncoder
         The exponential moving average of the weights.
     """
-    large = large.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+    large = channels_last(large.eval().requires_grad_(False), device)
     kept = kept_channels(large, small.shape.widths)
-    out.mkdir(parents=True, exist_ok=True)
-    last, start = out / "last.pt", 0
-    saved = torch.load(last, map_location=device, weights_only=True) if last.is_file() else None
-    first = None if saved else next(iter(batches(0)))["features"]
-    small = copy.deepcopy(small).to(device=device, memory_format=torch.channels_last)
-    small = insert_batch_norm(small, None if first is None else first.to(device)).train()
-    statistics = [buffer for name, buffer in small.named_buffers() if "running_" in name]
-    copy_from_first_rank([*small.parameters(), *statistics])
+    ahead = loop.Batches(batches, schedule.steps, num_workers, device)
+    small = insert_batch_norm(channels_last(copy.deepcopy(small), device), ahead(0)["features"]).train()
     optimizer = MuonAdamW(small, schedule.rate, VECTOR_RATE)
-    average = {name: value.detach().clone() for name, value in small.state_dict().items()}
-    if saved:
-        small.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average, start = saved["average"], saved["step"]
+    state = loop.State(small, optimizer, small, spec, provenance=provenance or {})
     hinted = hints_until * schedule.steps
-    saved_at = time.monotonic()
-    for step, batch in enumerate(batches(start), start):
-        if step >= schedule.steps:
-            break
-        batch = {name: values.to(device) for name, values in batch.items()}
-        fade = 1.0 - step / hinted if step < hinted else 0.0
+
+    def step(number: int) -> dict[str, Tensor]:
+        batch = ahead(number)
+        fade = 1.0 - number / hinted if number < hinted else 0.0
         with autocast(device):
-            taught = _taught(batch, large)
-            learnt = _stage_outputs(small, batch["features"])
-            embedding = small.pool(learnt[-1])
+            wanted = answers(batch, large)
+            stages = small.outputs(batch["features"])
+            embedding = small.pool(stages[-1])
             hints = embedding.new_zeros(())
             if fade:
-                hints = torch.stack(
-                    [hint_loss(learnt[number], values[:, kept[number]]) for number, values in taught.stages.items()]
-                ).sum()
-            match = distillation_loss(embedding, taught.embedding)
-        loss = fade * hints + (1.0 - 0.75 * fade) * match
-        optimizer.zero_grad()
-        loss.backward()
-        average_over_ranks([p.grad for p in small.parameters() if p.grad is not None] + statistics)
-        if torch.isfinite(nn.utils.clip_grad_norm_(small.parameters(), CLIP_NORM)):
-            optimizer.step(schedule.factor(step))
-        follow(average, small, step)
-        if rank() != 0:
-            continue
-        losses = {"hints": float(hints.detach()), "match": float(match.detach())}
-        progress(step + 1, losses)
-        finished = step + 1 == schedule.steps
-        if judge and schedule.judge_every and ((step + 1) % schedule.judge_every == 0 or finished):
-            losses |= judge(_averaged(small, average))
-        if len(losses) > 2 or (step + 1) % 20 == 0 or finished:
-            log_figures(out / "log.csv", step + 1, losses)
-        if finished or time.monotonic() - saved_at > schedule.checkpoint_every_s:
-            state = {"model": small.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-            torch.save(state | {"step": step + 1}, last.with_suffix(".part"))
-            os.replace(last.with_suffix(".part"), last)
-            save_checkpoint(
-                out / "best.pt", _averaged(small, average), spec, step=step + 1, finished=finished,
-                provenance=provenance or {}, schedule=dataclasses.asdict(schedule),
-            )  # fmt: skip
-            saved_at = time.monotonic()
-    return _averaged(small, average)
+                each = [hint_loss(stages[i], values[:, kept[i]]) for i, values in wanted.stages.items()]
+                hints = torch.stack(each).sum()
+            match = distillation_loss(embedding, wanted.embedding)
+        return {"hints": hints, "match": match, "loss": fade * hints + (1.0 - (1.0 - LEAST_MATCH) * fade) * match}
+
+    return loop.run(out, schedule, state, step, judge, progress)

@@ -4,7 +4,7 @@ A recipe walks an unpacked corpus and yields a `Clip` for each file: who speaks,
 under which licence. Speakers are named ``corpus-id``, so that two corpora never share one.
 Nothing is downloaded here.
 
-``use`` says what a clip may train: "open" the models that ship, "research" only the research
+``use`` is what a clip may train: "open" the models that ship, "research" only the research
 variant and the ablation (and development figures), "development" nothing.
 """
 
@@ -182,7 +182,7 @@ def emodb(root: Path) -> Iterator[Clip]:
 
 
 def emovo(root: Path) -> Iterator[Clip]:
-    """``f1/gio-f1-b1.wav``: mood of an Italian name, speaker (f woman, m man), sentence."""
+    """``f1/gio-f1-b1.wav``: emotion by an Italian name, speaker (f woman, m man), sentence."""
     names = {
         "dis": "disgust", "gio": "happy", "neu": "neutral", "pau": "fearful", "rab": "angry", "sor": "surprised",
         "tri": "sad",
@@ -193,7 +193,7 @@ def emovo(root: Path) -> Iterator[Clip]:
 
 
 def korean_tts(root: Path) -> Iterator[Clip]:
-    """``Emotional/*/nea/wav/nea00101.wav``: speaker and number, a hundred numbers to a mood."""
+    """``Emotional/*/nea/wav/nea00101.wav``: speaker and number, a hundred numbers to an emotion."""
     names = ("neutral", "happy", "angry", "sad")
     # Five voices speak in both parts, under two names (their neutral clips have a cosine of 0.80 to 0.92, others 0.67).
     same = {"ema": "nea", "emb": "neb", "emf": "nek", "emg": "nel", "emh": "nem"}
@@ -217,7 +217,7 @@ def banglaser(root: Path) -> Iterator[Clip]:
 
 
 def savee(root: Path) -> Iterator[Clip]:
-    """``AudioData/DC/a01.wav``, or all in one folder as ``DC_a01.wav``: one of four men, mood, number."""
+    """``AudioData/DC/a01.wav``, or all in one folder as ``DC_a01.wav``: one of four men, emotion, number."""
     names = {
         "a": "angry", "d": "disgust", "f": "fearful", "h": "happy", "n": "neutral", "sa": "sad", "su": "surprised",
     }  # fmt: skip

@@ -1,8 +1,8 @@
-"""What a compression hears: pieces of any open speech in voices, moods and mixtures that no corpus holds.
+"""What a compression hears: pieces of any open speech in voices, emotions and mixtures that no corpus holds.
 
 No label is needed, since the large encoder answers for whatever it hears (Beyer et al., arXiv:2106.05237: the
 teacher hears the very same crop, and the crops vary without bound). Every crop is another voice: played faster
-or slower, its formants moved, its rate and mood changed, mixed with another speaker or joined to one. A fixed
+or slower, its formants moved, its rate and emotion changed, mixed with another speaker or joined to one. A fixed
 transfer function would be no variety: the mean normalisation takes it out again.
 
 A batch is made at once in torch, on a CPU (6 ms a crop of one core) or where the encoder learns.
@@ -22,15 +22,15 @@ from torch.utils.data import Dataset
 
 from emoinv_edge.spec import EncoderSpec
 
-from .data import MorphedSet
-from .moods import Mood, contours, uniform
+from .emotion_morph import EmotionMorph, contours, uniform
 from .prepare import PreparedSet
+from .prosody_morphs import MorphedSet
 from .spectrum import log_mel_of, mean_normalise, power_spectrum, read_along
 from .tape import Pieces, Tape
 
 __all__ = ["CROP_FRAMES", "Crops", "Variety", "warped_bins"]
 
-CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `data.LENGTHS`
+CROP_FRAMES = (104, 144, 184, 224, 264)  # few: see `pairs.LENGTHS`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Variety:
         Formants alone (`warped_bins`): the exponent's logarithm and the ripple in bins, at most.
     stretch, shortest, longest : float
         Rate alone.
-    mood : float
-        F0, effort, level and breath (`moods.Mood`): the teacher hears them.
+    emotion : float
+        F0, effort, level and breath (`emotion_morph.EmotionMorph`): the teacher hears them.
     second_voice, disturbed : float
         Another speaker below the first by 0 to 15 dB; noise, a room, or both: the teacher hears them.
     unheard : float
@@ -69,7 +69,7 @@ class Variety:
     stretch: float = 0.5
     shortest: float = 0.75
     longest: float = 1.33
-    mood: float = 0.3
+    emotion: float = 0.3
     second_voice: float = 0.2
     disturbed: float = 0.35
     unheard: float = 0.25
@@ -158,8 +158,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         unheard = np.flatnonzero(rng.random(batch) < variety.unheard)
         disturbed = self._disturbed(heard[unheard], np.arange(len(unheard)), rng)
 
-        moods = np.flatnonzero(rng.random(batch) < variety.mood)
-        mood = Mood.draw(len(moods), before, rng, device)
+        morphed = np.flatnonzero(rng.random(batch) < variety.emotion)
+        morph = EmotionMorph.draw(len(morphed), before, rng, device)
         rates = np.where(
             rng.random(batch) < variety.stretch, rng.uniform(variety.shortest, variety.longest, batch), 1.0
         )
@@ -171,19 +171,18 @@ class Crops(Dataset[dict[str, Tensor]]):
         bent = torch.from_numpy((rng.random(batch) < variety.bent).astype(np.float32)).to(device)
         level = contours(rng, frames, int(rng.integers(2, 7)), heights * bent)
 
-        def features(found: Tensor, mood: Mood, moods: NDArray[np.int64], rows: Tensor) -> Tensor:
+        def features(found: Tensor, morph: EmotionMorph, morphed: NDArray[np.int64], rows: Tensor) -> Tensor:
             power = power_spectrum(found, self.spec)
-            power[moods] = mood(power[moods])
+            power[morphed] = morph(power[morphed])
             log_mels = read_along(log_mel_of(power, self.spec), read[rows, :, None], dim=1)
             return read_along(log_mels, bins[rows, None], dim=2) + level[rows, :, None]
 
-        clean = features(heard, mood, moods, torch.arange(batch, device=device))
+        clean = features(heard, morph, morphed, torch.arange(batch, device=device))
         seen = clean.clone()
         if len(unheard):
-            # Of those that hear more than the teacher, some are in a mood: which, and which mood that is.
-            among = np.flatnonzero(np.isin(unheard, moods))
-            of = torch.from_numpy(np.searchsorted(moods, unheard[among])).to(device)
-            same = Mood(*(getattr(mood, field.name)[of] for field in dataclasses.fields(Mood)))
+            # Of those that hear more than the teacher, some are morphed, each by the same morph as for the teacher.
+            among = np.flatnonzero(np.isin(unheard, morphed))
+            same = morph.rows(torch.from_numpy(np.searchsorted(morphed, unheard[among])).to(device))
             seen[unheard] = features(disturbed, same, among, torch.from_numpy(unheard).to(device))
         return clean, seen
 
@@ -249,7 +248,7 @@ def _mixed(waveforms: Tensor, others: Tensor, ratios_db: Tensor) -> Tensor:
 def _reverberated(waveform: Tensor, room: Tensor) -> Tensor:
     """As `augment.reverberate`: aligned to the strongest path, the level kept."""
     size = 1 << (len(waveform) + len(room) - 2).bit_length()
-    wet = torch.fft.irfft(torch.fft.rfft(waveform, size) * torch.fft.rfft(room, size), size)
+    wet: Tensor = torch.fft.irfft(torch.fft.rfft(waveform, size) * torch.fft.rfft(room, size), size)
     delay = int(room.abs().argmax())
     wet = wet[delay : delay + len(waveform)]
     return wet * (_rms(waveform) / _rms(wet))

@@ -1,241 +1,193 @@
-"""The training loop: fine-tuning on parallel pairs and distillation, one readable function each way.
+"""The training loop, for fine-tuning, compression and ablation alike; alone or under ``torchrun``.
 
-Runs alone or under ``torchrun`` (DistributedDataParallel): each rank takes the batches whose number
-leaves its rank as remainder, so the gradient of one step is the mean over the ranks' batches.
+What differs between them is the module that learns and the loss of a step: both are handed in. Under
+``torchrun`` each rank takes the batches whose number leaves its rank as remainder, and gradients are
+averaged over the ranks.
 """
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
-import math
-import os
+import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from emoinv_edge.files import write_atomically
 from emoinv_edge.spec import EncoderSpec
 
-from .data import PairBatches, Recipe
-from .distributed import rank, world_size
-from .embed import autocast
-from .losses import AngularMarginSoftmax, contrast_loss, pair_loss, relation_loss, target_loss
+from .batch_norm import folded
+from .distributed import average_over_ranks, copy_from_first_rank, rank, world_size
 from .model import ResidualEncoder, save_checkpoint
+from .muon import MuonAdamW
+from .progress import Report, silent
+from .schedule import Schedule
 
-__all__ = ["Schedule", "averaged", "fit", "follow", "load_share", "log_figures"]
+__all__ = ["Batches", "Judge", "State", "run"]
 
-WEIGHT_DECAY = 1e-4
 CLIP_NORM = 1.0
 EMA_DECAY = 0.998
+LOG_EVERY = 20
+
+Judge = Callable[[ResidualEncoder], dict[str, float]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Schedule:
-    """Steps and learning rates.
-
-    ``rate`` is the peak for the last stage and the linear layer; each stage below learns at
-    ``lower_rate`` times the one above; the first ``frozen_stages`` do not learn.
-    """
-
-    steps: int
-    rate: float = 1.5e-4
-    lower_rate: float = 0.6
-    frozen_stages: int = 1
-    warmup_steps: int = 100
-    checkpoint_every_s: float = 240.0
-    judge_every: int = 0
-
-    def factor(self, step: int) -> float:
-        """Share of the peak rate at `step`: linear warm-up, then a half cosine to 2 %."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-class Trained(nn.Module):
-    """Encoder and classifier as one module, so that one DDP wrapper averages all gradients."""
-
-    def __init__(self, encoder: ResidualEncoder, softmax: AngularMarginSoftmax, recipe: Recipe, frozen: int) -> None:
-        super().__init__()
-        self.encoder, self.softmax, self.recipe, self.frozen = encoder, softmax, recipe, frozen
-
-    def embed(self, features: Tensor) -> Tensor:
-        with torch.no_grad():
-            x = self.encoder.frames(features, self.frozen) if self.frozen else None
-        if x is None:
-            return self.encoder(features)
-        for stage in list(self.encoder.stages)[self.frozen :]:
-            x = stage(x)
-        return self.encoder.pool(x)
-
-    def forward(self, batch: dict[str, Tensor], margin: float, pair_weight: float) -> dict[str, Tensor]:
-        embeddings = self.embed(batch["features"])
-        recipe = self.recipe
-        first, second = embeddings.chunk(2)
-        parts = {
-            "target": target_loss(embeddings, batch["targets"], batch["weights"]),
-            "relation": relation_loss(embeddings, batch["targets"]),
-            "pair": pair_loss(first, second),
-            "softmax": self.softmax(embeddings, batch["labels"], margin),
-        }
-        pull = recipe.speaker_target > 0 or recipe.own_target > 0
-        parts["loss"] = (
-            (parts["target"] if pull else 0.0)
-            + recipe.relation_weight * parts["relation"]
-            + pair_weight * parts["pair"]
-            + recipe.softmax_weight * parts["softmax"]
-        )
-        if recipe.contrast_weight > 0.0:
-            parts["contrast"] = contrast_loss(first, second, batch["labels"].chunk(2)[0])
-            parts["loss"] = parts["loss"] + recipe.contrast_weight * parts["contrast"]
-        return parts
-
-
-def _groups(trained: Trained, schedule: Schedule) -> list[dict[str, Any]]:
-    """Parameter groups with their rates; frozen layers are left out."""
-    encoder = trained.encoder
-    stages = list(encoder.stages)
-    for layer in (encoder.stem, *stages[: schedule.frozen_stages]) if schedule.frozen_stages else ():
-        layer.requires_grad_(False)
-    groups = [
-        {"params": list(encoder.linear.parameters()), "lr": schedule.rate},
-        {"params": list(trained.softmax.parameters()), "lr": schedule.rate * 5},
-    ]
-    for below, stage in enumerate(reversed(stages[schedule.frozen_stages :])):
-        groups.append({"params": list(stage.parameters()), "lr": schedule.rate * schedule.lower_rate**below})
-    if not schedule.frozen_stages:
-        lowest = schedule.rate * schedule.lower_rate ** len(stages)
-        groups.append({"params": list(encoder.stem.parameters()), "lr": lowest})
-    return groups
-
-
-def load_share(
-    batches: Dataset[dict[str, Tensor]], start: int, steps: int, num_workers: int
-) -> DataLoader[dict[str, Tensor]]:
-    """This rank's batches from step `start` on, made by `num_workers` processes ahead of their use."""
-    ranks = world_size()
-    mine = Subset(batches, range(start * ranks + rank(), steps * ranks, ranks))
-    return DataLoader(mine, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
-
-
-@torch.no_grad()
-def follow(average: dict[str, Tensor], module: nn.Module, step: int) -> None:
-    """Move averaged weights towards those of `module` after `step`: faster at first, then by `EMA_DECAY`."""
-    decay = min(EMA_DECAY, (1 + step) / (10 + step))
-    for name, value in module.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
-
-
-def fit(
-    encoder: ResidualEncoder,
-    spec: EncoderSpec,
-    batches: PairBatches,
-    recipe: Recipe,
-    schedule: Schedule,
+def run(
     out: Path,
-    device: str = "cpu",
-    num_workers: int = 1,
-    judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
-    progress: Callable[[int, int], None] = lambda step, steps: None,
-    provenance: dict[str, Any] | None = None,
+    schedule: Schedule,
+    state: State,
+    step: Callable[[int], dict[str, Tensor]],
+    judge: Judge | None = None,
+    progress: Report = silent,
 ) -> ResidualEncoder:
-    """Fine-tune an encoder on parallel pairs.
+    """Train to the end of the schedule, from where an earlier call stopped.
 
     Parameters
     ----------
-    encoder : ResidualEncoder
-        Where to start; changed in place.
-    batches : PairBatches
-        As many as ``schedule.steps`` times the number of ranks.
     out : Path
-        Folder for ``last.pt`` (resumable), ``best.pt`` (averaged weights), ``log.csv``. If ``last.pt``
-        is there, the run goes on from it and its losses are those of a run that never stopped.
-    judge : callable
-        Called with the averaged encoder every ``schedule.judge_every`` steps; its figures enter the log.
+        Folder for ``last.pt`` (if it is there, the run goes on from it, to the losses of a run that never
+        stopped), ``best.pt`` (averaged weights) and ``log.csv``. Rank 0 alone writes.
+    state : State
+        What learns; changed in place.
+    step : callable
+        Number of a step, from 0, to its losses by name; ``loss`` is the one to be lowered.
+    judge : callable, optional
+        Figures of the averaged encoder for the log, every ``schedule.judge_every`` steps and at the end.
+    progress : callable
+        Called with (steps done, steps).
 
     Returns
     -------
     ResidualEncoder
-        The exponential moving average of the weights.
+        The exponential moving average of the weights, ready to embed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    encoder.to(device=device, memory_format=torch.channels_last)
-    trained = Trained(
-        encoder, AngularMarginSoftmax(torch.from_numpy(batches.centres)), recipe, schedule.frozen_stages
-    ).to(device)
-    optimizer = torch.optim.AdamW(_groups(trained, schedule), weight_decay=WEIGHT_DECAY)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    average = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
-    start = 0
-    last = out / "last.pt"
-    if last.is_file():
-        saved = torch.load(last, map_location=device, weights_only=True)
-        trained.load_state_dict(saved["trained"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average, start = saved["average"], saved["step"]
-
-    loader = load_share(batches, start, schedule.steps, num_workers)
-    parallel = DistributedDataParallel(trained) if world_size() > 1 else trained
-    leads = rank() == 0
+    peaks = [group["lr"] for group in state.optimizer.param_groups]
     saved_at = time.monotonic()
-    trained.train()
-    for step, batch in enumerate(loader, start):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * schedule.factor(step)
-        margin = recipe.margin * min(1.0, step / max(1, schedule.steps // 4))
-        with autocast(device):
-            weight = recipe.pair_weight_at(step / schedule.steps)
-            parts = parallel({name: value.to(device) for name, value in batch.items()}, margin, weight)
-        optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(trained.parameters(), CLIP_NORM)
-        if torch.isfinite(norm):
-            optimizer.step()
-        follow(average, encoder, step)
-        if not leads:
+    for number in range(state.resume(out), schedule.steps):
+        for group, peak in zip(state.optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * schedule.factor(number)
+        losses = step(number)
+        state.learn(losses["loss"], number)
+        if rank() != 0:
             continue
-        losses = {name: float(value.detach()) for name, value in parts.items()}
-        progress(step + 1, schedule.steps)
-        finished = step + 1 == schedule.steps
-        if judge and schedule.judge_every and ((step + 1) % schedule.judge_every == 0 or finished):
-            log_figures(out / "log.csv", step + 1, losses | judge(averaged(encoder, average)))
-        elif (step + 1) % 20 == 0 or finished:
-            log_figures(out / "log.csv", step + 1, losses)
+        done, finished = number + 1, number + 1 == schedule.steps
+        progress(done, schedule.steps)
+        judged = judge(state.averaged()) if judge and schedule.judges(done) else None
+        if judged is not None or finished or done % LOG_EVERY == 0:
+            _log(out / "log.csv", done, {name: float(loss.detach()) for name, loss in losses.items()} | (judged or {}))
         if finished or time.monotonic() - saved_at > schedule.checkpoint_every_s:
-            _save_last(last, trained, optimizer, average, step + 1)
-            save_checkpoint(
-                out / "best.pt", averaged(encoder, average), spec, step=step + 1, provenance=provenance or {},
-                recipe=dataclasses.asdict(recipe), schedule=dataclasses.asdict(schedule),
-            )  # fmt: skip
+            state.save(out, done, schedule)
             saved_at = time.monotonic()
-    return averaged(encoder, average)
+    return state.averaged()
 
 
-def averaged(encoder: ResidualEncoder, average: dict[str, Tensor]) -> ResidualEncoder:
-    """An encoder of the same shape with the averaged weights, ready to embed."""
-    model = ResidualEncoder(encoder.shape)
-    model.load_state_dict(average)
-    return model.eval()
+class State:
+    """What a run changes and keeps: a module, its optimiser, and the moving average of the encoder in it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Everything that learns; rank 0's weights are copied to the other ranks.
+    optimizer : torch.optim.Optimizer or MuonAdamW
+        Its groups' rates are the peaks of the schedule.
+    encoder : ResidualEncoder
+        `module`, or the part of it whose weights are averaged; with batch norms or without.
+    about
+        What ``best.pt`` holds beside the weights and the spec.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | MuonAdamW,
+        encoder: ResidualEncoder,
+        spec: EncoderSpec,
+        **about: Any,
+    ) -> None:
+        self.module, self.optimizer, self.encoder, self.spec, self.about = module, optimizer, encoder, spec, about
+        copy_from_first_rank(module.state_dict().values())
+        self.average = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
+
+    def learn(self, loss: Tensor, step: int) -> None:
+        """One step down the gradient; a batch whose gradient is not finite is passed over."""
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        statistics = [buffer for name, buffer in self.module.named_buffers() if "running_" in name]
+        average_over_ranks([p.grad for p in self.module.parameters() if p.grad is not None] + statistics)
+        if torch.isfinite(nn.utils.clip_grad_norm_(self.module.parameters(), CLIP_NORM)):
+            self.optimizer.step()
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))  # faster at first
+        with torch.no_grad():
+            for name, value in self.encoder.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+
+    def averaged(self) -> ResidualEncoder:
+        """A plain encoder with the averaged weights, batch norms folded in."""
+        encoder = copy.deepcopy(self.encoder)
+        encoder.load_state_dict(self.average)
+        return folded(encoder)
+
+    def save(self, folder: Path, step: int, schedule: Schedule) -> None:
+        """Write ``last.pt`` and ``best.pt``, each atomically."""
+        content = io.BytesIO()
+        module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
+        torch.save({"module": module, "optimizer": optimizer, "average": self.average, "step": step}, content)
+        write_atomically(folder / "last.pt", content.getvalue(), 0o666)
+        save_checkpoint(
+            folder / "best.pt", self.averaged(), self.spec, step=step, finished=step == schedule.steps,
+            schedule=dataclasses.asdict(schedule), **self.about,
+        )  # fmt: skip
+
+    def resume(self, folder: Path) -> int:
+        """Take up what `save` left, if anything; the number of the step to go on with.
+
+        Raises
+        ------
+        ValueError
+            If another version of training left it.
+        """
+        last = folder / "last.pt"
+        if not last.is_file():
+            return 0
+        saved = torch.load(last, map_location=next(self.module.parameters()).device, weights_only=True)
+        if missing := {"module", "optimizer", "average", "step"} - saved.keys():
+            raise ValueError(f"{last}: no run to go on with, {sorted(missing)} missing; give another folder")
+        self.module.load_state_dict(saved["module"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.average = saved["average"]
+        return int(saved["step"])
 
 
-def _save_last(
-    path: Path, trained: Trained, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], step: int
-) -> None:
-    part = path.with_suffix(".part")
-    state = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
-    torch.save(state, part)
-    os.replace(part, path)
+class Batches:
+    """Step -> this rank's batch, on `device`; made by `num_workers` processes ahead of the steps that follow."""
+
+    def __init__(self, batches: Dataset[dict[str, Tensor]], steps: int, num_workers: int, device: str = "cpu") -> None:
+        self._batches, self._steps, self._num_workers, self._device = batches, steps, num_workers, device
+        self._ahead: Iterator[dict[str, Tensor]] = iter(())
+        self._next = -1
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        if step != self._next:
+            self._ahead = iter(self._from(step))
+        self._next = step + 1
+        return {name: values.to(self._device) for name, values in next(self._ahead).items()}
+
+    def _from(self, step: int) -> DataLoader[dict[str, Tensor]]:
+        ranks, workers = world_size(), self._num_workers
+        mine = Subset(self._batches, range(step * ranks + rank(), self._steps * ranks, ranks))
+        return DataLoader(mine, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
 
 
-def log_figures(path: Path, step: int, figures: dict[str, float]) -> None:
+def _log(path: Path, step: int, figures: dict[str, float]) -> None:
     """Append one row a figure: step, name, value; rows are never rewritten."""
     new = not path.is_file()
     with open(path, "a", newline="", encoding="utf-8") as file:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["AngularMarginSoftmax", "contrast_loss", "distillation_loss", "pair_loss", "relation_loss", "target_loss"]
+__all__ = ["AngularMarginSoftmax", "distillation_loss", "pair_loss", "relation_loss", "target_loss"]
 
 
 class AngularMarginSoftmax(nn.Module):
@@ -46,24 +46,6 @@ class AngularMarginSoftmax(nn.Module):
 def pair_loss(first: Tensor, second: Tensor) -> Tensor:
     """Mean of 1 - cos(e1, e2) over the parallel pairs of a batch (Tian et al., arXiv:2505.18498)."""
     return (1 - functional.cosine_similarity(first.float(), second.float(), dim=1)).mean()
-
-
-def contrast_loss(first: Tensor, second: Tensor, labels: Tensor, scale: float = 16.0) -> Tensor:
-    """Each first view must be nearer to its own second view than to those of the batch's other speakers.
-
-    The angular prototypical loss (Chung et al., arXiv:2003.11982) with one view as the prototype; its negatives are
-    what the batch holds, so that a batch of one gender and one sentence makes hard ones.
-
-    Parameters
-    ----------
-    first, second : Tensor, shape (pairs, dim)
-    labels : Tensor, shape (pairs,)
-        Other pairs of the same speaker are no negatives.
-    """
-    cosine = functional.normalize(first.float(), dim=1) @ functional.normalize(second.float(), dim=1).T
-    numbers = torch.arange(len(labels), device=labels.device)
-    same = (labels[:, None] == labels[None]) & (numbers[:, None] != numbers[None])
-    return functional.cross_entropy((scale * cosine).masked_fill(same, -torch.inf), numbers)
 
 
 def target_loss(embeddings: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -8,19 +8,42 @@ the public weights come with theirs folded into the convolutions.
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from emoinv_edge.features import log_mel, mean_normalise
+from emoinv_edge.files import write_atomically
 from emoinv_edge.spec import EncoderSpec
 
-__all__ = ["BASE", "EncoderShape", "ResidualEncoder", "load_checkpoint", "load_public_weights", "save_checkpoint"]
+from .progress import Report, silent
+
+__all__ = [
+    "BASE",
+    "BasicBlock",
+    "EncoderShape",
+    "ResidualEncoder",
+    "autocast",
+    "channels_last",
+    "embed_waveforms",
+    "has_bfloat16",
+    "load_checkpoint",
+    "load_public_weights",
+    "load_start",
+    "save_checkpoint",
+]
 
 VARIANCE_FLOOR = 1e-7
+FRAMES_PER_BATCH = 8000  # of `embed_waveforms`
+LENGTH_STEP = 8  # clips of one batch differ by fewer frames than this; the longer ones are cut by so much
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,6 +138,17 @@ class ResidualEncoder(nn.Module):
         self.linear = nn.Linear(2 * channels * bins, shape.embedding_dim)
         self.register_buffer("mean_vector", torch.zeros(shape.embedding_dim))
 
+    def blocks(self) -> list[list[BasicBlock]]:
+        """The blocks of each stage."""
+        return [[block for block in stage.children() if isinstance(block, BasicBlock)] for stage in self.stages]
+
+    def outputs(self, features: Tensor) -> list[Tensor]:
+        """Activations after each stage, each (batch, channels, bins, frames)."""
+        found = [self.frames(features, 0)]
+        for stage in self.stages:
+            found.append(stage(found[-1]))
+        return found[1:]
+
     def frames(self, features: Tensor, stages: int | None = None) -> Tensor:
         """Activations after the first `stages` stages (all by default), (batch, channels, bins, frames)."""
         x = features.transpose(1, 2).unsqueeze(1)
@@ -133,7 +167,8 @@ class ResidualEncoder(nn.Module):
 
     def pool(self, x: Tensor) -> Tensor:
         """Activations of the last stage to embeddings."""
-        return self.linear(self.statistics(x)) - self.mean_vector
+        embeddings: Tensor = self.linear(self.statistics(x)) - self.mean_vector
+        return embeddings
 
     def forward(self, features: Tensor) -> Tensor:
         return self.pool(self.frames(features))
@@ -159,11 +194,10 @@ def load_public_weights(path: Path) -> ResidualEncoder:
     ]
     model = ResidualEncoder(BASE)
     targets = [model.stem]
-    for stage in model.stages:
-        for block in stage:
-            shortcut = [block.shortcut] if isinstance(block.shortcut, nn.Conv2d) else []
-            targets += [block.conv1, *shortcut, block.conv2]
-    # The graph lists a projecting block's shortcut before or after its second convolution: tell them by kernel.
+    for block in (block for stage in model.blocks() for block in stage):
+        shortcut = [block.shortcut] if isinstance(block.shortcut, nn.Conv2d) else []
+        targets += [block.conv1, *shortcut, block.conv2]
+    # The graph lists a projecting block's shortcut before or after its second convolution: distinguish them by kernel.
     if len(targets) != len(convolutions):
         raise ValueError(f"{path}: expected {len(targets)} convolutions of ResNet34-LM, got {len(convolutions)}")
     for position, layer in enumerate(targets):
@@ -192,11 +226,10 @@ def _copy(target: Tensor | None, values: np.ndarray) -> None:
 
 def save_checkpoint(path: Path, model: ResidualEncoder, spec: EncoderSpec, **extra: Any) -> None:
     """Write weights, shape and spec atomically; `extra` holds plain values (corpora, history, parents)."""
-    part = path.with_suffix(".part")
-    torch.save(
-        {"model": model.state_dict(), "shape": dataclasses.asdict(model.shape), "spec": spec.to_json(), **extra}, part
-    )
-    os.replace(part, path)
+    content = io.BytesIO()
+    shape = dataclasses.asdict(model.shape)
+    torch.save({"model": model.state_dict(), "shape": shape, "spec": spec.to_json(), **extra}, content)
+    write_atomically(path, content.getvalue(), 0o666)
 
 
 def load_checkpoint(path: Path) -> tuple[ResidualEncoder, EncoderSpec, dict[str, Any]]:
@@ -208,3 +241,85 @@ def load_checkpoint(path: Path) -> tuple[ResidualEncoder, EncoderSpec, dict[str,
     model = ResidualEncoder(EncoderShape.from_dict(saved.pop("shape")))
     model.load_state_dict(saved.pop("model"))
     return model, EncoderSpec.from_json(saved.pop("spec")), saved
+
+
+def load_start(path: Path) -> tuple[ResidualEncoder, EncoderSpec, dict[str, Any]]:
+    """The encoder that a run starts from, its spec and what it was made of: a checkpoint, or the public .onnx file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it is neither.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a checkpoint or the published ResNet34-LM .onnx")
+    if path.suffix == ".onnx":
+        return load_public_weights(path), EncoderSpec(name="base"), {}
+    encoder, spec, saved = load_checkpoint(path)
+    return encoder, spec, saved.get("provenance", {})
+
+
+def channels_last(module: AnyModule, device: torch.device | str = "cpu") -> AnyModule:
+    """Move a module, in place, to `device`, its kernels stored in the order in which convolutions compute fastest."""
+    moved: AnyModule = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def has_bfloat16(device: str = "cpu") -> bool:
+    """Whether the processor multiplies bfloat16 faster: AMX or AVX512-BF16, any recent GPU."""
+    supported = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device != "cpu" or any(getattr(torch.cpu, name, lambda: False)() for name in supported)
+
+
+def autocast(device: str = "cpu") -> torch.autocast:
+    """bfloat16 where that is faster, float32 elsewhere."""
+    return torch.autocast(device, torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def embed_waveforms(
+    model: ResidualEncoder,
+    spec: EncoderSpec,
+    waveform: Callable[[int], NDArray[np.float32]],
+    samples: Sequence[int],
+    progress: Report = silent,
+) -> NDArray[np.float32]:
+    """Embed clips, each as a whole.
+
+    Parameters
+    ----------
+    waveform : callable
+        Index -> samples, float32 in [-1, 1], at the spec's rate.
+    samples : sequence of int
+        Length of each clip; clips are grouped by it.
+
+    Returns
+    -------
+    ndarray, shape (clips, embedding_dim), float32 of unit norm
+    """
+    frames = [max(spec.num_frames(n) // LENGTH_STEP * LENGTH_STEP, LENGTH_STEP) for n in samples]
+    out = np.empty((len(samples), spec.embedding_dim), np.float32)
+    order = sorted(range(len(samples)), key=lambda i: frames[i])
+    model = channels_last(model.eval())
+    start = done = 0
+    while start < len(order):
+        length = frames[order[start]]
+        stop = start
+        while stop < len(order) and frames[order[stop]] == length and (stop - start + 1) * length <= FRAMES_PER_BATCH:
+            stop += 1
+        stop = max(stop, start + 1)
+        batch = order[start:stop]
+        features = np.stack([mean_normalise(_exactly(log_mel(waveform(i), spec), length)) for i in batch])
+        with torch.inference_mode(), autocast():
+            embeddings = torch.nn.functional.normalize(model(torch.from_numpy(features)).float(), dim=1)
+        out[batch] = embeddings.numpy()
+        done += len(batch)
+        progress(done, len(order))
+        start = stop
+    return out
+
+
+def _exactly(features: NDArray[np.float32], frames: int) -> NDArray[np.float32]:
+    """The first `frames` frames; a clip shorter than that is repeated."""
+    if len(features) >= frames:
+        return features[:frames]
+    return np.take(features, np.arange(frames), axis=0, mode="wrap")

@@ -30,7 +30,7 @@ class MuonAdamW:
     module : nn.Module
         Its convolutions in channels-last order (``module.to(memory_format=torch.channels_last)``).
     rate, vector_rate : float
-        Peak rates of the matrices and of the rest.
+        Learning rates of the matrices and of the rest.
     first : str
         Name of the convolution that reads the input, whose few weights are no matrix worth the name.
 
@@ -43,8 +43,8 @@ class MuonAdamW:
     def __init__(
         self, module: nn.Module, rate: float, vector_rate: float, weight_decay: float = 1e-4, first: str = "stem"
     ) -> None:
-        self.rate, self.vector_rate = rate, vector_rate
-        self._kernels, rest = [], []
+        self._kernels: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in module.named_parameters():
             many = parameter.ndim >= 2 and not name.startswith(first)
             (self._kernels if many else rest).append(parameter)
@@ -59,14 +59,17 @@ class MuonAdamW:
         )
         self._adamw = torch.optim.AdamW(rest, lr=vector_rate, weight_decay=weight_decay)
 
-    def step(self, factor: float) -> None:
-        """Apply the gradients at `factor` times the peak rates."""
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both, whose ``lr`` may be set."""
+        return [*self._muon.param_groups, *self._adamw.param_groups]
+
+    def step(self) -> None:
+        """Apply the gradients."""
         for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
             matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
-        for optimizer, rate in ((self._muon, self.rate), (self._adamw, self.vector_rate)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-            optimizer.step()
+        self._muon.step()  # type: ignore[no-untyped-call]
+        self._adamw.step()
 
     def zero_grad(self) -> None:
         for kernel in self._kernels:

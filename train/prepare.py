@@ -18,7 +18,7 @@ import dataclasses
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -30,12 +30,15 @@ from emoinv_edge.audio import read_audio, to_mono
 from emoinv_edge.errors import AudioError
 
 from .corpora import Clip
+from .progress import Report, silent
 
 __all__ = [
+    "HELD_OUT",
     "PreparedClip",
     "PreparedSet",
     "by_speaker",
     "decode",
+    "held_out_speakers",
     "prepare",
     "thin_speakers",
     "trim_silence",
@@ -45,6 +48,8 @@ __all__ = [
 SAMPLE_RATE = 16000
 SHORTEST_S = 0.4
 LONGEST_S = 12.0
+# Every fifth speaker of these is never trained on: the ordinary speech of the development figures.
+HELD_OUT = ("malayalam", "speechocean762")
 COLUMNS = ("corpus", "speaker", "gender", "emotion", "sentence", "start", "samples", "path")
 
 
@@ -60,6 +65,11 @@ class PreparedClip:
     start: int
     samples: int
     path: str
+
+    @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return self.samples / SAMPLE_RATE
 
 
 def decode(path: Path) -> NDArray[np.float32]:
@@ -100,6 +110,11 @@ def by_speaker(clips: Iterable[Clip | PreparedClip], without: frozenset[str] = f
     return clips_of
 
 
+def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
+    """Speakers of a corpus that training leaves out."""
+    return frozenset(sorted({clip.speaker for clip in clips})[::5]) if corpus in HELD_OUT else frozenset()
+
+
 def thin_speakers(clips: list[Clip], most: int) -> list[Clip]:
     """At most `most` clips of each speaker, evenly spread over theirs; a clip without a speaker stays."""
     kept = [index for index, clip in enumerate(clips) if not clip.speaker]
@@ -128,7 +143,7 @@ def _in_order(pool: ProcessPoolExecutor, clips: Iterable[Clip]) -> Iterator[tupl
 
 @contextlib.contextmanager
 def write_set(out: Path) -> Iterator[Callable[[tuple[str, ...], NDArray[np.int16], str], None]]:
-    """Write a prepared set, which appears whole or not at all.
+    """Write a prepared set, whose audio and manifest appear when the block ends.
 
     Yields
     ------
@@ -155,20 +170,16 @@ def write_set(out: Path) -> Iterator[Callable[[tuple[str, ...], NDArray[np.int16
     os.replace(out / "manifest.csv.part", out / "manifest.csv")
 
 
-def prepare(
-    clips: Iterable[Clip], out: Path, num_workers: int = 2, progress: Callable[[int], None] = lambda done: None
-) -> tuple[int, int]:
+def prepare(clips: Sequence[Clip], out: Path, num_workers: int = 2, progress: Report = silent) -> tuple[int, int]:
     """Decode, trim and store clips as a prepared set.
 
     Parameters
     ----------
-    clips : iterable of Clip
+    clips : sequence of Clip
     out : Path
-        Folder to make; it appears whole or not at all.
+        Folder to make; audio and manifest appear when all clips are done.
     num_workers : int
         Processes that decode. The result does not depend on it.
-    progress : callable
-        Called with the number of clips done.
 
     Returns
     -------
@@ -189,7 +200,7 @@ def prepare(
             else:
                 add(dataclasses.astuple(clip)[1:], samples, "/".join(clip.path.parts[-3:]))
                 kept += 1
-            progress(kept + skipped)
+            progress(kept + skipped, len(clips))
     return kept, skipped
 
 
@@ -199,7 +210,7 @@ class PreparedSet:
     Raises
     ------
     ValueError
-        If the folder is no prepared set, or its audio is shorter than the manifest says.
+        If the folder is no prepared set, or its audio is shorter than in the manifest.
     """
 
     def __init__(self, folder: Path) -> None:

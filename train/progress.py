@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
-__all__ = ["Progress", "time_left"]
+__all__ = ["Progress", "Report", "silent", "time_left"]
+
+Report = Callable[[int, int], None]
+"""What long work calls as it goes: (done, total). A `Progress` is one."""
 
 TERMINAL_S = 0.2  # between updates of a terminal's line
 LOG_S = 30.0  # between lines in a log
@@ -20,8 +24,12 @@ def time_left(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def silent(done: int, total: int) -> None:
+    """The report of work that nobody watches."""
+
+
 class Progress:
-    """A line that says how far the work is; call it with (done, total).
+    """A line of how far the work is; call it with (done, total).
 
     Parameters
     ----------
@@ -38,7 +46,7 @@ class Progress:
         self._first: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        """Say that `done` of `total` are done, if it is time to say so."""
+        """Show that `done` of `total` are done, if the last time is long enough ago."""
         now = time.monotonic()
         if self._first is None:
             self._first = done - 1  # what was there before this work began is not part of its speed

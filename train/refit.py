@@ -1,7 +1,7 @@
 """The linear layer fitted anew to other targets, in one step: ridge regression on the pooled statistics.
 
 A few hundred steps of gradient descent learn the training corpora's peculiarities before they learn what
-the joint target of several teachers says of voices in general. The linear layer alone, drawn back to the
+the joint target of several teachers holds of voices in general. The linear layer alone, drawn back to the
 initial one by a penalty, takes from that target only what the frozen statistics hold linearly, and gains a
 little on every corpus that was left out instead of much on some (RESULTS.md).
 """
@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
-from .data import Source
-from .embed import autocast
-from .model import ResidualEncoder
+from .model import ResidualEncoder, autocast, channels_last
+from .pairs import Source
 
 __all__ = ["pooled_statistics", "refit_linear", "solve_ridge"]
 
-FRAMES = (104, 200, 296)  # few: see `data.LENGTHS`
+FRAMES = (104, 200, 296)  # few: see `pairs.LENGTHS`
 BATCH = 32
 
 
@@ -32,7 +31,6 @@ def pooled_statistics(
     spec: EncoderSpec,
     waveform: Callable[[int], NDArray[np.float32]],
     samples: Iterable[int],
-    progress: Callable[[int], None] = lambda done: None,
 ) -> NDArray[np.float32]:
     """What enters the linear layer for the beginning of each clip, 1 to 3 s; a shorter clip is repeated.
 
@@ -42,8 +40,7 @@ def pooled_statistics(
     """
     frames = [max((few for few in FRAMES if few <= spec.num_frames(n)), default=FRAMES[0]) for n in samples]
     out = np.empty((len(frames), encoder.linear.in_features), np.float32)
-    encoder = encoder.eval().to(memory_format=torch.channels_last)
-    done = 0
+    encoder = channels_last(encoder.eval())
     for length in FRAMES:
         of_length = [index for index, count in enumerate(frames) if count == length]
         for first in range(0, len(of_length), BATCH):
@@ -56,8 +53,6 @@ def pooled_statistics(
             with torch.inference_mode(), autocast():
                 statistics = encoder.statistics(encoder.frames(torch.from_numpy(np.stack(features))))
             out[batch] = statistics.numpy()
-            done += len(batch)
-            progress(done)
     return out
 
 
@@ -90,11 +85,7 @@ def solve_ridge(
 
 
 def refit_linear(
-    encoder: ResidualEncoder,
-    spec: EncoderSpec,
-    sources: Iterable[Source],
-    penalty: float,
-    progress: Callable[[int], None] = lambda done: None,
+    encoder: ResidualEncoder, spec: EncoderSpec, sources: Iterable[Source], penalty: float
 ) -> ResidualEncoder:
     """A copy of `encoder` whose linear layer is moved towards the sources' targets.
 
@@ -105,26 +96,8 @@ def refit_linear(
     penalty : float
         Holds the layer to its initial weights (`solve_ridge` of the change); infinity would leave it as it is.
     """
-    statistics, targets = [], []
-    for source in sources:
-        clips = source.clips.clips
-        used = [
-            index
-            for index, clip in enumerate(clips)
-            if clip.speaker not in source.held_out and np.isfinite(source.embeddings[index]).all()
-        ]
-        before = sum(map(len, targets))
-        statistics.append(
-            pooled_statistics(
-                encoder,
-                spec,
-                lambda i, s=source, u=used: s.clips.waveform(u[i]),  # type: ignore[misc]
-                [clips[index].samples for index in used],
-                lambda done, before=before: progress(before + done),  # type: ignore[misc]
-            )
-        )
-        targets.append(source.embeddings[used])
-    inputs, wanted = np.concatenate(statistics), np.concatenate(targets)
+    found = [_of_source(encoder, spec, source) for source in sources]
+    inputs, wanted = (np.concatenate(rows) for rows in zip(*found, strict=True))
     with torch.no_grad():
         now = (encoder.linear(torch.from_numpy(inputs)) - encoder.mean_vector).numpy()
     # The embedding keeps its length: the targets are of unit norm, and only the direction counts.
@@ -133,6 +106,20 @@ def refit_linear(
     moved = ResidualEncoder(encoder.shape)
     moved.load_state_dict(encoder.state_dict())
     with torch.no_grad():
-        moved.linear.weight += torch.from_numpy(weights.astype(np.float32))
-        moved.linear.bias += torch.from_numpy(bias.astype(np.float32))
+        moved.linear.weight.add_(torch.from_numpy(weights.astype(np.float32)))
+        moved.linear.bias.add_(torch.from_numpy(bias.astype(np.float32)))
     return moved.eval()
+
+
+def _of_source(
+    encoder: ResidualEncoder, spec: EncoderSpec, source: Source
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pooled statistics and targets of the clips that may be used, a row each."""
+    clips, rows = source.clips, source.embeddings
+    used = [
+        index
+        for index, clip in enumerate(clips.clips)
+        if clip.speaker not in source.held_out and np.isfinite(rows[index]).all()
+    ]
+    samples = [clips.clips[index].samples for index in used]
+    return pooled_statistics(encoder, spec, lambda i: clips.waveform(used[i]), samples), rows[used]

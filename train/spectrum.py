@@ -1,7 +1,7 @@
 """Features of many waveforms at once, in torch: `emoinv_edge.features` in two halves, with the power spectrum between.
 
-Training changes speech in the power spectrum (`train.moods`), and on a GPU it makes its features there. The window,
-the mel bank and every parameter are those of the front end, and a test holds the two together.
+Training changes speech in the power spectrum (`train.emotion_morph`), and on a GPU it makes its features there. The
+window, the mel bank and every parameter are those of the front end, and a test holds the two together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from emoinv_edge.features import _mel_bank, _window
+from emoinv_edge.features import mel_bank, window
 from emoinv_edge.spec import EncoderSpec
 
 __all__ = ["log_mel_of", "mean_normalise", "power_spectrum", "read_along"]
@@ -19,7 +19,7 @@ __all__ = ["log_mel_of", "mean_normalise", "power_spectrum", "read_along"]
 
 @functools.lru_cache(maxsize=8)
 def _constants(spec: EncoderSpec, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(_window(spec)).to(device), torch.from_numpy(_mel_bank(spec)).to(device)
+    return torch.from_numpy(window(spec)).to(device), torch.from_numpy(mel_bank(spec)).to(device)
 
 
 def power_spectrum(waveforms: Tensor, spec: EncoderSpec) -> Tensor:
@@ -28,7 +28,8 @@ def power_spectrum(waveforms: Tensor, spec: EncoderSpec) -> Tensor:
     frames = frames - frames.mean(dim=2, keepdim=True)
     before = torch.cat((frames[:, :, :1], frames[:, :, :-1]), dim=2)
     windowed = (frames - spec.preemphasis * before) * _constants(spec, waveforms.device)[0]
-    return torch.fft.rfft(windowed, spec.fft_length, norm="forward").abs().square()
+    spectrum: Tensor = torch.fft.rfft(windowed, spec.fft_length, norm="forward")
+    return spectrum.abs().square()
 
 
 def log_mel_of(power: Tensor, spec: EncoderSpec) -> Tensor:

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import EmoinvError
-from . import bench, calibrate, demo, doctor, enroll, identify, listen, model, profiles, terminal, verify
+from . import bench, calibrate, demo, doctor, enroll, identify, listen, model, profiles, terminal, verify, wyoming
 from .terminal import EXIT_ERROR, EXIT_INTERRUPTED
 
 __all__ = ["build_parser", "main"]
@@ -39,6 +39,7 @@ COMMANDS: tuple[ModuleType, ...] = (
     profiles,
     calibrate,
     model,
+    wyoming,
     bench,
     doctor,
 )

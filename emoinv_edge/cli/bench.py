@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.resources
-import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,19 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from .. import __version__
-from .options import add_command, add_json, add_model, open_encoder
+from ..machine import describe_machine, resident_mb
+from .options import add_command, add_json, add_model, open_encoder, positive
 from .terminal import EXIT_ACCEPT, console, print_json, track
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..calibration import Calibration
     from ..encoder import Encoder
     from ..profiles import Profile
     from ..quality import SpeechQuality
-    from ..scoring import Calibration
 
-__all__ = ["add_parser", "machine", "resident_mb", "run", "stand_in_calibration"]
+__all__ = ["add_parser", "demo_speech", "run", "stand_in_calibration"]
 
 BUDGET_S = 30.0
 VOICE = "slt"  # of the demo's clips
@@ -37,14 +34,11 @@ LENGTHS_S = (1.0, 2.0, 3.0, 5.0, 10.0)
 PROFILES = (1, 1000)
 CHUNK_MS = 30
 MOST_ROUNDS = 200
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "asimd", "asimddp", "i8mm", "sve")
-PACKAGES = ("numpy", "onnxruntime", "webrtcvad-wheels")
 # A fresh interpreter: what an application pays before its first answer.
 COLD_START = """
 import sys, time
 from emoinv_edge import Encoder
-from emoinv_edge.encoder import MODEL_NAMES
-encoder = Encoder.load(sys.argv[1]) if sys.argv[1] in MODEL_NAMES else Encoder(sys.argv[1])
+encoder = Encoder.open(sys.argv[1])
 import numpy
 encoder.embed(0.1 * numpy.random.default_rng(0).standard_normal(48000).astype("float32").clip(-1, 1), 16000)
 """
@@ -72,21 +66,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_model(parser)
     parser.add_argument(
-        "--seconds", type=parse_seconds, default=BUDGET_S, metavar="S", help="time to measure for (default: 30)"
+        "--seconds",
+        type=positive("seconds", 3600),
+        default=BUDGET_S,
+        metavar="S",
+        help="time to measure for (default: 30)",
     )
     add_json(parser)
     parser.set_defaults(run=run)
-
-
-def parse_seconds(text: str) -> float:
-    """A number of seconds above 0."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.0 < seconds <= 3600.0:
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, at most 3600, got {text!r}")
-    return seconds
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     memory = resident_mb()
     result: dict[str, Any] = {
         "version": __version__,
-        "machine": machine(),
+        "machine": describe_machine(),
         "model": {
             "name": encoder.spec.name,
             "fingerprint": encoder.fingerprint,
@@ -150,11 +137,12 @@ def make_stages(encoder: Encoder) -> list[tuple[str, float | None, Callable[[], 
     """What is measured: a name, the seconds of speech behind one call, and the call, which checks its result."""
     import numpy as np
 
+    from ..decision import Verdict
     from ..enrolment import Enroller
     from ..features import log_mel
     from ..quality import measure_quality
     from ..vad import speech_only
-    from ..verifier import Verdict, Verifier
+    from ..verifier import Verifier
 
     rate = encoder.spec.sample_rate
     calibration = encoder.calibration or stand_in_calibration(encoder.spec.embedding_dim)
@@ -169,13 +157,13 @@ def make_stages(encoder: Encoder) -> list[tuple[str, float | None, Callable[[], 
     stages: list[tuple[str, float | None, Callable[[], object]]] = [
         ("features", 3.0, lambda: log_mel(three, encoder.spec)),
         ("speech detection", 3.0, lambda: speech_only(three, rate)),
-        ("quality and manner", 3.0, lambda: measure_quality(three, rate, found)),
+        ("quality and prosody", 3.0, lambda: measure_quality(three, rate, found)),
     ]
     for seconds in LENGTHS_S:
         piece = speech(seconds)
 
         def embed(piece: NDArray[np.float32] = piece) -> None:
-            norm = float(np.linalg.norm(encoder.embed(piece, rate)))
+            norm = float(np.linalg.norm(encoder.embed(piece, rate).vector))
             _expect(abs(norm - 1.0) < 1e-3, "an embedding of unit norm", norm)
 
         stages.append((f"embed {seconds:g} s", seconds, embed))
@@ -206,7 +194,7 @@ def make_stages(encoder: Encoder) -> list[tuple[str, float | None, Callable[[], 
         ("enrol 3 x 3 s", 9.0, enrol),
         (f"stream, {CHUNK_MS} ms chunks", 10.0, stream),
     ]
-    test = encoder.embed(three, rate)
+    test = encoder.embed(three, rate).vector
     stages += [score_stage(count, test, quality, calibration) for count in PROFILES]
     return stages
 
@@ -223,10 +211,10 @@ def score_stage(
     others[-1] = test
     others /= np.linalg.norm(others, axis=1, keepdims=True)
     names = [str(i) for i in range(count)]
-    bank = ProfileBank.from_arrays(names, others, [quality] * count, [1] * count, calibration.moods)
+    bank = ProfileBank.from_arrays(names, others, [quality] * count, [1] * count, calibration.emotion_axis)
 
     def score() -> None:
-        best = int(np.argmax(calibration.score(bank, test, quality)[0]))
+        best = int(np.argmax(bank.score(calibration, test, quality)[0]))
         _expect(best == count - 1, f"profile {count - 1}", best)
 
     return f"score {count:,} profile{'s' if count > 1 else ''}", None, score
@@ -244,13 +232,12 @@ def stand_in_calibration(embedding_dim: int) -> Calibration:
     """A calibration for models without one, to measure times only: its scores mean nothing."""
     import numpy as np
 
-    from ..scoring import TERMS, Calibration, FarTable, Moods, Term
+    from ..calibration import TERMS, Calibration, EmotionAxis, FarTable, Term
 
     terms = tuple(Term(name, 1.0 if name == "cosine" else 0.0, -10.0, 10.0) for name in TERMS)
     table = FarTable(1, (0.5, 0.001), (0.0, 1.0))
-    rows = np.eye(min(24, embedding_dim), embedding_dim, dtype="<f4")
-    moods = Moods(rows.tobytes(), (0.0,) * len(rows), rows[0].tobytes())
-    return Calibration("centroid", 20.0, terms, (table,), 3000, "none: stands in for a benchmark", moods)
+    axis = EmotionAxis(np.eye(1, embedding_dim, dtype="<f4").tobytes())
+    return Calibration(20.0, terms, (table,), 3000, "none: stands in for a benchmark", axis)
 
 
 def demo_speech(sample_rate: int) -> NDArray[np.float32]:
@@ -279,48 +266,10 @@ def cold_start_ms(model: str) -> float | None:
     return round(min(times), 1)
 
 
-def resident_mb() -> float | None:
-    """Resident memory of this process now, in MB (10^6 bytes); None where the system does not say."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return None
-
-
 def package_bytes() -> int:
     """Size of the installed library, model files included."""
     folder = Path(str(importlib.resources.files("emoinv_edge")))
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-
-
-def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
-    """The processor, its instructions that matter here, and the versions behind the figures."""
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-                break
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "cpu": name,
-        "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "flags": [flag for flag in FLAGS if flag in flags],
-        "system": platform.system(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "versions": versions,
-    }
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="recordings of people who are not enrolled: one sub-folder a speaker, 5 speakers or more",
     )
     what.add_argument("--reset", action="store_true", help="go back to the model's own calibration")
-    what.add_argument("--show", action="store_true", help="say what this device has changed")
+    what.add_argument("--show", action="store_true", help="describe what this device has changed")
     parser.add_argument(
         "--genuine",
         type=Path,
@@ -48,20 +48,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, reset or show, and return 0."""
-    from ..recalibration import read_refinement, refine, refinement_path, write_refinement
-    from ..verifier import Verifier, require_calibration
+    from ..decision import require_calibration
+    from ..device_calibration import read_refinement, refine, refinement_path, write_refinement
+    from ..verifier import Verifier
 
     store = open_store(args)
     path = refinement_path(store.path)
     if args.reset:
         there = path.exists()
         path.unlink(missing_ok=True)
-        return _say(args, {"reset": there}, "The model's own calibration holds again." if there else "Nothing to undo.")
+        return _answer(
+            args, {"reset": there}, "The model's own calibration holds again." if there else "Nothing to undo."
+        )
     if args.show:
         found = read_refinement(path)
         if found is None:
-            return _say(args, {"refined": False}, "This device uses the model's own calibration.")
-        return _say(args, {"refined": True, "shift": found.shift, "raises": found.raises}, _summary(found))
+            return _answer(args, {"refined": False}, "This device uses the model's own calibration.")
+        return _answer(args, {"refined": True, "shift": found.shift, "raises": found.raises}, _summary(found))
 
     encoder = open_encoder(args)
     calibration = require_calibration(encoder, None)
@@ -82,12 +85,10 @@ def run(args: argparse.Namespace) -> int:
                     f"{args.genuine / speaker}: no profile of that name; the enrolled are {', '.join(profiles)}"
                 )
             genuine += _scores([verifiers[speaker]], files)
-    refinement = refine(
-        calibration, encoder.fingerprint, impostors, genuine, file_sha256=encoder.file_sha256
-    )
+    refinement = refine(calibration, encoder.fingerprint, impostors, genuine, file_sha256=encoder.file_sha256)
     write_refinement(path, refinement)
     answer = {"refined": True, "file": str(path), "shift": refinement.shift, "raises": refinement.raises}
-    return _say(args, answer, f"{_summary(refinement)}\nKept in {path}; undo with `emoinv calibrate --reset`.")
+    return _answer(args, answer, f"{_summary(refinement)}\nKept in {path}; undo with `emoinv calibrate --reset`.")
 
 
 def _summary(refinement: Any) -> str:
@@ -98,7 +99,7 @@ def _summary(refinement: Any) -> str:
     )
 
 
-def _say(args: argparse.Namespace, answer: dict[str, Any], text: str) -> int:
+def _answer(args: argparse.Namespace, answer: dict[str, Any], text: str) -> int:
     if args.json:
         print_json(answer)
     else:
@@ -121,7 +122,7 @@ def _speakers(folder: Path) -> dict[str, list[Path]]:
 
 
 def _scores(verifiers: Sequence[Verifier], files: Sequence[Path]) -> list[float]:
-    """LLRs of every usable recording against every profile; what cannot be used is told."""
+    """LLRs of every usable recording against every profile; what cannot be used is named on standard error."""
     from ..audio import read_audio
 
     scores = []

@@ -1,4 +1,4 @@
-"""``emoinv demo``: enrol a voice from neutral clips, then verify it in other manners, and other voices."""
+"""``emoinv demo``: enrol a voice from neutral clips, then verify it in other emotions, and other voices."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from ..decision import Decision
     from ..encoder import Encoder
-    from ..verifier import Decision
 
 __all__ = ["Clip", "Trial", "add_parser", "find_clips", "run"]
 
@@ -35,18 +35,18 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".a
 BUNDLED_VOICE = "awb"
 MAX_ENROL_CLIPS = 4
 SYNTHETIC = (
-    "The clips are synthetic: four voices of the synthesiser flite, each in five manners. They show that the "
+    "The clips are synthetic: four voices of the synthesiser flite, each in five emotions. They show that the "
     "software works, not how often it errs on people. For your own: emoinv demo --clips FOLDER"
 )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording of a folder with a sub-folder a speaker; its manner is the file's name without number."""
+    """One recording of a folder with a sub-folder a speaker; its emotion is the file's name without number."""
 
     path: Path
     speaker: str
-    manner: str
+    emotion: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "demo",
-        "Enrol a voice from neutral clips, then verify it in other manners, and other voices. Stores nothing.",
+        "Enrol a voice from neutral clips, then verify it in other emotions, and other voices. Stores nothing.",
         "emoinv demo\n  emoinv demo --clips FOLDER --voice ana     (FOLDER/ana/neutral-1.wav, FOLDER/ana/angry.wav, "
         "FOLDER/bob/...)",
     )
@@ -121,7 +121,7 @@ def choose_enrolment(clips: list[Clip], voice: str) -> list[Clip]:
     if len(chosen) == len(own):
         raise EnrolmentError(
             f"all {len(own)} clips of {voice!r} would be enrolled and none left to verify; add recordings, "
-            "best in another mood"
+            "best in another emotion"
         )
     return chosen
 
@@ -185,7 +185,7 @@ def trial_fields(trial: Trial) -> dict[str, Any]:
     return {
         "file": f"{trial.clip.speaker}/{trial.clip.path.name}",
         "speaker_said": trial.clip.speaker,
-        "manner": trial.clip.manner,
+        "emotion": trial.clip.emotion,
         "is_target": trial.is_target,
         "right": trial.right,
         "ms": round(trial.ms, 1),
@@ -194,7 +194,7 @@ def trial_fields(trial: Trial) -> dict[str, Any]:
 
 
 def print_report(report: dict[str, Any], trials: list[Trial]) -> None:
-    """The table of decisions, and what it says."""
+    """The table of decisions, and a summary."""
     from rich.table import Table
 
     out = console()
@@ -206,7 +206,7 @@ def print_report(report: dict[str, Any], trials: list[Trial]) -> None:
         f"An LLR of {report['threshold']:.2f} or more is accepted: {one_in(report['target_far'])} impostors at most."
     )
     table = Table(caption=f"model {report['model']}, fingerprint {report['model_fingerprint'][:12]}")
-    for heading, justify in (("voice", "left"), ("manner", "left"), ("decision", "left"), ("LLR", "right")):
+    for heading, justify in (("voice", "left"), ("emotion", "left"), ("decision", "left"), ("LLR", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     table.add_column("speech s", justify="right")
     table.add_column("ms", justify="right")
@@ -219,7 +219,7 @@ def print_report(report: dict[str, Any], trials: list[Trial]) -> None:
         decision = trial.decision
         table.add_row(
             trial.clip.speaker,
-            trial.clip.manner,
+            trial.clip.emotion,
             verdict_text(decision),
             "-" if decision.score is None else f"{decision.score:.1f}",
             "-" if decision.quality is None else f"{decision.quality.net_speech_s:.1f}",

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import importlib.resources
 import math
 import os
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import CalibrationError, MicrophoneError, ModelFormatError
+from ..machine import installed_version, processor, usable_cores
 from .options import DEFAULT_FAR, add_command, add_json, add_store, open_store
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
 
@@ -35,7 +35,7 @@ OK, NOTE, FAULT = "ok", "note", "fault"
 REQUIRED = {
     "numpy": ("numpy", "nothing works"),
     "onnxruntime": ("onnxruntime", "no model runs"),
-    "webrtcvad-wheels": ("webrtcvad", "speech is not told from silence"),
+    "webrtcvad-wheels": ("webrtcvad", "speech is not separated from silence"),
     "soundfile": ("soundfile", "audio files are not read"),
     "soxr": ("soxr", "only 16 kHz audio is taken"),
     "cryptography": ("cryptography", "profiles are not sealed"),
@@ -117,7 +117,7 @@ def examine(args: argparse.Namespace) -> list[Finding]:
     for name, check in checks.items():
         try:
             findings += check()
-        except Exception as error:  # whatever is broken here must not keep the rest from being told
+        except Exception as error:  # whatever is broken here must not hide the rest
             findings.append(
                 Finding(name, FAULT, f"could not be examined: {type(error).__name__}: {error}", "please report this")
             )
@@ -164,27 +164,10 @@ def check_packages() -> list[Finding]:
     return findings
 
 
-def installed_version(distribution: str) -> str:
-    """The installed version, or an empty string."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[Finding]:
     """The processor and its int8 instructions."""
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-                break  # the other cores repeat it
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    findings = [Finding("CPU", OK, f"{name}, {cores} cores usable")]
+    name, flags = processor(cpuinfo)
+    findings = [Finding("CPU", OK, f"{name}, {usable_cores()} cores usable")]
     if not flags:
         return [*findings, Finding("int8 instructions", OK, "cannot be read on this system")]
     found = [label for flag, label in INT8_FLAGS.items() if flag in flags]
@@ -231,13 +214,13 @@ def check_models(file: str | None) -> list[Finding]:
     models = importlib.resources.files("emoinv_edge") / "models"
     for name in MODEL_NAMES:
         if (models / f"{name}.onnx").is_file():
-            findings.append(check_model(f"model {name}", lambda name=name: Encoder.load(name)))  # type: ignore[misc]
+            findings.append(check_model(f"model {name}", lambda name=name: Encoder.open(name)))  # type: ignore[misc]
         else:
             missing = {"base": (FAULT, "install emoinv-edge again from its wheel"), "small": (NOTE, "use base")}
             status, cure = missing[name]
             findings.append(Finding(f"model {name}", status, "not in this installation", cure))
     if file is not None:
-        findings.append(check_model("--model", lambda: Encoder(file)))
+        findings.append(check_model("--model", lambda: Encoder.open(file)))
     return findings
 
 
@@ -276,15 +259,15 @@ def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
 
 def check_refinement(store_path: Path, file: str | None) -> list[Finding]:
     """What `emoinv calibrate` changed for this device, if anything, and whether the models here still go with it."""
+    from ..device_calibration import read_refinement, refined_calibration, refinement_path
     from ..encoder import MODEL_NAMES, Encoder
-    from ..recalibration import device_calibration, read_refinement, refinement_path
 
     try:
         found = read_refinement(refinement_path(store_path))
         for name in () if found is None else (*MODEL_NAMES, file):
-            with contextlib.suppress(ModelFormatError):  # told with the models
+            with contextlib.suppress(ModelFormatError):  # reported with the models
                 if name is not None:
-                    device_calibration(Encoder.load(name) if name in MODEL_NAMES else Encoder(name), store_path)
+                    refined_calibration(Encoder.open(name), store_path)
     except CalibrationError as error:
         return [Finding("device calibration", FAULT, str(error), "emoinv calibrate --reset")]
     if found is None:
@@ -307,7 +290,7 @@ def check_store(args: argparse.Namespace) -> list[Finding]:
         return [Finding("store", OK, f"{store.path}: not there yet; the first `emoinv enroll` makes it")]
     try:
         profiles = store.list()
-    except Exception as error:  # wrong key, damaged or foreign file: told, with the message's own cure
+    except Exception as error:  # wrong key, damaged or foreign file: reported with the message's own cure
         return [Finding("store", FAULT, f"{type(error).__name__}: {error}", "give the right key, or another --store")]
     findings = [Finding("store", OK, f"{store.path}: {len(profiles)} profiles")]
     makers: dict[str, list[str]] = {}

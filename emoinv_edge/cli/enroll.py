@@ -5,34 +5,36 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
-from .options import add_command, add_json, add_model, add_store, open_encoder, open_store, parse_name
+from .options import (
+    add_command,
+    add_json,
+    add_model,
+    add_store,
+    open_encoder,
+    open_store,
+    parse_device,
+    parse_name,
+    positive,
+)
 from .terminal import EXIT_ACCEPT, console, print_json, track
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from rich.console import Console
 
     from ..encoder import Encoder
-    from ..enrolment import Enroller, EnrolmentFeedback
-    from ..microphone import Gap
+    from ..enrolment import Enroller
     from ..profiles import Profile
     from ..store import ProfileStore
 
-__all__ = ["add_parser", "run", "utterances"]
+__all__ = ["add_parser", "run"]
 
-PAUSE_MS = 800  # a pause as long ends an utterance at the microphone
-MARGIN_S = 0.4  # of what came before and after it is kept: the noise is judged from there
-SHORTEST_S = 0.4  # anything shorter is a click or a cough, and not worth a word
-LONGEST_MS = 20_000
 METER_FLOOR_DB = -60.0
+MOST_DAYS = 36525  # a hundred years
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "enroll",
-        "Make a speaker's profile from recordings of one person, or at the microphone; more moods make it better.",
+        "Make a speaker's profile from recordings of one person, or at the microphone; more emotions make it better.",
         "emoinv enroll ana calm.wav excited.wav soft.wav\n  emoinv enroll ana --mic",
     )
     parser.add_argument("name", type=parse_name, help="what the speaker is called")
@@ -57,31 +59,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
     parser.add_argument("--consent", default="", metavar="TEXT", help="what the speaker agreed to, and how")
     parser.add_argument(
-        "--expires", type=parse_days, metavar="DAYS", help="refuse the profile after so many days (default: never)"
+        "--expires",
+        type=positive("days", MOST_DAYS),
+        metavar="DAYS",
+        help="refuse the profile after so many days (default: never)",
     )
     parser.add_argument(
         "--keep-audio", action="store_true", help="keep the speech too, so that another model can enrol it again"
+    )
+    parser.add_argument(
+        "--refuse-replays",
+        action="store_true",
+        help="keep sealed fingerprints of these recordings too, so that `verify --refuse-replays` knows them",
     )
     add_store(parser)
     add_model(parser)
     add_json(parser)
     parser.set_defaults(run=run)
-
-
-def parse_days(text: str) -> float:
-    """A number of days above 0."""
-    try:
-        days = float(text)
-    except ValueError:
-        days = 0.0
-    if not 0.0 < days <= 36525.0:
-        raise argparse.ArgumentTypeError(f"expected days above 0, at most a hundred years, got {text!r}")
-    return days
-
-
-def parse_device(text: str) -> int | str:
-    """A microphone's index or a part of its name."""
-    return int(text) if text.isdigit() else text
 
 
 def existing_profile(store: ProfileStore, encoder: Encoder, args: argparse.Namespace) -> Profile | None:
@@ -107,62 +101,6 @@ def finished_profile(enroller: Enroller, args: argparse.Namespace) -> Profile:
     return dataclasses.replace(profile, **changes)
 
 
-def utterances(
-    chunks: Iterable[NDArray[np.float32] | Gap], rate: int, meter: Callable[[float, bool], None]
-) -> Iterator[NDArray[np.float32] | str]:
-    """Cut a microphone's chunks into whole utterances, each with a little of what surrounds it.
-
-    Parameters
-    ----------
-    chunks : iterable of ndarray and Gap
-        As a `Microphone` yields them.
-    rate : int
-        Of the chunks.
-    meter : function of a level in dBFS and of whether there is speech
-        Called for every chunk.
-
-    Yields
-    ------
-    ndarray or str
-        An utterance, shape (samples,), float32; or, where audio was lost, why: the utterance of that
-        moment is dropped, as splicing over a gap would make speech that nobody said.
-    """
-    import numpy as np
-
-    from ..microphone import Gap
-    from ..vad import SpeechSegmenter
-
-    segmenter = SpeechSegmenter(rate, hang_over_ms=PAUSE_MS, longest_ms=LONGEST_MS)
-    margin = round(MARGIN_S * rate)
-    recent: deque[NDArray[np.float32]] = deque()
-    first = 0  # position of the first sample in `recent`
-    keep = (LONGEST_MS + 2 * PAUSE_MS) * rate // 1000 + 2 * margin
-    for chunk in chunks:
-        if isinstance(chunk, Gap):
-            segmenter.gap(chunk.num_samples)
-            recent.clear()
-            first = segmenter.position
-            yield chunk.reason
-            continue
-        meter(level_dbfs(chunk), segmenter.in_speech)
-        recent.append(chunk)
-        for segment in segmenter.process(chunk):
-            if segment.end - segment.start < SHORTEST_S * rate:
-                continue
-            heard = np.concatenate(recent)
-            yield heard[max(0, segment.start - margin - first) : segment.end + margin - first]
-        while recent and segmenter.position - first - len(recent[0]) > keep:
-            first += len(recent.popleft())
-
-
-def level_dbfs(chunk: NDArray[np.float32]) -> float:
-    """The level of a chunk, dB below full scale."""
-    import numpy as np
-
-    power = float(np.mean(np.square(chunk, dtype=np.float64))) if len(chunk) else 0.0
-    return 10.0 * math.log10(max(power, 1e-12))
-
-
 def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
     """Enrol from the files of the command line; the answer for each."""
     from ..audio import read_audio
@@ -174,7 +112,7 @@ def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Con
             message = str(error).removeprefix(f"{path}: ")
             yield {"file": str(path), "notes": [], "accepted": False, "reason": "unreadable", "message": message}
         else:
-            yield {"file": str(path), "notes": list(notes), **answer(enroller.add(waveform, rate))}
+            yield {"file": str(path), "notes": list(notes), **dataclasses.asdict(enroller.add(waveform, rate))}
 
 
 def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
@@ -185,7 +123,8 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
     from rich.live import Live
     from rich.markup import escape
 
-    from ..microphone import Microphone
+    from ..enrolment import utterances
+    from ..microphone import Gap, Microphone
 
     with Microphone(rate, args.device) as microphone, Live(console=out, transient=True) as live:
 
@@ -199,31 +138,30 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
 
         for number, take in enumerate(utterances(microphone, rate, show), start=1):
             name = f"take {number}"
-            if isinstance(take, str):
-                yield {"file": name, "notes": [], "accepted": False, "reason": "gap", "message": take}
+            if isinstance(take, Gap):
+                yield {"file": name, "notes": [], "accepted": False, "reason": "gap", "message": take.reason}
                 continue
-            yield {"file": name, "notes": [], **answer(enroller.add(take, rate))}
+            yield {"file": name, "notes": [], **dataclasses.asdict(enroller.add(take, rate))}
             if enroller.progress >= 1.0:
                 return
 
 
-def answer(feedback: EnrolmentFeedback) -> dict[str, Any]:
-    """The feedback on one utterance as a JSON object."""
-    return dataclasses.asdict(feedback)
-
-
 def run(args: argparse.Namespace) -> int:
     """Enrol from files or at the microphone; 0 when the profile was stored, 3 when not."""
+    from ..device_calibration import refined_calibration
     from ..enrolment import Enroller
-    from ..recalibration import device_calibration
+    from ..heard import HeardBefore
 
     if args.mic == bool(args.files):
-        raise EnrolmentError("say which recordings to enrol, or --mic to record here; see `emoinv enroll --help`")
+        raise EnrolmentError("name the recordings to enrol, or --mic to record here; see `emoinv enroll --help`")
     encoder = open_encoder(args)
     store = open_store(args)
     existing = existing_profile(store, encoder, args)
-    calibration = device_calibration(encoder, store.path)
-    enroller = Enroller(encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio)
+    calibration = refined_calibration(encoder, store.path)
+    heard = HeardBefore() if args.refuse_replays else None
+    enroller = Enroller(
+        encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio, heard_before=heard
+    )
     answers = []
     out = console(stderr=args.json)
     source = from_microphone if args.mic else from_files
@@ -245,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
             expires=profile.expires,
             consent=profile.consent,
         )
+    if heard is not None:
+        store.heard(profile.name).extend(heard)
     if args.json:
         print_json(
             {

@@ -42,8 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Compare one file with every profile and return the exit status of the decision."""
     from ..audio import read_audio
-    from ..identification import Identifier
-    from ..recalibration import device_calibration
+    from ..device_calibration import refined_calibration
+    from ..verifier import Verifier
 
     encoder = open_encoder(args)
     store = open_store(args)
@@ -57,14 +57,14 @@ def run(args: argparse.Namespace) -> int:
             print_error(f"left out: {error}")
     if not profiles:
         raise UnknownSpeakerError(f"no profile to compare with in {store.path}; enrol a speaker first (emoinv enroll)")
-    calibration = device_calibration(encoder, store.path)
-    identifier = Identifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
+    calibration = refined_calibration(encoder, store.path)
+    verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
     waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
     start = time.perf_counter()
-    decision = identifier.identify(waveform, encoder.spec.sample_rate)
+    decision = verifier.verify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
     if decision.accepted:
-        note_verified(store, decision.speaker, decision)
+        note_verified(store, decision.speaker, decision.verdict)
     who = decision.speaker if decision.accepted else "nobody"
     print_decision(args, decision, who, notes, took_ms, {"identified": decision.speaker if decision.accepted else None})
     return exit_status(decision)

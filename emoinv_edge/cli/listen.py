@@ -12,11 +12,20 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from ..errors import AudioError
-from .enroll import level_dbfs, parse_device
-from .options import add_command, add_far, add_json, add_model, add_store, note_outcome, open_encoder, open_store
+from ..errors import AudioError, EnrolmentError
+from .options import (
+    add_command,
+    add_far,
+    add_json,
+    add_model,
+    add_store,
+    note_verified,
+    open_encoder,
+    open_store,
+    parse_device,
+)
 from .terminal import (
     EXIT_ACCEPT,
     EXIT_NO_DECISION,
@@ -33,11 +42,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import RenderableType
 
+    from ..decision import Decision, Verdict
     from ..encoder import Encoder
     from ..microphone import Gap
     from ..store import ProfileStore
     from ..stream import VerificationStream
-    from ..verifier import Decision
 
     Chunks = Iterable[NDArray[np.float32] | Gap]
 
@@ -57,8 +66,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "listen",
-        "Listen to a microphone, or a file, and tell which enrolled speaker is speaking, until ctrl-C.",
-        'emoinv listen ana bob\n  emoinv listen ana --json | while read event; do echo "$event"; done',
+        "Listen to a microphone, or a file, and name the enrolled speaker who is speaking, until ctrl-C.",
+        "emoinv listen ana bob",
     )
     parser.add_argument("names", nargs="+", metavar="name", help="the enrolled speakers to listen for")
     parser.add_argument("--file", type=Path, metavar="FILE", help="listen to this recording instead of a microphone")
@@ -72,13 +81,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
     )
     parser.add_argument(
-        "--cascade",
+        "--refuse-replays",
         action="store_true",
-        help="let the small model watch, and --model decide only what is near the threshold or above; "
-        "the speakers must be enrolled with --keep-audio",
-    )
-    parser.add_argument(
-        "--watch-model", default="small", metavar="NAME|FILE", help="with --cascade: what watches (default: small)"
+        help="no decision on a played-back recording of what was heard earlier; keeps sealed fingerprints (one name)",
     )
     add_far(parser)
     add_store(parser)
@@ -87,11 +92,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-class View(Protocol):
-    """What shows the events of a stream."""
+class View:
+    """What shows the events of a stream; this one shows nothing."""
+
+    rate = 16000  # of the times in decisions, from the start of listening on
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Listening begins."""
+        self.rate = stream.verifier.encoder.spec.sample_rate
 
     def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
         """A chunk was taken."""
@@ -105,18 +113,21 @@ class View(Protocol):
     def end(self, stream: VerificationStream) -> None:
         """Listening is over."""
 
+    def is_blip(self, decision: Decision) -> bool:
+        """Whether this is a click or a cough, which a person watching need not read about."""
+        return decision.score is None and 0 < decision.end - decision.start < BLIP_S * self.rate
 
-class Json:
+
+class Json(View):
     """One JSON object a line: ``start``, ``speech``, ``decision``, ``gap``, ``end``."""
 
     def __init__(self) -> None:
-        self._rate = 16000
         self._speaking = False
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Print what is listened to, for whom, and from which LLR on a speaker is accepted."""
+        super().start(stream, source)
         verifier = stream.verifier
-        self._rate = verifier.encoder.spec.sample_rate
         print_json(
             {
                 "event": "start",
@@ -124,7 +135,7 @@ class Json:
                 "speakers": list(verifier.speakers),
                 "model": verifier.encoder.spec.name,
                 "fingerprint": verifier.encoder.fingerprint,
-                "sample_rate": self._rate,
+                "sample_rate": self.rate,
                 "threshold": verifier.threshold.llr,
                 "target_far": verifier.threshold.target_far,
                 "extrapolated": verifier.threshold.extrapolated,
@@ -152,41 +163,38 @@ class Json:
         print_json({"event": "end"})
 
     def _seconds(self, samples: int) -> float:
-        return round(samples / self._rate, 3)
+        return round(samples / self.rate, 3)
 
 
-class Lines:
+class Lines(View):
     """A line for each final decision: what is shown where there is no terminal."""
 
-    def __init__(self) -> None:
-        self._rate = 16000
-
     def start(self, stream: VerificationStream, source: str) -> None:
-        """Say on standard error what is listened to."""
-        self._rate = stream.verifier.encoder.spec.sample_rate
+        """Print on standard error what is listened to."""
+        super().start(stream, source)
         print_error(f"listening to {source} for {', '.join(stream.verifier.speakers)}; ctrl-C ends")
-
-    def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
-        """Nothing to show."""
 
     def decided(self, decision: Decision) -> None:
         """Print a final decision."""
-        if decision.final and not is_blip(decision, self._rate):
-            console().print(decision_line(decision, self._rate), soft_wrap=True)
+        if decision.final and not self.is_blip(decision):
+            console().print(self.line(decision), soft_wrap=True)
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
-        """Say on standard error what was lost."""
+        """Print on standard error what was lost."""
         print_error(gap.reason)
 
-    def end(self, stream: VerificationStream) -> None:
-        """Nothing to show."""
+    def line(self, decision: Decision) -> str:
+        """A decision for a rich console: its times, the verdict, the speaker and why."""
+        from rich.markup import escape
+
+        times = f"{decision.start / self.rate:8.2f}-{decision.end / self.rate:.2f} s"
+        return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(decision.reason)}"
 
 
 class Screen(Lines):
     """A live display: level, speech, the running score against the threshold, the last decisions."""
 
     def __init__(self) -> None:
-        super().__init__()
         from rich.live import Live
 
         self._live = Live(console=console(), auto_refresh=False, transient=False)
@@ -198,12 +206,14 @@ class Screen(Lines):
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Open the display."""
-        self._rate = stream.verifier.encoder.spec.sample_rate
+        View.start(self, stream, source)
         self._source = source
         self._live.start()
 
     def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
         """Move the meter, and redraw ten times a second at most."""
+        from ..audio import level_dbfs
+
         self._level = max(level_dbfs(chunk), self._level - 1.0)
         now = time.monotonic()
         if now - self._shown >= REFRESH_S:
@@ -213,8 +223,8 @@ class Screen(Lines):
     def decided(self, decision: Decision) -> None:
         """Keep it for the next drawing."""
         self._running = None if decision.final else decision
-        if decision.final and not is_blip(decision, self._rate):
-            self._last.append(decision_line(decision, self._rate))
+        if decision.final and not self.is_blip(decision):
+            self._last.append(self.line(decision))
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
         """Show it among the decisions."""
@@ -236,7 +246,7 @@ class Screen(Lines):
         from rich.markup import escape
         from rich.text import Text
 
-        clock = time.strftime("%H:%M:%S", time.gmtime(stream.position / self._rate))
+        clock = time.strftime("%H:%M:%S", time.gmtime(stream.position / self.rate))
         filled = round(BAR * min(1.0, max(0.0, 1.0 - self._level / METER_FLOOR_DB)))
         colour = "green" if stream.in_speech else "dim"
         lines = [
@@ -266,7 +276,7 @@ class Screen(Lines):
         return f"{''.join(bar)} {decision.score:5.1f}  {verdict_text(decision)} {escape(decision.speaker)}"
 
 
-class Audited:
+class Audited(View):
     """A view whose decisions are counted in the profiles' audit trails too.
 
     The counts are written once a minute at most and when listening ends: a device's flash outlives its microphone.
@@ -274,14 +284,13 @@ class Audited:
 
     def __init__(self, view: View, store: ProfileStore) -> None:
         self._view, self._store = view, store
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[str, Verdict]] = Counter()
         self._pending: Decision | None = None
         self._written = time.monotonic()
-        self._rate = 16000
 
     def start(self, stream: VerificationStream, source: str) -> None:
         """Begin to count."""
-        self._rate = stream.verifier.encoder.spec.sample_rate
+        super().start(stream, source)
         self._view.start(stream, source)
 
     def heard(self, chunk: NDArray[np.float32], stream: VerificationStream) -> None:
@@ -295,7 +304,7 @@ class Audited:
         self._view.decided(decision)
         accepted = decision.verdict.name == "ACCEPT"
         self._pending = decision if accepted and not decision.final else None
-        if decision.final and not is_blip(decision, self._rate):
+        if decision.final and not self.is_blip(decision):
             self._count(decision)
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
@@ -311,25 +320,12 @@ class Audited:
 
     def _count(self, decision: Decision) -> None:
         if decision.speaker:
-            self._counts[decision.speaker, decision.verdict.name.lower()] += 1
+            self._counts[decision.speaker, decision.verdict] += 1
 
     def _write(self) -> None:
         counts, self._counts, self._written = self._counts, Counter(), time.monotonic()
-        for (name, outcome), count in counts.items():
-            note_outcome(self._store, name, outcome, count)
-
-
-def is_blip(decision: Decision, rate: int) -> bool:
-    """Whether this is a click or a cough, which a person watching need not read about."""
-    return decision.score is None and 0 < decision.end - decision.start < BLIP_S * rate
-
-
-def decision_line(decision: Decision, rate: int) -> str:
-    """A decision for a rich console: its times, the verdict, the speaker and why."""
-    from rich.markup import escape
-
-    times = f"{decision.start / rate:8.2f}-{decision.end / rate:.2f} s"
-    return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(decision.reason)}"
+        for (name, verdict), count in counts.items():
+            note_verified(self._store, name, verdict, count)
 
 
 def file_chunks(path: Path, rate: int, realtime: bool) -> Iterator[NDArray[np.float32]]:
@@ -355,8 +351,8 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
     int
         0 if any utterance was accepted, 1 if some were judged and none accepted, 2 if none was judged.
     """
+    from ..decision import Verdict
     from ..microphone import Gap
-    from ..verifier import Verdict
 
     accepted = rejected = False
     for item in chunks:
@@ -381,23 +377,26 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
 
 def open_stream(args: argparse.Namespace, encoder: Encoder, store: ProfileStore) -> VerificationStream:
     """The stream for the profiles and the detector that the command line names."""
-    from ..recalibration import device_calibration
-    from ..store import reenrolled
+    from ..device_calibration import refined_calibration
     from ..stream import VerificationStream
     from ..vad import SileroDetector
     from ..verifier import Verifier
 
     names = dict.fromkeys(args.names)
-    profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=args.cascade) for name in names]
-    calibration = device_calibration(encoder, store.path)
-    verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
+    profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=False) for name in names]
+    calibration = refined_calibration(encoder, store.path)
+    if args.refuse_replays and len(profiles) > 1:
+        raise EnrolmentError("--refuse-replays listens for one speaker, whose profile keeps what was heard; name one")
+    verifier = Verifier(
+        encoder,
+        profiles,
+        args.far,
+        extrapolate=args.extrapolate,
+        calibration=calibration,
+        heard_before=store.heard(profiles[0].name) if args.refuse_replays else None,
+    )
     detector = SileroDetector() if args.vad == "silero" else None
-    if not args.cascade:
-        return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
-    watching = open_encoder(argparse.Namespace(model=args.watch_model))
-    enrolled = [reenrolled(profile, watching) for profile in profiles]
-    watch = Verifier(watching, enrolled, args.far, extrapolate=args.extrapolate)
-    return VerificationStream(watch, watching.spec.sample_rate, detector=detector, confirm=verifier)
+    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
 
 
 @contextlib.contextmanager
@@ -419,7 +418,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Listen until the file's end, ctrl-C, or, where asked, the first accept; the exit status tells what was heard."""
+    """Listen until the file's end, ctrl-C, or, where asked, the first accept; the exit status is `listen`'s."""
     from ..microphone import Microphone
 
     if args.realtime and args.file is None:

@@ -1,10 +1,9 @@
-"""``emoinv model``: what a model file says about itself, and whether this device computes what it should."""
+"""``emoinv model``: a model file's card, and whether this device computes what it should."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import add_command, add_json
@@ -25,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     for name, summary, function in (
-        ("show", "print what the file says: features, training data, gates, licences", show),
+        ("show", "print the file's card: features, training data, gates, licences", show),
         ("verify", "check the file's digest and that this device computes the golden embeddings", verify),
     ):
         action = actions.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
@@ -40,15 +39,11 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _open(name: str) -> Encoder:
-    from ..encoder import MODEL_NAMES, Encoder
-
-    return Encoder.load(name) if name in MODEL_NAMES else Encoder(Path(name))
-
-
 def show(args: argparse.Namespace) -> int:
     """Print the card of a model file."""
-    encoder = _open(args.file)
+    from ..encoder import Encoder
+
+    encoder = Encoder.open(args.file)
     if args.json:
         values = {key.removeprefix("emoinv."): value for key, value in encoder.metadata.items()}
         values.pop("golden", None)
@@ -78,7 +73,7 @@ def _card(encoder: Encoder) -> list[str]:
     ]
     provenance: dict[str, Any] = metadata.get("emoinv.provenance") or {}
     if not provenance:
-        lines.append("  provenance   none: this file does not say where it comes from")
+        lines.append("  provenance   none: where this file comes from is not recorded")
     else:
         lines.append(f"  made         {provenance.get('created', '?')} by emoinv-edge {provenance.get('version', '?')}")
         for name, digest in (provenance.get("parents") or {}).items():
@@ -89,7 +84,7 @@ def _card(encoder: Encoder) -> list[str]:
         for corpus in provenance.get("corpora") or []:
             lines.append(f"  trained on   {corpus.get('name', '?')} ({corpus.get('licence', 'licence not stated')})")
         for teacher in (provenance.get("training") or {}).get("teachers") or []:
-            lines.append(f"  taught by    {teacher.get('name', '?')} ({teacher.get('licence', 'licence not stated')})")
+            lines.append(f"  teacher      {teacher.get('name', '?')} ({teacher.get('licence', 'licence not stated')})")
         for name, gate in (provenance.get("gates") or {}).items():
             figures = ", ".join(f"{key} {_plain(value)}" for key, value in gate.items() if key != "passed")
             lines.append(f"  gate         {name}: {'passed' if gate.get('passed') else 'FAILED'} ({figures})")
@@ -101,13 +96,9 @@ def _card(encoder: Encoder) -> list[str]:
             f"  calibration  {', '.join(term.name for term in calibration.terms)} on {calibration.source}; "
             f"{calibration.num_impostor_speakers} impostors"
         )
-        if calibration.moods is not None:
-            shares = calibration.moods.shares
-            moods = ", ".join(provenance.get("calibration_moods") or ["speech that the file does not name"])
-            lines.append(
-                f"  moods        {len(shares)} directions of {moods}; of what two voices share in each, "
-                f"{min(shares):.0%} to {max(shares):.0%} is left out of the cosine"
-            )
+        if calibration.emotion_axis is not None:
+            corpora = provenance.get("calibration_axis")
+            lines.append(f"  emotion axis fitted on {', '.join(corpora or ['speech that the file does not name'])}")
     golden = metadata.get("emoinv.golden")
     if golden:
         lines.append(
@@ -129,9 +120,13 @@ def _plain(value: Any) -> str:
 
 def verify(args: argparse.Namespace) -> int:
     """Check a model file on this device; exit status 0 if every check passes, 3 if one fails or is missing."""
-    from ..model_file import check_digest, run_golden
+    from ..encoder import Encoder
+    from ..golden import run_golden
+    from ..model_file import check_digest
 
-    encoder = _open(args.file)  # refuses damaged files, unknown keys, foreign formats and graphs at odds with the spec
+    encoder = Encoder.open(
+        args.file
+    )  # refuses damaged files, unknown keys, foreign formats and graphs at odds with the spec
     _, sealed = check_digest(encoder.path.read_bytes(), encoder.path)
     results = run_golden(encoder)
     checks = [

@@ -6,6 +6,7 @@ import argparse
 import getpass
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,9 @@ from ..errors import StoreError
 from .terminal import print_error
 
 if TYPE_CHECKING:
+    from ..decision import Verdict
     from ..encoder import Encoder
-    from ..sealing import Passphrase
-    from ..store import ProfileStore
-    from ..verifier import Decision
+    from ..store import Passphrase, ProfileStore
 
 __all__ = [
     "DEFAULT_FAR",
@@ -27,11 +27,12 @@ __all__ = [
     "add_model",
     "add_store",
     "ask_passphrase",
-    "note_outcome",
     "note_verified",
     "open_encoder",
     "open_store",
+    "parse_device",
     "parse_name",
+    "positive",
 ]
 
 DEFAULT_FAR = 0.01
@@ -85,7 +86,7 @@ def add_far(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extrapolate",
         action="store_true",
-        help="allow a rate below what the calibration speech supports; the answer says so",
+        help="allow a rate below what the calibration speech supports; the answer is marked",
     )
 
 
@@ -106,6 +107,26 @@ def parse_far(text: str) -> float:
     return rate
 
 
+def positive(what: str, most: float) -> Callable[[str], float]:
+    """A parser of numbers above 0, e.g. ``positive("seconds", 3600)``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0.0 < value <= most:
+            raise argparse.ArgumentTypeError(f"expected {what} above 0, at most {most:g}, got {text!r}")
+        return value
+
+    return parse
+
+
+def parse_device(text: str) -> int | str:
+    """A microphone's index or a part of its name."""
+    return int(text) if text.isdigit() else text
+
+
 def parse_name(text: str) -> str:
     """The name of a profile."""
     from ..profiles import checked_name
@@ -118,15 +139,14 @@ def parse_name(text: str) -> str:
 
 def open_encoder(args: argparse.Namespace) -> Encoder:
     """The encoder that ``--model`` names."""
-    from ..encoder import MODEL_NAMES, Encoder
+    from ..encoder import Encoder
 
-    return Encoder.load(args.model) if args.model in MODEL_NAMES else Encoder(args.model)
+    return Encoder.open(args.model)
 
 
 def open_store(args: argparse.Namespace) -> ProfileStore:
     """The store that ``--store`` names, with the key that the options name."""
-    from ..sealing import PLAINTEXT, KeyFile, KeySource
-    from ..store import ProfileStore
+    from ..store import PLAINTEXT, KeyFile, KeySource, ProfileStore
 
     key: KeySource | None = None
     if args.plaintext:
@@ -146,7 +166,7 @@ def ask_passphrase(variable: str, prompt: str, twice: bool = False) -> Passphras
     StoreError
         If it is too short, the two answers differ, or there is nobody to ask.
     """
-    from ..sealing import Passphrase
+    from ..store import Passphrase
 
     text = os.environ.get(variable)
     if text is None:
@@ -161,14 +181,9 @@ def ask_passphrase(variable: str, prompt: str, twice: bool = False) -> Passphras
         raise StoreError(str(error)) from None
 
 
-def note_verified(store: ProfileStore, name: str, decision: Decision) -> None:
-    """Count a decision in the audit trail of a profile; a store that refuses gets a warning, no more."""
-    note_outcome(store, name, decision.verdict.name.lower())
-
-
-def note_outcome(store: ProfileStore, name: str, outcome: str, count: int = 1) -> None:
-    """Count decisions of one outcome in the audit trail of a profile, as `note_verified` does."""
+def note_verified(store: ProfileStore, name: str, verdict: Verdict, count: int = 1) -> None:
+    """Count decisions in the audit trail of a profile; a store that refuses gets a warning, no more."""
     try:
-        store.note_verified(name, outcome, count)
+        store.note_verified(name, verdict.name.lower(), count)
     except StoreError as error:
         print_error(f"the audit trail was not written: {error}")

@@ -13,10 +13,9 @@ from .options import add_command, add_json, add_model, add_store, ask_passphrase
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json
 
 if TYPE_CHECKING:
-    from ..sealing import KeySource
-    from ..store import ProfileInfo
+    from ..store import KeySource, ProfileInfo
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser"]
 
 EXPORT_PASSPHRASE = "EMOINV_EXPORT_PASSPHRASE"
 NEW_PASSPHRASE = "EMOINV_NEW_PASSPHRASE"
@@ -36,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         name: str, summary: str, example: str, run_action: Callable[[argparse.Namespace], int]
     ) -> argparse.ArgumentParser:
         added = add_command(actions, name, summary, f"emoinv profiles {example}")
-        added.set_defaults(run=run, run_action=run_action)
+        added.set_defaults(run=run_action)
         return added
 
     listing = action("list", "List the profiles; each one is opened and checked.", "list", run_list)
@@ -100,12 +99,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         add_json(added)
     for added in (import_, upgrade):
         add_model(added)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the action that was asked for; 0 when it was done, 3 when not."""
-    status: int = args.run_action(args)
-    return status
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -176,7 +169,7 @@ def run_show(args: argparse.Namespace) -> int:
 def run_remove(args: argparse.Namespace) -> int:
     """Remove the named profiles, or all."""
     if args.all == bool(args.names):
-        raise StoreError("say which profiles to remove, or --all; `emoinv profiles list` shows them")
+        raise StoreError("expected the names of the profiles to remove, or --all; `emoinv profiles list` shows them")
     store = open_store(args)
     if args.all:
         return report(args, "removed", store.remove_all())
@@ -247,7 +240,7 @@ def run_upgrade(args: argparse.Namespace) -> int:
 
 def run_rotate(args: argparse.Namespace) -> int:
     """Seal the store anew."""
-    from ..sealing import PLAINTEXT, KeyFile
+    from ..store import PLAINTEXT, KeyFile
 
     store = open_store(args)
     key: KeySource | None = None
@@ -279,7 +272,7 @@ def escaped(text: str) -> str:
 
 
 def report(args: argparse.Namespace, done: str, names: list[str], **more: Any) -> int:
-    """Say what was done with which profiles, for people or as JSON; 0."""
+    """Print what was done with which profiles, for people or as JSON; 0."""
     if args.json:
         print_json({"action": done, "names": names, **more})
     else:

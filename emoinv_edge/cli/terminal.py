@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..verifier import Decision
+    from ..decision import Decision
 
 __all__ = [
     "EXIT_ACCEPT",
@@ -116,7 +116,7 @@ def print_decision(
 
 
 def one_in(rate: float) -> str:
-    """A rate as people say it: ``1 in 100``."""
+    """A rate in words: ``1 in 100``."""
     return f"1 in {1.0 / rate:,.0f}" if rate <= 0.2 else f"{rate:.0%}"
 
 

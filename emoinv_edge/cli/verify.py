@@ -24,7 +24,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("name", help="the enrolled speaker")
     parser.add_argument("file", type=Path, help="the recording (WAV, FLAC, OGG, MP3, ...)")
     parser.add_argument(
-        "--adapt", action="store_true", help="let a clear accept teach the profile (undo: emoinv profiles rollback)"
+        "--adapt", action="store_true", help="add a clear accept to the profile (undo: emoinv profiles rollback)"
+    )
+    parser.add_argument(
+        "--refuse-replays",
+        action="store_true",
+        help="no decision on a played-back recording of an earlier attempt; keeps sealed fingerprints of the attempts",
     )
     add_far(parser)
     add_store(parser)
@@ -36,30 +41,38 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Verify one file and return the exit status of the decision."""
     from ..audio import read_audio
-    from ..recalibration import device_calibration
+    from ..device_calibration import refined_calibration
 
     if args.adapt and args.extrapolate:
         raise CalibrationError("--adapt needs a supported false-accept rate; leave --extrapolate out")
     encoder = open_encoder(args)
     store = open_store(args)
     profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
-    calibration = device_calibration(encoder, store.path)
+    calibration = refined_calibration(encoder, store.path)
+    heard_before = store.heard(profile.name) if args.refuse_replays else None
     waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
     start = time.perf_counter()
-    learnt = False
+    adapted = False
     if args.adapt:
         from ..adaptation import Adapter
 
-        adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration)
-        decision, learnt = adapter.verify(waveform, encoder.spec.sample_rate)
+        adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration, heard_before=heard_before)
+        decision, adapted = adapter.verify(waveform, encoder.spec.sample_rate)
     else:
         from ..verifier import Verifier
 
-        verifier = Verifier(encoder, profile, args.far, extrapolate=args.extrapolate, calibration=calibration)
+        verifier = Verifier(
+            encoder,
+            profile,
+            args.far,
+            extrapolate=args.extrapolate,
+            calibration=calibration,
+            heard_before=heard_before,
+        )
         decision = verifier.verify(waveform, encoder.spec.sample_rate)
     took_ms = 1000.0 * (time.perf_counter() - start)
-    note_verified(store, profile.name, decision)
-    print_decision(args, decision, profile.name, notes, took_ms, {"learnt": learnt})
-    if learnt and not args.json:
-        print_error(f"the profile learnt from this; undo: emoinv profiles rollback {profile.name}")
+    note_verified(store, profile.name, decision.verdict)
+    print_decision(args, decision, profile.name, notes, took_ms, {"adapted": adapted})
+    if adapted and not args.json:
+        print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {profile.name}")
     return exit_status(decision)

@@ -5,12 +5,12 @@
     apt-get install flite
     python emoinv_edge/demo/make_clips.py
 
-Four of flite's voices say the same sentences, four of them in a neutral manner and one in each of
-four others. A manner is a pitch, a range of pitch and a rate, which flite synthesises, and a level
+Four of flite's voices speak the same sentences, four of them neutrally and one in each of four
+other emotions. An emotion is a pitch, a range of pitch and a rate, which flite synthesises, and a level
 and a tilt of the spectrum, which stand for vocal effort and are applied here. The voice ``rms``
-ignores flite's pitch settings: its manners differ in rate, level and tilt only.
+ignores flite's pitch settings: its emotions differ in rate, level and tilt only.
 
-The result is synthetic speech. It shows that the software works; it says nothing about how often
+The result is synthetic speech. It shows that the software works; it does not show how often
 it errs on people.
 """
 
@@ -35,8 +35,8 @@ COMPRESSION = 0.6  # of Vorbis, 0 best to 1 smallest: all clips together stay be
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Manner:
-    """How a sentence is said, relative to the voice's own way."""
+class Emotion:
+    """How a sentence is spoken, relative to the voice's own way."""
 
     pitch: float = 1.0  # factor on F0
     pitch_sd: float = 0.0  # standard deviation of F0 as a share of its mean; 0: the voice's own
@@ -45,12 +45,12 @@ class Manner:
     tilt_db: float = 0.0  # per octave above 500 Hz
 
 
-MANNERS = {
-    "neutral": Manner(),
-    "excited": Manner(pitch=1.3, pitch_sd=0.20, stretch=0.88, level_db=4.0, tilt_db=1.0),
-    "tense": Manner(pitch=1.15, pitch_sd=0.07, stretch=0.92, level_db=7.0, tilt_db=1.5),
-    "tired": Manner(pitch=0.88, pitch_sd=0.06, stretch=1.22, level_db=-5.0, tilt_db=-1.0),
-    "subdued": Manner(pitch=0.95, pitch_sd=0.04, stretch=1.1, level_db=-9.0, tilt_db=-1.5),
+EMOTIONS = {
+    "neutral": Emotion(),
+    "excited": Emotion(pitch=1.3, pitch_sd=0.20, stretch=0.88, level_db=4.0, tilt_db=1.0),
+    "tense": Emotion(pitch=1.15, pitch_sd=0.07, stretch=0.92, level_db=7.0, tilt_db=1.5),
+    "tired": Emotion(pitch=0.88, pitch_sd=0.06, stretch=1.22, level_db=-5.0, tilt_db=-1.0),
+    "subdued": Emotion(pitch=0.95, pitch_sd=0.04, stretch=1.1, level_db=-9.0, tilt_db=-1.5),
 }
 
 NEUTRAL_SENTENCES = (
@@ -71,11 +71,11 @@ OTHER_SENTENCES = {
 MEAN_F0_HZ = {"slt": 169.0, "rms": 101.0, "awb": 133.0, "kal": 92.0}
 
 
-def synthesise(voice: str, manner: Manner, text: str) -> NDArray[np.float64]:
-    """Let flite say `text`; shape (samples,), in [-1, 1], 16 kHz."""
-    settings = {"f0_shift": manner.pitch, "duration_stretch": manner.stretch}
-    if manner.pitch_sd:
-        settings["int_f0_target_stddev"] = manner.pitch_sd * MEAN_F0_HZ[voice] * manner.pitch
+def synthesise(voice: str, emotion: Emotion, text: str) -> NDArray[np.float64]:
+    """Let flite speak `text`; shape (samples,), in [-1, 1], 16 kHz."""
+    settings = {"f0_shift": emotion.pitch, "duration_stretch": emotion.stretch}
+    if emotion.pitch_sd:
+        settings["int_f0_target_stddev"] = emotion.pitch_sd * MEAN_F0_HZ[voice] * emotion.pitch
     options = [item for name, value in settings.items() for item in ("--setf", f"{name}={value:.3f}")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.wav"
@@ -87,29 +87,29 @@ def synthesise(voice: str, manner: Manner, text: str) -> NDArray[np.float64]:
     return samples
 
 
-def set_effort(waveform: NDArray[np.float64], manner: Manner) -> NDArray[np.float64]:
+def set_effort(waveform: NDArray[np.float64], emotion: Emotion) -> NDArray[np.float64]:
     """Tilt the spectrum above 500 Hz, then set the level of the whole clip."""
     spectrum = np.fft.rfft(waveform)
     frequency = np.fft.rfftfreq(len(waveform), 1.0 / SAMPLE_RATE)
     octaves = np.log2(np.maximum(frequency, TILT_FROM_HZ) / TILT_FROM_HZ)
-    tilted = np.fft.irfft(spectrum * 10.0 ** (manner.tilt_db * octaves / 20.0), len(waveform))
+    tilted = np.fft.irfft(spectrum * 10.0 ** (emotion.tilt_db * octaves / 20.0), len(waveform))
     level = 20.0 * np.log10(np.sqrt(np.mean(np.square(tilted))))
-    levelled: NDArray[np.float64] = tilted * 10.0 ** ((NEUTRAL_LEVEL_DB + manner.level_db - level) / 20.0)
+    levelled: NDArray[np.float64] = tilted * 10.0 ** ((NEUTRAL_LEVEL_DB + emotion.level_db - level) / 20.0)
     if np.abs(levelled).max() >= 1.0:
-        raise SystemExit(f"{manner} clips; lower its level_db")
+        raise SystemExit(f"{emotion} clips; lower its level_db")
     return levelled
 
 
 def main() -> None:
-    """Write every clip to ``clips/<voice>/<manner>-<number>.ogg`` beside this file."""
+    """Write every clip to ``clips/<voice>/<emotion>-<number>.ogg`` beside this file."""
     clips = Path(__file__).parent / "clips"
     for voice in VOICES:
         (clips / voice).mkdir(parents=True, exist_ok=True)
-        said = [("neutral", number, text) for number, text in enumerate(NEUTRAL_SENTENCES, start=1)]
-        said += [(manner, 1, text) for manner, text in OTHER_SENTENCES.items()]
-        for manner, number, text in said:
-            waveform = set_effort(synthesise(voice, MANNERS[manner], text), MANNERS[manner])
-            path = clips / voice / f"{manner}-{number}.ogg"
+        takes = [("neutral", number, text) for number, text in enumerate(NEUTRAL_SENTENCES, start=1)]
+        takes += [(emotion, 1, text) for emotion, text in OTHER_SENTENCES.items()]
+        for emotion, number, text in takes:
+            waveform = set_effort(synthesise(voice, EMOTIONS[emotion], text), EMOTIONS[emotion])
+            path = clips / voice / f"{emotion}-{number}.ogg"
             soundfile.write(path, waveform, SAMPLE_RATE, format="OGG", subtype="VORBIS", compression_level=COMPRESSION)
             print(f"{path.relative_to(clips)}  {len(waveform) / SAMPLE_RATE:.1f} s")
 

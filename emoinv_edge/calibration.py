@@ -1,0 +1,386 @@
+"""What turns a model's scores into log-likelihood ratios, and a false-accept rate into a threshold.
+
+A cosine alone means nothing to a user and falls when the owner is angry. Here it is one term of a
+logistic model beside others that describe how far the emotion and the quality of the test speech lie from
+the profile's (above all the difference of mean log F0). Weights, calibrated ranges and the thresholds per
+false-accept rate are a `Calibration`, which travels in the model file; nothing of it lives in code, and there
+is no default.
+
+LLRs are natural logarithms: 0 favours neither side, 2.3 is ten to one for the owner.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CalibrationError, ModelFormatError
+from .fields import is_finite, read_fields, read_json, read_list, read_text
+
+__all__ = [
+    "CALIBRATION_FORMAT",
+    "TERMS",
+    "Calibration",
+    "EmotionAxis",
+    "FarTable",
+    "Term",
+    "Threshold",
+    "bayes_threshold",
+]
+
+CALIBRATION_FORMAT = 3
+
+# The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
+# difference, test minus profile: the owner's voice rises with emotion more easily than it falls.
+TERMS = (
+    "cosine",
+    "f0_above",
+    "f0_below",
+    "envelope",
+    "norm_above",
+    "norm_below",
+    "emotion_shift",
+    "test_seconds",
+    "enrol_seconds",
+)
+RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
+
+
+def bayes_threshold(prior: float, cost_miss: float = 1.0, cost_false_accept: float = 1.0) -> float:
+    """The LLR above which accepting costs less than rejecting.
+
+    Parameters
+    ----------
+    prior : float
+        Probability, between 0 and 1, that an attempt is the owner's.
+    cost_miss, cost_false_accept : float
+        Cost of rejecting the owner and of accepting an impostor, above 0.
+    """
+    if not 0.0 < prior < 1.0:
+        raise ValueError(f"expected a prior between 0 and 1, both excluded, got {prior!r}")
+    for name, cost in (("cost_miss", cost_miss), ("cost_false_accept", cost_false_accept)):
+        if not (math.isfinite(cost) and cost > 0.0):
+            raise ValueError(f"expected {name} above 0, got {cost!r}")
+    return math.log(cost_false_accept * (1.0 - prior)) - math.log(cost_miss * prior)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Term:
+    """One weighed piece of evidence: ``weight * clip(value, low, high)``.
+
+    `low` and `high` are the range that the calibration speech covered; beyond it the value
+    saturates, so that a strange recording cannot buy an LLR that was never observed.
+    """
+
+    name: str
+    weight: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FarTable:
+    """Thresholds on the LLR for falling false-accept rates, measured against `num_profiles` profiles at once.
+
+    ``thresholds[i]`` is the lowest LLR at which an impostor, tried against `num_profiles` profiles,
+    is accepted as any of them at a rate of at most ``rates[i]``.
+    """
+
+    num_profiles: int
+    rates: tuple[float, ...]
+    thresholds: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Threshold:
+    """A threshold on the LLR, and whether the calibration data reach so far."""
+
+    llr: float
+    target_far: float | None
+    extrapolated: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EmotionAxis:
+    """What emotions do to an embedding, whoever speaks.
+
+    The axis is the mean direction from a speaker's neutral profile to the same speaker's emotional speech; how far a
+    test lies from a profile along it, ``axis @ (test - profile)``, is the evidence ``emotion_shift``.
+
+    Parameters
+    ----------
+    axis : bytes
+        A vector of unit norm, float32 in little-endian order.
+
+    Raises
+    ------
+    ModelFormatError
+        If it is anything else.
+    """
+
+    axis: bytes = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        fits = isinstance(self.axis, bytes) and len(self.axis) > 0 and len(self.axis) % 4 == 0
+        _require(fits, "the emotion axis should be float32 numbers as bytes")
+        length = float(np.linalg.norm(self.array()))
+        _require(abs(length - 1.0) < 1e-3, f"the emotion axis should be of unit norm, got {length:.3g}")
+
+    @property
+    def dim(self) -> int:
+        """Size of the embeddings that it is an axis of."""
+        return len(self.axis) // 4
+
+    def array(self) -> NDArray[np.float32]:
+        """The axis, shape (dim,)."""
+        return np.frombuffer(self.axis, "<f4").astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Calibration:
+    """How the scores of one model become LLRs, and which LLR keeps which false-accept rate.
+
+    Parameters
+    ----------
+    bias : float
+    terms : tuple of Term
+        ``cosine`` among them, with a weight above 0.
+    far_tables : tuple of FarTable
+        By rising number of profiles, the first of them 1.
+    num_impostor_speakers : int
+        Independent speakers behind the rates; with n of them no rate below 3/n is supported.
+    source : str
+        What speech it was fitted on.
+    emotion_axis : EmotionAxis or None
+        What emotions do to the model's embeddings, where it is known.
+    """
+
+    bias: float
+    terms: tuple[Term, ...]
+    far_tables: tuple[FarTable, ...]
+    num_impostor_speakers: int
+    source: str
+    emotion_axis: EmotionAxis | None = None
+
+    def __post_init__(self) -> None:
+        _require(is_finite(self.bias), f"bias should be a finite number, got {self.bias!r}")
+        _require(bool(self.terms), "there should be at least the term 'cosine', got none")
+        names = [term.name for term in self.terms]
+        _require(len(set(names)) == len(names), f"each term should appear once, got {names}")
+        _require("cosine" in names, f"the term 'cosine' is missing from {names}")
+        for term in self.terms:
+            _require(term.name in TERMS, f"term {term.name!r} is unknown, expected one of {TERMS}")
+            values = (term.weight, term.low, term.high)
+            _require(all(map(is_finite, values)), f"term {term.name!r} should hold finite numbers, got {values}")
+            _require(term.low <= term.high, f"term {term.name!r} should have low <= high, got {values}")
+            _require(
+                term.name != "cosine" or term.weight > 0.0,
+                f"the weight of 'cosine' should be above 0, got {term.weight!r}",
+            )
+        _require(
+            self.emotion_axis is None or isinstance(self.emotion_axis, EmotionAxis),
+            f"emotion_axis should be an EmotionAxis or None, got {type(self.emotion_axis).__name__}",
+        )
+        _require(
+            self.emotion_axis is not None or "emotion_shift" not in names,
+            "the term 'emotion_shift' needs an emotion axis, and there is none",
+        )
+        count = self.num_impostor_speakers
+        _require(
+            isinstance(count, int) and not isinstance(count, bool) and count >= 1,
+            f"num_impostor_speakers should be a count of at least 1, got {count!r}",
+        )
+        _require(isinstance(self.source, str), f"source should be text, got {self.source!r}")
+        sizes = [table.num_profiles for table in self.far_tables]
+        _require(
+            sizes[:1] == [1] and sizes == sorted(set(sizes)),
+            f"far_tables should rise in num_profiles from 1, got {sizes}",
+        )
+        for table in self.far_tables:
+            _check_table(table)
+
+    @property
+    def supported_far(self) -> float:
+        """The lowest false-accept rate that the impostor speakers support (rule of three)."""
+        return RULE_OF_THREE / self.num_impostor_speakers
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the terms that this calibration weighs."""
+        return tuple(term.name for term in self.terms)
+
+    def llr(self, evidence: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Log-likelihood ratios (natural) of trials.
+
+        Parameters
+        ----------
+        evidence : mapping from term name to ndarray, shape (trials,)
+            From `ProfileBank.evidence`; every term of this calibration must be there.
+
+        Raises
+        ------
+        ValueError
+            If any value is not finite: no score comes out of a NaN.
+        """
+        total = np.full(len(evidence["cosine"]), self.bias)
+        for term in self.terms:
+            values = np.asarray(evidence[term.name], np.float64)
+            if not np.isfinite(values).all():
+                raise ValueError(f"the evidence {term.name!r} is not finite; the embedding or the quality is broken")
+            total += term.weight * np.clip(values, term.low, term.high)
+        return total
+
+    def threshold(self, target_far: float, num_profiles: int = 1, extrapolate: bool = False) -> Threshold:
+        """The LLR above which an impostor is accepted at most at the rate `target_far`.
+
+        Parameters
+        ----------
+        target_far : float
+            False-accept rate per attempt, between 0 and 1; against several profiles it counts the
+            attempt once, as whoever it is accepted.
+        num_profiles : int
+            Profiles that an attempt is compared with.
+        extrapolate : bool
+            Give a threshold, marked as extrapolated, where the calibration data do not reach.
+
+        Raises
+        ------
+        CalibrationError
+            If the data do not reach and `extrapolate` is False.
+        """
+        if not 0.0 < target_far < 1.0:
+            raise ValueError(f"expected target_far between 0 and 1, 0.01 for 1 in 100, got {target_far!r}")
+        if num_profiles < 1:
+            raise ValueError(f"expected at least one profile, got {num_profiles}")
+        tables = [table for table in self.far_tables if table.num_profiles >= num_profiles]
+        reach = target_far >= self.supported_far * (1.0 - 1e-9)
+        if tables and reach and target_far >= tables[0].rates[-1]:
+            return Threshold(_interpolate(tables[0], target_far), target_far, extrapolated=False)
+        if not extrapolate:
+            raise CalibrationError(self._refusal(target_far, num_profiles, bool(tables)))
+        table = tables[0] if tables else self.far_tables[-1]
+        # Union bound: against m times as many profiles the rate is at most m times as high.
+        rate = target_far * min(1.0, table.num_profiles / num_profiles)
+        return Threshold(_extrapolate(table, rate, self.supported_far), target_far, extrapolated=True)
+
+    def _refusal(self, target_far: float, num_profiles: int, enough_profiles: bool) -> str:
+        if enough_profiles:
+            return (
+                f"a false-accept rate of {target_far:g} cannot be supported: {self.num_impostor_speakers} impostor "
+                f"speakers were measured, which supports {self.supported_far:.2g}, "
+                f"1/{math.floor(1.0 / self.supported_far)}, at best (rule of three); ask for that, "
+                f"calibrate with more impostors (emoinv calibrate), or pass extrapolate=True (--extrapolate)"
+            )
+        return (
+            f"thresholds were measured for up to {self.far_tables[-1].num_profiles} profiles at once, "
+            f"{num_profiles} are compared; compare fewer, or pass extrapolate=True (--extrapolate)"
+        )
+
+    def to_json(self) -> str:
+        """The calibration as one JSON object with its format number."""
+        axis = self.emotion_axis
+        values = {
+            **dataclasses.asdict(self),
+            "format": CALIBRATION_FORMAT,
+            "emotion_axis": None if axis is None else base64.b64encode(axis.axis).decode(),
+        }
+        return json.dumps(values, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """Read a calibration from the JSON of `to_json`.
+
+        Raises
+        ------
+        ModelFormatError
+            If a key is missing or unknown, the format number is not known, or a value is out of range.
+        """
+        try:
+            return _read(read_json(text))
+        except ModelFormatError:
+            raise
+        except ValueError as error:
+            raise ModelFormatError(f"calibration: {error}; it is damaged or foreign, calibrate again") from None
+
+
+def _read(values: Any) -> Calibration:
+    if isinstance(values, dict) and values.get("format") != CALIBRATION_FORMAT:
+        raise ModelFormatError(
+            f"calibration: expected format {CALIBRATION_FORMAT}, got {values.get('format')!r}; "
+            "calibrate the model again (python -m export calibrate), or install the emoinv-edge version that wrote it"
+        )
+    fields = read_fields(values, [*(field.name for field in dataclasses.fields(Calibration)), "format"], "calibration")
+    terms = [
+        Term(**read_fields(entry, ("name", "weight", "low", "high"), "term"))
+        for entry in read_list(fields["terms"], "terms")
+    ]
+    tables = []
+    for entry in read_list(fields["far_tables"], "far_tables"):
+        table = read_fields(entry, ("num_profiles", "rates", "thresholds"), "far table")
+        rates, thresholds = (tuple(read_list(table[key], key)) for key in ("rates", "thresholds"))
+        tables.append(FarTable(table["num_profiles"], rates, thresholds))
+    axis = None if fields["emotion_axis"] is None else EmotionAxis(_decoded(fields["emotion_axis"]))
+    count, source = fields["num_impostor_speakers"], fields["source"]
+    return Calibration(fields["bias"], tuple(terms), tuple(tables), count, source, axis)
+
+
+def _decoded(text: Any) -> bytes:
+    try:
+        return base64.b64decode(read_text(text, "the emotion axis"), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"the emotion axis should be base64 ({error})") from None
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ModelFormatError(f"calibration: {message}; it is damaged or foreign, calibrate again")
+
+
+def _check_table(table: FarTable) -> None:
+    count, rates, thresholds = table.num_profiles, table.rates, table.thresholds
+    _require(
+        isinstance(count, int) and not isinstance(count, bool) and count >= 1,
+        f"num_profiles should be a count of at least 1, got {count!r}",
+    )
+    _require(
+        len(rates) == len(thresholds) >= 2,
+        f"a far table needs as many thresholds as rates, two or more, got {len(thresholds)} and {len(rates)}",
+    )
+    _require(all(map(is_finite, (*rates, *thresholds))), "a far table should hold finite numbers")
+    _require(
+        all(0.0 < low < high <= 1.0 for high, low in itertools.pairwise(rates)),
+        "the rates of a far table should fall from at most 1 to above 0",
+    )
+    _require(
+        all(low <= high for low, high in itertools.pairwise(thresholds)),
+        "the thresholds of a far table should not fall while its rates do: lower rates need higher thresholds",
+    )
+
+
+def _interpolate(table: FarTable, rate: float) -> float:
+    """The threshold for `rate`: the next lower tabulated rate's share, linear in log rate."""
+    logs = np.log(np.asarray(table.rates))[::-1]
+    return float(np.interp(math.log(rate), logs, np.asarray(table.thresholds)[::-1]))
+
+
+def _extrapolate(table: FarTable, rate: float, supported: float) -> float:
+    """A threshold beyond the table, on the safe side of two tails.
+
+    One tail continues the table's own slope from its last supported rate, never steeper than one
+    nat of LLR per nat of rate; the other is the bound that every calibrated LLR obeys,
+    P(LLR >= t | impostor) <= exp(-t).
+    """
+    anchor = max(supported, table.rates[-1])
+    last = _interpolate(table, min(anchor, table.rates[0]))
+    if rate >= anchor:
+        return _interpolate(table, rate)
+    return max(last + math.log(anchor / rate), -math.log(rate))

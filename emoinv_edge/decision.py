@@ -1,0 +1,294 @@
+"""Decision: accept, reject, or an honest "no decision", and what one is made of.
+
+`Comparator` holds what stays the same from one utterance to the next: the profiles, the calibration and the
+threshold. `Verifier` hands it whole recordings, `VerificationStream` the utterances of a stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .calibration import Calibration, Threshold, bayes_threshold
+from .encoder import Encoder
+from .errors import CalibrationError, ModelMismatchError, ProfileExpiredError
+from .heard import HeardBefore, heard
+from .profiles import Profile
+from .quality import SpeechQuality
+from .scoring import ProfileBank
+from .utterance import Refusal, unusable
+
+if TYPE_CHECKING:
+    from .store import ProfileStore
+
+__all__ = ["Comparator", "Countermeasure", "Decision", "Verdict", "require_calibration", "require_model"]
+
+# Takes the waveform and its rate; a reason, or anything else that is true, turns an accept into no decision.
+Countermeasure: TypeAlias = Callable[[NDArray[Any], int], object]
+
+
+class Verdict(enum.Enum):
+    """What was decided; anything but ACCEPT must keep the door closed."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    NO_DECISION = "no decision"
+
+    def __bool__(self) -> bool:
+        """Only ACCEPT is true, so that ``if verdict`` cannot open on doubt."""
+        return self is Verdict.ACCEPT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision and everything behind it.
+
+    Parameters
+    ----------
+    verdict : Verdict
+    score : float or None
+        Log-likelihood ratio (natural) for the speaker; None with NO_DECISION.
+    reason : str
+        Why, in a sentence; for NO_DECISION with the cure.
+    threshold : float
+        The LLR at which ACCEPT begins.
+    target_far : float or None
+        The false-accept rate that the threshold keeps; None when it came from a prior and costs.
+    speaker : str
+        The profile that fits best, whatever the verdict.
+    cosine : float or None
+        The cosine behind the score.
+    quality : SpeechQuality or None
+        Of the test speech, as far as it could be measured.
+    start, end : int
+        What was judged, in samples of the encoder's rate from the start of the audio or stream.
+    final : bool
+        Whether more audio can no longer change this decision.
+    extrapolated : bool
+        Whether the threshold lies beyond what the calibration data support.
+    code : str
+        The reason of a NO_DECISION for programs: that of a `Refusal`, ``no_score``, ``gap``, ``heard_before`` or
+        ``countermeasure``; empty for ACCEPT and REJECT.
+    """
+
+    verdict: Verdict
+    score: float | None
+    reason: str
+    threshold: float
+    target_far: float | None
+    speaker: str
+    cosine: float | None
+    quality: SpeechQuality | None
+    start: int
+    end: int
+    final: bool
+    extrapolated: bool = False
+    code: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the verdict is ACCEPT."""
+        return self.verdict is Verdict.ACCEPT
+
+
+def require_calibration(encoder: Encoder, calibration: Calibration | None) -> Calibration:
+    """The calibration given, else the model's own; without either there is no verification."""
+    found = calibration if calibration is not None else encoder.calibration
+    if found is None:
+        raise CalibrationError(
+            f"{encoder.path}: this model carries no calibration, so its scores have no meaning and no threshold; "
+            "export it with one (python -m export), or pass calibration="
+        )
+    return found
+
+
+def require_model(encoder: Encoder, profile: Profile) -> None:
+    """Refuse a profile that another model made: embeddings of two models cannot be compared."""
+    if profile.model_fingerprint != encoder.fingerprint:
+        raise ModelMismatchError(
+            f"the profile {profile.name!r} was made by model {profile.model_fingerprint[:12]}, this one is "
+            f"{encoder.fingerprint[:12]} ({encoder.spec.name}); enrol again with this model, or load the other one"
+        )
+
+
+class Comparator:
+    """Compares embeddings with profiles and decides; immutable, and safe to share between threads.
+
+    Parameters
+    ----------
+    encoder, profiles, target_far, prior, cost_miss, cost_false_accept, extrapolate, calibration, heard_before,
+    countermeasure
+        As for `Verifier`, whose constructor this is.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        profiles: Profile | Iterable[Profile] | ProfileStore,
+        target_far: float = 0.01,
+        *,
+        prior: float | None = None,
+        cost_miss: float = 1.0,
+        cost_false_accept: float = 1.0,
+        extrapolate: bool = False,
+        calibration: Calibration | None = None,
+        heard_before: HeardBefore | None = None,
+        countermeasure: Countermeasure | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._heard_before = heard_before
+        self._countermeasure = countermeasure
+        self._calibration = require_calibration(encoder, calibration)
+        found = tuple(_each(profiles, encoder))
+        for profile in found:
+            require_model(encoder, profile)
+        self._bank = ProfileBank(found, self._calibration.emotion_axis)
+        if prior is None:
+            self._threshold = self._calibration.threshold(target_far, len(found), extrapolate)
+        else:
+            self._threshold = Threshold(bayes_threshold(prior, cost_miss, cost_false_accept), None, extrapolated=False)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder in use."""
+        return self._encoder
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration in use."""
+        return self._calibration
+
+    @property
+    def threshold(self) -> Threshold:
+        """The threshold in use."""
+        return self._threshold
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """The names of the profiles."""
+        return self._bank.names
+
+    @property
+    def guarded(self) -> bool:
+        """Whether `guard` can change a decision."""
+        return self._heard_before is not None or self._countermeasure is not None
+
+    def guard(self, decision: Decision, waveform: NDArray[Any], sample_rate: int) -> Decision:
+        """The decision, or NO_DECISION where its audio was heard before or the countermeasure objects to it.
+
+        Never an accept that `decision` is not. The audio of a final decision counts as heard from then on.
+
+        Parameters
+        ----------
+        decision : Decision
+        waveform, sample_rate
+            The audio that was decided on, as `to_mono` takes it.
+        """
+        if self._heard_before is not None:
+            match = heard(self._heard_before, waveform, sample_rate, remember=decision.final)
+            if match is not None and decision.verdict is not Verdict.NO_DECISION:
+                return self._withdraw(
+                    decision,
+                    "heard_before",
+                    f"heard before: this is a recording of what was heard on {match.when:%Y-%m-%d at %H:%M} UTC; "
+                    "say it anew",
+                )
+        if self._countermeasure is not None and decision.accepted:
+            try:
+                objection = self._countermeasure(waveform, sample_rate)
+            except Exception as error:  # whatever it raises, nothing is accepted that it has not passed
+                objection = f"it failed ({type(error).__name__}: {error})"
+            if objection:
+                reason = objection if isinstance(objection, str) else "it took this for no live speech"
+                return self._withdraw(decision, "countermeasure", f"the countermeasure objects: {reason}")
+        return decision
+
+    @staticmethod
+    def _withdraw(decision: Decision, code: str, reason: str) -> Decision:
+        return dataclasses.replace(
+            decision, verdict=Verdict.NO_DECISION, score=None, cosine=None, reason=reason, code=code
+        )
+
+    def decide(
+        self,
+        embedding: ArrayLike,
+        quality: SpeechQuality,
+        *,
+        start: int = 0,
+        end: int = 0,
+        final: bool = True,
+    ) -> Decision:
+        """Decide on an embedding and the quality of the speech behind it.
+
+        Anything that cannot be scored (a NaN, a zero or foreign embedding, too little speech) is
+        NO_DECISION.
+        """
+        refusal = unusable(quality)
+        if refusal is not None:
+            return self.no_decision(refusal, quality, start=start, end=end, final=final)
+        try:
+            llrs, cosines = self._bank.score(self._calibration, np.asarray(embedding), quality)
+        except ValueError as error:
+            return self.no_decision(
+                Refusal("no_score", f"no score: {error}"), quality, start=start, end=end, final=final
+            )
+        best = int(np.argmax(llrs))
+        score, threshold = float(llrs[best]), self._threshold.llr
+        if not math.isfinite(score):
+            refusal = Refusal("no_score", "no score: it is not finite")
+            return self.no_decision(refusal, quality, start=start, end=end, final=final)
+        accepted = score >= threshold
+        return dataclasses.replace(
+            self.no_decision(Refusal("", ""), quality, start=start, end=end, final=final),
+            verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,
+            score=score,
+            reason=f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}",
+            speaker=self._bank.names[best],
+            cosine=float(cosines[best]),
+        )
+
+    def no_decision(
+        self,
+        refusal: Refusal,
+        quality: SpeechQuality | None = None,
+        *,
+        start: int = 0,
+        end: int = 0,
+        final: bool = True,
+    ) -> Decision:
+        """A NO_DECISION with the threshold and the reason."""
+        return Decision(
+            verdict=Verdict.NO_DECISION,
+            score=None,
+            reason=refusal.message,
+            threshold=self._threshold.llr,
+            target_far=self._threshold.target_far,
+            speaker=self._bank.names[0] if len(self._bank) == 1 else "",
+            cosine=None,
+            quality=quality,
+            start=start,
+            end=end,
+            final=final,
+            extrapolated=self._threshold.extrapolated,
+            code=refusal.code,
+        )
+
+
+def _each(profiles: Profile | Iterable[Profile] | ProfileStore, encoder: Encoder) -> Iterator[Profile]:
+    """Every profile that has not expired; a store is asked for each in turn, without the clips."""
+    if isinstance(profiles, Profile):
+        yield profiles
+    elif isinstance(profiles, Iterable):
+        yield from profiles
+    else:
+        for name in profiles.names():
+            try:
+                yield profiles.get(name, model_fingerprint=encoder.fingerprint, audio=False)
+            except ProfileExpiredError:  # as if it were not there any more; nobody is identified as its speaker
+                continue

@@ -1,0 +1,333 @@
+"""The SQLite file of a `ProfileStore`: made, opened, sealed anew and scrubbed (what is in it: `rows`).
+
+A new store is made under another name and linked into place, so that a crash leaves a complete store or
+none. Every change is one transaction in SQLite's write-ahead log, synced before it counts; a process that
+dies leaves its last committed state. No connection outlives a transaction, so that nothing is shared between
+threads or processes, and the store at rest is one file.
+
+A store of schema 2 is read as it is. The first change to it, of whatever kind, seals all of it anew in the
+present schema, in the same transaction; a profile that is damaged stays so and costs no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import secrets
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+
+from ..errors import SchemaError, SealError, StoreError
+from .keys import KEY_BYTES, SCHEMA, KeyFile, KeySource, StoreKeys, key_kind, link_new
+from .rows import HEARD, TABLES, Rows
+from .schema2 import SCHEMA_2
+
+__all__ = ["StoreFile", "default_store_path"]
+
+APPLICATION_ID = 0x656D6F69  # "emoi"
+PAGE_BYTES = 4096
+
+
+def default_store_path() -> pathlib.Path:
+    """``emoinv/profiles.db`` in the platform's folder for user data."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or pathlib.Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = pathlib.Path.home() / "Library" / "Application Support"
+    else:
+        base = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
+    return pathlib.Path(base) / "emoinv" / "profiles.db"
+
+
+class StoreFile:
+    """One store's file and key. It holds no connection: every transaction opens its own."""
+
+    def __init__(self, path: pathlib.Path, key: KeySource, timeout_s: float) -> None:
+        key_kind(key)
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise StoreError(
+                f"profiles need SQLite 3.37 or newer (strict tables), this Python has {sqlite3.sqlite_version}; "
+                "use a newer Python or system"
+            )
+        self.path = path
+        self.key = key
+        self.timeout_s = timeout_s
+        self._keys: StoreKeys | None = None  # opened before; valid while the file has the same `sealed`
+        self._newest: tuple[bytes, int] = b"", 0  # the highest count of writes seen, and in which store
+
+    # -- the file ------------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make the file, and a missing key file, unless it is there."""
+        if self.path.exists():
+            return
+        draft = pathlib.Path(f"{self.path}.{secrets.token_hex(4)}.tmp")
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if isinstance(self.key, KeyFile):
+                self.key.create()
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as db:
+                db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("BEGIN")
+                _run(db, f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA}; {TABLES}")
+                Rows(db, StoreKeys.fresh(self.key, secrets.token_bytes(16))).write_root()
+                db.execute("COMMIT")
+            link_new(draft, self.path)
+            _sync_folder(self.path.parent)
+        except (OSError, sqlite3.Error) as error:
+            raise self._condition(error) from None
+        finally:
+            for leftover in (draft, f"{draft}-wal", f"{draft}-shm", f"{draft}-journal"):
+                with contextlib.suppress(OSError):
+                    os.unlink(leftover)
+
+    def read_only(self) -> bool:
+        """Whether the file or its folder cannot be written."""
+        return not (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK))
+
+    def _pending_log(self) -> bool:
+        with contextlib.suppress(OSError):
+            return pathlib.Path(f"{self.path}-wal").stat().st_size > 0
+        return False
+
+    def _connect(self, *, immutable: bool = False, alone: bool = False) -> sqlite3.Connection:
+        query = "mode=ro&immutable=1" if immutable else "mode=rw"
+        db = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?{query}", uri=True, timeout=self.timeout_s, isolation_level=None
+        )
+        try:
+            if alone:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            # A transaction's scratch space must not put plain or sealed bytes into another file.
+            _run(db, "PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;")
+            _run(db, "PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    @contextlib.contextmanager
+    def transaction(self, *, write: bool) -> Iterator[Rows]:
+        """One transaction; what the block changed is committed at its end, or nothing if it raises."""
+        if not self.path.exists():
+            raise StoreError(f"store {self.path}: does not exist; enrol a speaker first, or give another path")
+        immutable = self.read_only()
+        if immutable and write:
+            raise StoreError(
+                f"store {self.path}: is on read-only media or belongs to another user; profiles can be read, "
+                "but not changed. Copy it to a place that you may write to; nothing was changed"
+            )
+        with contextlib.ExitStack() as stack:
+            try:
+                db, rows = self._begin(write=write, immutable=immutable)
+                stack.callback(db.close)
+                if write and rows.keys.schema != SCHEMA:
+                    _run(db, HEARD)
+                    rows.reseal(StoreKeys.fresh(self.key, rows.keys.store_id), leave_damaged=True)
+                    rows.note(f"brought from schema {SCHEMA_2} to {SCHEMA}")
+                    db.execute(f"PRAGMA user_version = {SCHEMA}")
+                yield rows
+                if write:
+                    rows.write_root()
+                    db.execute("COMMIT")
+                    self._keys = rows.keys
+                self._newest = max(self._newest, (rows.keys.store_id, rows.counter), key=lambda seen: seen[1])
+            # SQLite may quote a damaged schema in its message, and Python then fails to decode it.
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+                raise self._condition(error) from None
+        # Closing without COMMIT rolls back, and ends what only read.
+
+    def _begin(self, *, write: bool, immutable: bool) -> tuple[sqlite3.Connection, Rows]:
+        alone = False
+        for attempt in range(4):
+            if immutable and self._pending_log():
+                raise StoreError(
+                    f"store {self.path}: was not closed cleanly, and its last changes cannot be brought in on "
+                    "read-only media; open it once where it can be written"
+                )
+            db = None
+            try:
+                self._refuse_cut_off()
+                db = self._connect(immutable=immutable, alone=alone)
+                # Taken before the snapshot: a thread that writes meanwhile must not make it look old.
+                newest = self._newest
+                db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                return db, self._open(db, self._schema(db), newest, write=write)
+            except BaseException as error:
+                if db is not None:
+                    db.close()
+                # A rotation may have changed the key file between our look at it and at the store.
+                if isinstance(error, SealError) and isinstance(self.key, KeyFile) and attempt < 3:
+                    time.sleep(0.02)
+                # On a full disk there is no room for SQLite's shared index of the log; a process that
+                # has the file to itself does without.
+                elif (
+                    isinstance(error, sqlite3.OperationalError)
+                    and not (write or immutable or alone)
+                    and "locked" not in str(error)
+                ):
+                    alone = True
+                else:
+                    raise
+        raise AssertionError("the last attempt returned or raised")
+
+    def _refuse_cut_off(self) -> None:
+        """Notice a file that lost its end, even where SQLite would not come across what is missing."""
+        for pause_s in (0.0, 0.05, 0.05):  # another process may be growing the file just now
+            time.sleep(pause_s)
+            if self._pending_log():
+                return
+            with open(self.path, "rb") as file:
+                head = file.read(32)
+                size = file.seek(0, os.SEEK_END)
+            page = int.from_bytes(head[16:18], "big")
+            if size > 0 and size >= int.from_bytes(head[28:32], "big") * (page if page != 1 else 65536):
+                return
+        raise StoreError(f"store {self.path}: is cut off after {size} bytes; restore it from a copy")
+
+    def _schema(self, db: sqlite3.Connection) -> int:
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise StoreError(
+                f"store {self.path}: is no profile store, or is damaged; give another path, or restore a copy"
+            )
+        schema = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if schema not in (SCHEMA_2, SCHEMA):
+            raise SchemaError(
+                f"store {self.path}: expected schema {SCHEMA_2} or {SCHEMA}, got {schema}; "
+                "install the emoinv-edge version that wrote it, or a newer one"
+            )
+        return schema
+
+    def _open(self, db: sqlite3.Connection, schema: int, newest: tuple[bytes, int], *, write: bool) -> Rows:
+        copies = db.execute("SELECT store_id, key_kind, salt, keys, root, log FROM store ORDER BY copy").fetchall()
+        opened = []
+        for *columns, root, log in copies:
+            with contextlib.suppress(SealError):
+                keys = self._open_keys(schema, tuple(columns), write=write)
+                opened.append(Rows(db, keys, root, log))
+        if not opened:
+            raise self._wrong_key([kind for _, kind, *_ in copies])
+        rows = max(opened, key=lambda candidate: (candidate.counter, candidate.log_intact))
+        if newest[0] == rows.keys.store_id and rows.counter < newest[1]:
+            raise SealError(
+                f"store {self.path}: the file was put back to an older state (write {rows.counter}, "
+                f"seen before: {newest[1]}); if you restored a copy on purpose, open it anew"
+            )
+        return rows
+
+    def _open_keys(self, schema: int, columns: tuple[object, ...], *, write: bool) -> StoreKeys:
+        known = self._keys
+        if known is None or (known.schema, known.columns) != (schema, columns):
+            known, place = StoreKeys.opened(self.key, schema, *columns)
+            if isinstance(self.key, KeyFile) and write:
+                # What a killed rotation left; only ever under the store's write lock.
+                self.key.settle_successor(promote=place == 1)
+            self._keys = known
+        return known
+
+    def _wrong_key(self, kinds: list[object]) -> StoreError:
+        kind = key_kind(self.key)
+        if kinds and all(other == "plaintext" != kind for other in kinds):
+            return SealError(
+                f"store {self.path}: is in plaintext, but a key was given; open it with key=PLAINTEXT, "
+                "or --plaintext, and seal it with `emoinv profiles rotate --plaintext --new-key-file FILE`"
+            )
+        if kinds and all(other in ("key", "passphrase") and other != kind for other in kinds):
+            wanted, cure = "key", "a key file (--key-file), 32 bytes, or a variable such as EMOINV_STORE_KEY"
+            if kinds[0] == "passphrase":
+                wanted, cure = "passphrase", "Passphrase(...), or --passphrase on the command line"
+            return SealError(f"store {self.path}: is sealed with a {wanted}, not with what was given; give {cure}")
+        return SealError(
+            f"store {self.path}: does not open: the key is another one, or the file was altered. "
+            "Give the key that it was made with, or restore it from a copy"
+        )
+
+    def _condition(self, error: Exception) -> StoreError:
+        """The StoreError for an error of SQLite or of the system, with what it means and the cure."""
+        text = str(error) if not isinstance(error, UnicodeDecodeError) else "its schema is not text"
+        if isinstance(error, OSError):
+            return StoreError(f"store {self.path}: {error.strerror or text}; nothing was changed")
+        if "locked" in text or "busy" in text:
+            what = f"another process kept it locked for {self.timeout_s:g} s; nothing was changed, try again"
+        elif "full" in text:
+            what = "the disk is full; nothing was changed, free some space and try again"
+        elif "readonly" in text:
+            what = "is on read-only media; nothing was changed"
+        elif "disk I/O" in text or "unable to open" in text:
+            what = f"reading or writing failed ({text}): no space or quota left, or no permission; nothing was changed"
+        else:
+            what = f"is damaged or not a profile store ({text}); restore it from a copy, or import exported profiles"
+        return StoreError(f"store {self.path}: {what}")
+
+    # -- maintenance ---------------------------------------------------------------------------------------
+
+    def scrub(self) -> None:
+        """Rebuild the file without its free pages and empty the write-ahead log.
+
+        Raises
+        ------
+        StoreError
+            If another process held the file for all of the time limit, or the disk is full: what
+            was committed stands, but old sealed bytes may still lie in the file.
+        """
+        later = "the change itself is done, but old sealed bytes may still lie in the file; run `emoinv profiles purge`"
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            with contextlib.closing(self._connect()) as db:
+                db.execute("VACUUM")
+                while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] != 0:
+                    if time.monotonic() > deadline:
+                        raise sqlite3.OperationalError("database is locked")
+                    time.sleep(0.02)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._condition(error)}. In this case {later}") from None
+
+    def renew(self, key: KeySource | None) -> None:
+        """Seal everything anew, in one transaction, with a fresh data key, under `key` or the present one.
+
+        `key` becomes the key of this file. A KeyFile of the present path gets a new content, which takes its
+        place after the transaction.
+        """
+        successor = None
+        if isinstance(key, KeyFile) and isinstance(self.key, KeyFile) and _same_path(key.path, self.key.path):
+            successor = secrets.token_bytes(KEY_BYTES)
+        with self.transaction(write=True) as rows:
+            if isinstance(key, KeyFile):
+                if successor is None:
+                    key.create()
+                else:
+                    key.write_successor(successor)
+            key = self.key if key is None else key
+            rows.reseal(StoreKeys.fresh(successor or key, rows.keys.store_id))
+            rows.note("sealed anew")
+        self.key = key
+        if successor is not None:
+            self._keys = None
+            with self.transaction(write=True):  # opens with the successor and puts it into place
+                pass
+
+
+def _run(db: sqlite3.Connection, script: str) -> None:
+    """Run statements within the transaction at hand (`executescript` would commit it)."""
+    for statement in script.split(";"):
+        if statement.strip():
+            db.execute(statement)
+
+
+def _same_path(first: pathlib.Path | str, second: pathlib.Path | str) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Make a new name in a folder last; not every system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,436 @@
+"""What one store holds, within one transaction: sealed rows, and the root that vouches for them.
+
+::
+
+    store     one row twice (so that one damaged copy does not cost the profiles): the store's id, the
+              kind of the user's key and its salt; `keys`, the store's own random data key, sealed by the
+              user's key; `root` and `log`, sealed by the data key
+    profile   one row a profile: `body` (name, times, consent, which exemplars, what to roll back to) and
+              `trail` (its audit), both sealed
+    exemplar  one row an exemplar, never changed: `vector` (the embedding, its quality and time) and
+              `clip` (the utterance, only where it was kept), both sealed
+    heard     one row an utterance that was tried against a profile, only where the caller keeps them:
+              its `fingerprint` (`emoinv_edge.heard`), sealed; the root does not list them
+
+Every seal has as associated data the schema, the store's id, the column, the row's id and, for a
+profile's rows, the model's fingerprint and the row's version. So no sealed value opens in another
+row, column or store, nor under another schema.
+
+The root lists every profile with the version of its row and SHA-256 digests of `body` and `trail`, and
+counts the writes. A row put back to an older state, however genuine its seal, disagrees with the root and
+is refused. What stays possible to somebody who can write the file: putting the *whole* file back to an
+older state, or cutting off a write-ahead log that a crash left. A `ProfileStore` that has seen a newer
+state refuses it, for as long as the object lives; a process started afterwards cannot know, since nothing
+outside the file remembers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import secrets
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import SealError, StoreError, UnknownSpeakerError
+from ..fields import read_json
+from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo
+from .codec import (
+    Record,
+    decode_exemplar,
+    decode_record,
+    decode_trail,
+    encode_exemplar,
+    encode_json,
+    encode_record,
+    encode_trail,
+    refusing,
+)
+from .keys import SCHEMA, StoreKeys
+from .schema2 import turned_back
+
+__all__ = ["HEARD", "TABLES", "Entry", "Rows", "new_ids", "noted"]
+
+MAX_EVENTS = 1000
+
+TABLES = """
+CREATE TABLE store (
+    copy INTEGER PRIMARY KEY CHECK (copy IN (1, 2)),
+    store_id BLOB NOT NULL,
+    key_kind TEXT NOT NULL CHECK (key_kind IN ('plaintext', 'passphrase', 'key')),
+    salt BLOB NOT NULL,
+    keys BLOB NOT NULL,
+    root BLOB NOT NULL,
+    log BLOB NOT NULL
+) STRICT;
+CREATE TABLE profile (
+    id INTEGER PRIMARY KEY,
+    model_fingerprint TEXT NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    body BLOB NOT NULL,
+    trail BLOB NOT NULL
+) STRICT;
+CREATE TABLE exemplar (
+    id INTEGER PRIMARY KEY,
+    profile_id INTEGER NOT NULL REFERENCES profile (id) ON DELETE CASCADE,
+    vector BLOB NOT NULL,
+    clip BLOB
+) STRICT;
+CREATE INDEX exemplar_of_profile ON exemplar (profile_id);
+"""
+HEARD = """
+CREATE TABLE IF NOT EXISTS heard (
+    id INTEGER PRIMARY KEY,
+    profile_id INTEGER NOT NULL REFERENCES profile (id) ON DELETE CASCADE,
+    fingerprint BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS heard_of_profile ON heard (profile_id);
+"""
+TABLES += HEARD  # schema 2 has the rest
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One profile in the root: which row, in which state."""
+
+    row: int
+    version: int
+    body_digest: str
+    trail_digest: str
+
+
+class Rows:
+    """The contents of a store within one transaction, opened and sealed row by row.
+
+    Parameters
+    ----------
+    db : sqlite3.Connection
+        Within a transaction.
+    keys : StoreKeys
+    root, log : object, optional
+        These columns of one copy of the store's row; without them the store is empty.
+
+    Attributes
+    ----------
+    entries : dict of str to Entry
+        The profiles that the root lists, by name.
+    counter : int
+        How many writes the store has seen.
+
+    Raises
+    ------
+    SealError, StoreError
+        If the root does not open. A damaged log is lost; an entry of it notes that.
+    """
+
+    def __init__(self, db: sqlite3.Connection, keys: StoreKeys, root: object = None, log: object = None) -> None:
+        self.keys = keys
+        self.counter = 0
+        self.entries: dict[str, Entry] = {}
+        self.log: list[tuple[str, str]] = []
+        self.log_intact = True
+        self._db = db
+        self._seal = keys.seal()
+        if root is not None:
+            with refusing("the root of a store"):
+                values = read_json(self._open(root, "root"))
+                self.counter = values["counter"]
+                self.entries = {name: Entry(*state) for name, *state in values["profiles"]}
+                self.log_intact = _digest(log) == values["log_digest"]
+                if self.log_intact:
+                    self.log = [(at, event) for at, event in read_json(self._open(log, "log"))]
+            if not self.log_intact:  # worth less than the profiles: a damaged log must not cost them
+                self.note("what was here before was altered and is lost")
+
+    def _close(self, plain: bytes, *where: str | int) -> bytes:
+        return self._seal.close(plain, self.keys.bound_to(*where))
+
+    def _open(self, sealed: object, *where: str | int) -> bytes:
+        return self._seal.open(sealed, self.keys.bound_to(*where))
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def entry(self, name: str) -> Entry:
+        """The profile's entry in the root; UnknownSpeakerError if there is none."""
+        if name not in self.entries:
+            raise UnknownSpeakerError(f"no profile named {name!r}; `emoinv profiles list` shows those that there are")
+        return self.entries[name]
+
+    def record(self, name: str) -> Record:
+        """The body of a profile's row, checked against the root."""
+        entry = self.entry(name)
+        fingerprint, version, body, _ = self._profile_row(name, entry)
+        if _digest(body) != entry.body_digest or version != entry.version:
+            raise _altered(name, "its row was altered or put back to an older state")
+        try:
+            return decode_record(self._open(body, "body", entry.row, fingerprint, version), fingerprint)
+        except StoreError:
+            raise _altered(name, "its row does not open") from None
+
+    def trail(self, name: str) -> AuditTrail:
+        """The audit of a profile, checked against the root."""
+        entry = self.entry(name)
+        fingerprint, _, _, trail = self._profile_row(name, entry)
+        if _digest(trail) != entry.trail_digest:
+            raise _altered(name, "its audit trail was altered or put back to an older state")
+        try:
+            return decode_trail(self._open(trail, "trail", entry.row, fingerprint))
+        except StoreError:
+            raise _altered(name, "its audit trail does not open") from None
+
+    def exemplars(self, record: Record, ids: Sequence[int], *, audio: bool = True) -> tuple[Exemplar, ...]:
+        """The profile's exemplars in these rows, with their clips if `audio`."""
+        row = self.entry(record.name).row
+        query = f"SELECT vector, {'clip' if audio else 'NULL'} FROM exemplar WHERE id = ? AND profile_id = ?"
+        found = []
+        for id_ in ids:
+            stored = self._fetch(record.name, query, id_, row)
+            if stored is None:
+                raise _altered(record.name, "one of its exemplars is missing")
+            vector, clip = stored
+            where = row, id_, record.model_fingerprint
+            try:
+                opened_clip = None if clip is None else self._open(clip, "clip", *where)
+                exemplar = decode_exemplar(self._open(vector, "vector", *where), opened_clip, audio=audio)
+            except StoreError:
+                raise _altered(record.name, "one of its exemplars does not open, or its clip is missing") from None
+            if self.keys.transform_secret:
+                exemplar = turned_back(exemplar, self.keys.transform_secret)
+            found.append(exemplar)
+        return tuple(found)
+
+    def heard(self, name: str) -> list[bytes]:
+        """The fingerprints of what was tried against a profile, the oldest first, without damaged ones."""
+        return [fingerprint for _, fingerprint in self._heard(self.entry(name).row)]
+
+    def _heard(self, row: int) -> list[tuple[int, bytes]]:
+        found = []
+        if self.keys.schema == SCHEMA:
+            query = "SELECT id, fingerprint FROM heard WHERE profile_id = ? ORDER BY id"
+            for id_, sealed in self._db.execute(query, (row,)).fetchall():
+                with contextlib.suppress(SealError):
+                    found.append((id_, self._open(sealed, "heard", row, id_)))
+        return found
+
+    def profile(self, name: str, *, audio: bool = True) -> Profile:
+        """The whole profile, opened and checked."""
+        record = self.record(name)
+        return record.profile(self.exemplars(record, record.exemplars, audio=audio))
+
+    def state(self, name: str) -> tuple[Record, AuditTrail, tuple[Exemplar, ...]]:
+        """The record of a profile, its audit and its exemplars."""
+        record = self.record(name)
+        return record, self.trail(name), self.exemplars(record, record.exemplars)
+
+    def has_expired(self, name: str, now: datetime.datetime | None = None) -> bool:
+        """Whether the expiry of a profile has passed; of one that does not open nobody knows."""
+        try:
+            expires = self.record(name).expires
+        except StoreError:
+            return False
+        return expires is not None and (now or datetime.datetime.now(datetime.timezone.utc)) >= expires
+
+    def info(self, name: str) -> ProfileInfo:
+        """What is known of a profile; of one that does not open, why."""
+        try:
+            record, trail, exemplars = self.state(name)
+        except StoreError as error:
+            return ProfileInfo(name, problem=f"damaged: {error}")
+        expired = self.has_expired(name)
+        return ProfileInfo(
+            name=name,
+            problem="expired" if expired else "",
+            model_fingerprint=record.model_fingerprint,
+            num_exemplars=len(exemplars),
+            num_clips=sum(exemplar.audio is not None for exemplar in exemplars),
+            created=record.created,
+            expires=record.expires,
+            expired=expired,
+            consent=record.consent,
+            last_used=trail.last_used,
+            adaptations=len(record.history),
+            num_enrolled=record.num_enrolled,
+        )
+
+    def _profile_row(self, name: str, entry: Entry) -> tuple[str, int, object, object]:
+        query = "SELECT model_fingerprint, version, body, trail FROM profile WHERE id = ?"
+        row: tuple[str, int, object, object] | None = self._fetch(name, query, entry.row)
+        if row is None:
+            raise _altered(name, "its row is missing")
+        return row
+
+    def _fetch(self, name: str, query: str, *values: int) -> Any:
+        """One row of a profile's; where SQLite finds its page damaged, the profile is, and not the whole store."""
+        try:
+            return self._db.execute(query, values).fetchone()
+        except sqlite3.OperationalError:  # locked, full, ...
+            raise
+        except sqlite3.DatabaseError as error:
+            raise _altered(name, f"its rows cannot be read ({error})") from None
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def enrol(self, profile: Profile, event: str) -> None:
+        """Keep the profile as newly enrolled; of one that had its name before, nothing stays but the audit trail."""
+        trail = AuditTrail((), None, {})
+        if profile.name in self.entries:
+            try:
+                trail = self.trail(profile.name)
+            except SealError:  # a new enrolment is the cure for a damaged profile; its row may be missing
+                self._delete(profile.name)
+                event = f"{event}; what was here before was altered and is lost"
+        added = dict(zip(new_ids(len(profile.exemplars)), profile.exemplars, strict=True))
+        self.write(Record.enrolled(profile, tuple(added)), noted(trail, event), added)
+
+    def write(self, record: Record, trail: AuditTrail, added: Mapping[int, Exemplar]) -> None:
+        """Seal the next version of a profile into its row, which is made if the root lists none.
+
+        Parameters
+        ----------
+        record : Record
+        trail : AuditTrail
+        added : mapping of id to Exemplar
+            Those that the record names and that have no row yet. The rows of exemplars that it does not name
+            any more are dropped.
+        """
+        entry = self.entries.get(record.name)
+        row, version = (*new_ids(1), 1) if entry is None else (entry.row, entry.version + 1)
+        self._write(row, version, record, trail, added)
+
+    def _write(self, row: int, version: int, record: Record, trail: AuditTrail, added: Mapping[int, Exemplar]) -> None:
+        fingerprint = record.model_fingerprint
+        body = self._close(encode_record(record), "body", row, fingerprint, version)
+        sealed_trail = self._close(encode_trail(trail), "trail", row, fingerprint)
+        self._db.execute(
+            "INSERT INTO profile VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET (model_fingerprint, version, "
+            "body, trail) = (excluded.model_fingerprint, excluded.version, excluded.body, excluded.trail)",
+            (row, fingerprint, version, body, sealed_trail),
+        )
+        kept = set(record.named())
+        for (id_,) in self._db.execute("SELECT id FROM exemplar WHERE profile_id = ?", (row,)).fetchall():
+            if id_ not in kept:
+                self._db.execute("DELETE FROM exemplar WHERE id = ?", (id_,))
+        for id_, exemplar in added.items():
+            where = row, id_, fingerprint
+            vector = self._close(encode_exemplar(exemplar), "vector", *where)
+            clip = None if exemplar.audio is None else self._close(exemplar.audio, "clip", *where)
+            self._db.execute("INSERT OR REPLACE INTO exemplar VALUES (?, ?, ?, ?)", (id_, row, vector, clip))
+        self.entries[record.name] = Entry(row, version, _digest(body), _digest(sealed_trail))
+
+    def write_heard(self, name: str, fingerprint: bytes, keep: int) -> None:
+        """Seal one more fingerprint, and drop the oldest beyond `keep`."""
+        row = self.entry(name).row
+        ((newest,),) = self._db.execute("SELECT coalesce(max(id), 0) FROM heard").fetchall()
+        self._seal_heard(row, newest + 1, fingerprint)
+        self._db.execute(
+            "DELETE FROM heard WHERE profile_id = ? AND id NOT IN "
+            "(SELECT id FROM heard WHERE profile_id = ? ORDER BY id DESC LIMIT ?)",
+            (row, row, keep),
+        )
+
+    def drop_heard(self, name: str) -> None:
+        """Drop all fingerprints of what was tried against a profile."""
+        self._db.execute("DELETE FROM heard WHERE profile_id = ?", (self.entry(name).row,))
+
+    def _seal_heard(self, row: int, id_: int, fingerprint: bytes) -> None:
+        sealed = self._close(fingerprint, "heard", row, id_)
+        self._db.execute("INSERT OR REPLACE INTO heard VALUES (?, ?, ?)", (id_, row, sealed))
+
+    def write_trail(self, name: str, trail: AuditTrail) -> None:
+        """Seal the audit of a profile into its row; its version stays."""
+        entry = self.entry(name)
+        fingerprint, *_ = self._profile_row(name, entry)
+        sealed = self._close(encode_trail(trail), "trail", entry.row, fingerprint)
+        self._db.execute("UPDATE profile SET trail = ? WHERE id = ?", (sealed, entry.row))
+        self.entries[name] = dataclasses.replace(entry, trail_digest=_digest(sealed))
+
+    def remove(self, name: str, event: str) -> None:
+        """Drop a profile's rows, whatever their state, and note it in the log under a pseudonym."""
+        row = str(self.entry(name).row).encode()
+        pseudonym = hashlib.sha256(b"emoinv removed" + self.keys.store_id + row).hexdigest()[:8]
+        self._delete(name)
+        self.note(f"{event}: {pseudonym}")
+
+    def _delete(self, name: str) -> None:
+        row = self.entry(name).row
+        self._db.execute("DELETE FROM heard WHERE profile_id = ?", (row,))
+        self._db.execute("DELETE FROM exemplar WHERE profile_id = ?", (row,))
+        self._db.execute("DELETE FROM profile WHERE id = ?", (row,))
+        del self.entries[name]
+
+    def drop_unlisted(self) -> None:
+        """Drop the rows that the root does not list: they came from elsewhere."""
+        listed = {entry.row for entry in self.entries.values()}
+        for table, column in (("heard", "profile_id"), ("exemplar", "profile_id"), ("profile", "id")):
+            for (row,) in self._db.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+                if row not in listed:
+                    self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (row,))
+
+    def reseal(self, keys: StoreKeys, *, leave_damaged: bool = False) -> None:
+        """Seal every row anew under other keys; the profiles keep their versions.
+
+        Raises
+        ------
+        SealError
+            If a profile does not open, unless `leave_damaged`: then its rows stay as they are and go on being
+            refused.
+        """
+        new = Rows(self._db, keys)
+        for name, entry in self.entries.items():
+            try:
+                record, trail = self.record(name), self.trail(name)
+                exemplars = self.exemplars(record, record.named())
+            except SealError:
+                if not leave_damaged:
+                    raise
+                new.entries[name] = entry
+            else:
+                new._write(entry.row, entry.version, record, trail, dict(zip(record.named(), exemplars, strict=True)))
+            for id_, fingerprint in self._heard(entry.row):
+                new._seal_heard(entry.row, id_, fingerprint)
+        new.drop_unlisted()
+        self.keys, self.entries, self._seal = new.keys, new.entries, new._seal
+
+    def note(self, event: str) -> None:
+        """Add to the store's own log."""
+        self.log = [*self.log, (_now(), event)][-MAX_EVENTS:]
+
+    def write_root(self) -> None:
+        """Count the write and seal root and log into both copies of the store's row."""
+        self.counter += 1
+        listed = [[name, *dataclasses.astuple(entry)] for name, entry in self.entries.items()]
+        log = self._close(encode_json(self.log), "log")
+        values = {"counter": self.counter, "profiles": listed, "log_digest": _digest(log)}
+        root = self._close(encode_json(values), "root")
+        for copy in (1, 2):
+            columns = copy, *self.keys.columns, root, log
+            self._db.execute("INSERT OR REPLACE INTO store VALUES (?, ?, ?, ?, ?, ?, ?)", columns)
+
+
+def new_ids(count: int) -> tuple[int, ...]:
+    """Ids for new rows: random, and so wide that none comes twice."""
+    return tuple(secrets.randbits(62) + 1 for _ in range(count))
+
+
+def noted(trail: AuditTrail, event: str) -> AuditTrail:
+    """The audit trail with one more event, of now."""
+    at = datetime.datetime.fromisoformat(_now())
+    return dataclasses.replace(trail, events=(*trail.events, (at, event))[-MAX_EVENTS:])
+
+
+def _digest(sealed: object) -> str:
+    return hashlib.sha256(sealed).hexdigest() if isinstance(sealed, bytes) else ""
+
+
+def _altered(name: str, how: str) -> SealError:
+    return SealError(
+        f"profile {name!r}: {how}; it is refused, the others are not touched. "
+        "Restore the store from a copy, or remove the profile and enrol again"
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

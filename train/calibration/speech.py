@@ -1,0 +1,150 @@
+"""Development speech: clips that the encoder was not trained on, as the runtime hears them, clean and in noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emoinv_edge.encoder import Encoder
+from emoinv_edge.quality import SpeechQuality
+from emoinv_edge.utterance import hear
+
+from ..augment import add_noise
+from ..evaluation.clips import Clip
+from ..noise_and_rooms import read_noises
+from ..prepare import HELD_OUT, PreparedClip, PreparedSet, held_out_speakers
+
+__all__ = ["DevelopmentSpeech", "join", "measure", "noises_of", "pink_noise", "without_copies"]
+
+CLIPS_PER_EMOTION = 16  # of a speaker, spread over the corpus's order
+NOISE_SNR_DB = (5.0, 25.0)  # below 5 dB a verifier mostly refuses to decide
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DevelopmentSpeech:
+    """Clips that a verifier could use, with what it would measure on them.
+
+    A clip that is another one in noise names it in `original`: it is tried wherever that one is, and never enrolled.
+    """
+
+    clips: Sequence[Clip]
+    embeddings: NDArray[np.float32]  # (clips, embedding_dim), unit norm
+    qualities: Sequence[SpeechQuality]
+    original: Sequence[int] = ()  # of each clip the one that it was made of, or itself; by default all themselves
+
+    def copies(self) -> dict[int, int]:
+        """The clips that are another one in noise, each with that one."""
+        return {i: made_of for i, made_of in enumerate(self.original) if made_of != i}
+
+
+def measure(
+    encoder: Encoder,
+    sets: Iterable[PreparedSet],
+    progress: Callable[[int], None] = lambda done: None,
+    noises: Sequence[NDArray[np.float32]] = (),
+) -> DevelopmentSpeech:
+    """Embed and measure every usable clip, exactly as `Verifier.verify` would.
+
+    Clips that a verifier would refuse take no part.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    sets : iterable of PreparedSet
+    progress : callable
+        Takes the number of clips done.
+    noises : sequence of ndarray
+        Each clip is measured once more with a piece of one of them, `NOISE_SNR_DB` below its speech; without
+        noises it is not.
+
+    Raises
+    ------
+    ValueError
+        If no clip is usable.
+    """
+    clips: list[Clip] = []
+    embeddings, qualities, original = [], [], []
+    rate = encoder.spec.sample_rate
+
+    def add(clip: Clip, waveform: NDArray[np.float32], made_of: int | None) -> bool:
+        heard = hear(encoder, waveform, rate)
+        if heard.quality is None or heard.embedding is None:
+            return False
+        original.append(len(clips) if made_of is None else made_of)
+        clips.append(clip)
+        embeddings.append(heard.embedding.vector)
+        qualities.append(heard.quality)
+        return True
+
+    done = 0
+    for each in sets:
+        for index in _spread(each.clips):
+            done += 1
+            progress(done)
+            clip, waveform = each.clips[index], each.waveform(index)
+            if add(clip, waveform, None) and noises:
+                # Drawn from the clip's own name: the same noise whatever else is measured.
+                rng = np.random.default_rng((zlib.crc32(f"{clip.corpus}/{clip.path}".encode()), index))
+                noise = noises[int(rng.integers(len(noises)))]
+                add(clip, add_noise(waveform, noise, float(rng.uniform(*NOISE_SNR_DB)), rng), len(clips) - 1)
+    if not clips:
+        raise ValueError("no usable clip in the development speech; prepare it with `python -m train prepare`")
+    return DevelopmentSpeech(clips, np.stack(embeddings), qualities, original)
+
+
+def _spread(clips: Sequence[PreparedClip]) -> list[int]:
+    """At most `CLIPS_PER_EMOTION` clips of each speaker and emotion; of corpora in training, the speakers held out."""
+    held_out = {corpus: held_out_speakers(list(clips), corpus) for corpus in HELD_OUT}
+    cells: dict[tuple[str, str], list[int]] = {}
+    for index, clip in enumerate(clips):
+        if clip.speaker and (clip.corpus not in HELD_OUT or clip.speaker in held_out[clip.corpus]):
+            cells.setdefault((clip.speaker, clip.emotion), []).append(index)
+    chosen = []
+    for found in cells.values():
+        count = min(len(found), CLIPS_PER_EMOTION)
+        chosen += [found[k * len(found) // count] for k in range(count)]
+    return sorted(chosen)
+
+
+def join(parts: Iterable[DevelopmentSpeech]) -> DevelopmentSpeech:
+    """Several parts as one."""
+    clips: list[Clip] = []
+    original: list[int] = []
+    embeddings: list[NDArray[np.float32]] = []
+    qualities: list[SpeechQuality] = []
+    for each in parts:
+        original += [len(clips) + i for i in each.original or range(len(each.clips))]
+        clips += each.clips
+        embeddings.append(each.embeddings)
+        qualities += each.qualities
+    return DevelopmentSpeech(clips, np.concatenate(embeddings), qualities, original)
+
+
+def without_copies(speech: DevelopmentSpeech) -> DevelopmentSpeech:
+    """The clips as they were recorded, without those in noise."""
+    copies = speech.copies()
+    kept = [i for i in range(len(speech.clips)) if i not in copies]
+    clips, qualities = [speech.clips[i] for i in kept], [speech.qualities[i] for i in kept]
+    return DevelopmentSpeech(clips, speech.embeddings[kept], qualities)
+
+
+def pink_noise(seconds: float, sample_rate: int, seed: int = 0) -> NDArray[np.float32]:
+    """Noise whose power falls by 3 dB an octave above 20 Hz, of RMS 0.1: what rooms and crowds come near to."""
+    samples = round(seconds * sample_rate)
+    rng = np.random.default_rng(seed)
+    hz = np.fft.rfftfreq(samples, 1.0 / sample_rate)
+    spectrum = rng.standard_normal(len(hz)) + 1j * rng.standard_normal(len(hz))
+    spectrum *= (hz >= 20.0) / np.sqrt(np.maximum(hz, 20.0))
+    noise = np.fft.irfft(spectrum, samples)
+    return np.asarray(0.1 * noise / np.sqrt(np.mean(np.square(noise))), np.float32)
+
+
+def noises_of(folders: Sequence[Path], sample_rate: int) -> list[NDArray[np.float32]]:
+    """What `measure` adds: pink noise, and as many pieces of it as there are recordings where folders are given."""
+    recorded = read_noises(list(folders)) if folders else []
+    return [pink_noise(30.0, sample_rate, seed) for seed in range(max(1, len(recorded)))] + recorded

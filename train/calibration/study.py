@@ -1,0 +1,238 @@
+"""What a model's calibration is worth on corpora left out, in noise, at one threshold, in enrolment and adaptation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emoinv_edge.encoder import Encoder
+
+from ..prepare import PreparedSet
+from .emotion_axis import fit_axis
+from .rehearse import adaptation, refusals, second_voices
+from .select import corpus_by_corpus, left_out_scores, select_terms, together
+from .speech import DevelopmentSpeech, join, measure, without_copies
+from .thresholds import at_one_threshold
+from .trials import Evidence, draw_trials, teaching_trials, with_axis
+from .weights import term_names
+
+__all__ = ["format_study", "study"]
+
+Report = Callable[[str], None]
+
+
+def study(
+    encoder: Encoder,
+    sets: Sequence[PreparedSet],
+    noises: Sequence[NDArray[np.float32]],
+    terms: Sequence[str] | None = None,
+    tries: int = 60,
+    sessions: int = 1000,
+    report: Report = lambda line: None,
+) -> dict[str, Any]:
+    """Measure the speech and judge the encoder's calibration on it.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        With a calibration: enrolment and adaptation are rehearsed with it.
+    sets : sequence of PreparedSet
+        Two corpora or more that the encoder was not trained on.
+    noises : sequence of ndarray
+        As for `measure`.
+    terms : sequence of str, optional
+        Groups of `GROUPS` to judge beside the cosine; by default those that the encoder's calibration weighs.
+    tries, sessions : int
+        Of `second_voices` and of `adaptation`; 0 leaves it out.
+    report : callable
+        Takes a line for each step.
+
+    Returns
+    -------
+    dict
+        ``terms``, ``axis_corpora`` (that gave the emotion axis), ``steps`` and ``chosen`` (of the forward selection),
+        ``left_out``, ``together`` and ``one_threshold`` (``clean`` and ``noisy``: for the cosine and for all terms
+        the figures of each corpus, of all trials in one, and at one threshold), ``adaptation``, ``refusals``,
+        ``second_voices``.
+
+    Raises
+    ------
+    ValueError
+        If the encoder has no calibration, or the term ``emotion_shift`` is asked for and its calibration no axis.
+    """
+    calibration = encoder.calibration
+    if calibration is None:
+        raise ValueError(f"{encoder.path}: expected a model with a calibration; export it with --calibrate")
+    names = calibration.term_names if terms is None else term_names(terms)
+    if "emotion_shift" in names and calibration.emotion_axis is None:
+        raise ValueError(f"{encoder.path}: the term emotion_shift needs an axis, and this model's calibration has none")
+    by_corpus: dict[str, DevelopmentSpeech] = {}
+    for each in sets:
+        report(f"measure {each.clips[0].corpus}")
+        by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises)
+    speech = join(by_corpus.values())
+    axis_corpora: list[str] = []
+    if calibration.emotion_axis is not None:
+        provenance = encoder.metadata.get("emoinv.provenance") or {}
+        axis_corpora = [corpus for corpus in provenance.get("calibration_axis", []) if corpus in by_corpus]
+    report("trials")
+    everyone, teaching = draw_trials(speech), teaching_trials(speech)
+    out: dict[str, Any] = {"terms": list(names), "axis_corpora": axis_corpora, "steps": [], "chosen": list(names)}
+    out |= _left_out(speech, everyone, teaching, names, axis_corpora, report)
+    if len({each.corpus for each in teaching}) > 1:
+        report("choose terms")
+        tried = with_axis(teaching, speech, fit_axis(speech, axis_corpora)) if axis_corpora else teaching
+        chosen, out["steps"] = select_terms(tried)
+        out["chosen"] = list(chosen)
+    out |= {"adaptation": {}, "refusals": {}, "second_voices": {}}
+    for each in sets:
+        corpus = each.clips[0].corpus
+        report(f"rehearse {corpus}")
+        own = without_copies(by_corpus[corpus])
+        out["refusals"][corpus] = dataclasses.asdict(refusals(own, calibration))
+        if sessions:
+            with contextlib.suppress(ValueError):  # no speaker has clips enough
+                out["adaptation"][corpus] = dataclasses.asdict(adaptation(own, calibration, sessions=sessions))
+        if tries:
+            out["second_voices"][corpus] = dataclasses.asdict(second_voices(encoder, each, tries=tries))
+    return out
+
+
+def _left_out(
+    speech: DevelopmentSpeech,
+    everyone: Sequence[Evidence],
+    teaching: Sequence[Evidence],
+    names: Sequence[str],
+    axis_corpora: Sequence[str],
+    report: Report,
+) -> dict[str, Any]:
+    """The parts ``left_out``, ``one_threshold`` and ``together`` of `study`."""
+    out: dict[str, Any] = {part: {"clean": {}, "noisy": {}} for part in ("left_out", "one_threshold", "together")}
+    scored: dict[tuple[str, str], list[tuple[Evidence, NDArray[np.float64]]]] = {}
+    # Nothing of a corpus that is judged is in the axis either.
+    corpora = {each.corpus for each in everyone}
+    rounds = [(list(axis_corpora), corpora - set(axis_corpora))]
+    rounds += [([other for other in axis_corpora if other != corpus], {corpus}) for corpus in axis_corpora]
+    for given, judged in rounds:
+        whole, taught, some = everyone, teaching, [name for name in names if given or name != "emotion_shift"]
+        if given:
+            axis = fit_axis(speech, given)
+            whole, taught = with_axis(everyone, speech, axis), with_axis(teaching, speech, axis)
+        for label, weighed in (("cosine", ["cosine"]), ("all", some)) if judged else ():
+            report(f"leave out {', '.join(sorted(judged))}: {label}, {' + '.join(weighed)}")
+            for kind in ("clean", "noisy") if speech.copies() else ("clean",):
+                noisy, tried = kind == "noisy", [each for each in taught if each.corpus in judged]
+                found = left_out_scores(taught, weighed, judged=tried, noisy=noisy)
+                scored.setdefault((kind, label), []).extend(found)
+                out["left_out"][kind].setdefault(label, {}).update(corpus_by_corpus(found))
+                rates = at_one_threshold(whole, taught, weighed, noisy=noisy, judged=judged)
+                counted = {corpus: figures for (corpus, design), figures in rates.items() if design == "neutral"}
+                out["one_threshold"][kind].setdefault(label, {}).update(counted)
+    for (kind, label), found in scored.items():
+        out["together"][kind][label] = together(found)
+    return out
+
+
+def format_study(found: Mapping[str, Any]) -> str:
+    """The tables of `study` in Markdown."""
+    axis = f", along the emotion axis of {', '.join(found['axis_corpora'])}" if found["axis_corpora"] else ""
+    lines = [f"weighs {' + '.join(found['terms'])}{axis}; the rule would keep {' + '.join(found['chosen'])}", ""]
+    if found["steps"]:
+        judged = [name for name in found["steps"][0] if name not in ("step", "terms", "mean")]
+        lines += ["Cllr of the corpora left out, every profile and both kinds of tests together:", ""]
+        lines += _table(
+            ["terms", *judged],
+            [[step["terms"], *(f"{step[corpus]:.3f}" for corpus in judged)] for step in found["steps"]],
+        )
+    for kind, ranked in found["left_out"].items():
+        if not ranked:
+            continue
+        corpora = list(ranked["cosine"])
+        lines += [f"{kind} tests in other emotions, four neutral clips enrolled, the corpus left out of the fit", ""]
+        lines += ["EER % / FRR % at 1 % FAR / Cllr / minCllr:", ""]
+        lines += _table(
+            ["terms", *corpora, "mean", "all trials in one"],
+            [
+                [
+                    label,
+                    *(_ranking(figures[corpus]) for corpus in corpora),
+                    _ranking(_mean(figures.values())),
+                    _ranking(found["together"][kind][label]),
+                ]
+                for label, figures in ranked.items()
+            ],
+        )
+        counted = found["one_threshold"][kind]
+        corpora = [corpus for corpus, figures in counted["cosine"].items() if figures["targets"]]
+        lines += ["FRR % / FAR % at the threshold for 1 in 100 that the other corpora give:", ""]
+        lines += _table(
+            ["terms", *corpora, "mean"],
+            [
+                [label, *(_errors(figures[corpus]) for corpus in corpora), _errors(_mean(figures[c] for c in corpora))]
+                for label, figures in counted.items()
+            ],
+        )
+    if found["adaptation"]:
+        lines += ["Guarded adaptation:", ""]
+        lines += _table(
+            ["corpus", "owners", "impostor sessions", "exemplars of owners", "of impostors",
+             "FRR % before -> after", "FAR %", "attacker's FAR %"],
+            [
+                [corpus, str(each["owners"]), str(each["impostor_sessions"]), str(each["adapted_own"]),
+                 str(each["adapted_foreign"]),
+                 *(f"{100 * each[name + '_before']:.2f} -> {100 * each[name + '_after']:.2f}"
+                   for name in ("frr", "far", "attacker"))]
+                for corpus, each in found["adaptation"].items()
+            ],
+        )  # fmt: skip
+    lines += ["Refused in enrolment, %:", ""]
+    head = [
+        "corpus",
+        "own, other emotion",
+        "own, neutral",
+        "others of gender",
+        "two voices found",
+        "one taken for two",
+    ]
+    rows = []
+    for corpus, each in found["refusals"].items():
+        joined = found["second_voices"].get(corpus, {"two_voices": math.nan, "one_voice": math.nan})
+        shares = each["own_emotional"], each["own_neutral"], each["others"], joined["two_voices"], joined["one_voice"]
+        rows.append([corpus, *map(_percent, shares)])
+    lines += _table(head, rows)
+    return "\n".join(lines)
+
+
+def _mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    found = list(rows)
+    return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+
+
+def _ranking(figures: Mapping[str, float]) -> str:
+    rates = f"{100 * figures['eer']:.2f} / {100 * figures['frr_at_1']:.1f}"
+    return f"{rates} / {figures['cllr']:.3f} / {figures['min_cllr']:.3f}"
+
+
+def _errors(figures: Mapping[str, float]) -> str:
+    return f"{_percent(figures['frr'])} / {_percent(figures['far'], 2)}" + (
+        " (extrapolated)" if figures["extrapolated"] else ""
+    )
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]

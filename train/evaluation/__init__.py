@@ -1,0 +1,1 @@
+"""Error rates on evaluation speech; needs the wheel and NumPy, no torch."""
