@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from training import prepared
 
+from tests.training import prepared
 from train.audit import (
     Corrections,
     apply_corrections,

@@ -28,8 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import unit
-from .metrics import eer
+from emoinv_edge.files import write_atomically
+
+from .evaluation.embeddings import unit
+from .evaluation.metrics import eer
 from .prepare import SAMPLE_RATE, PreparedClip, PreparedSet, by_speaker
 
 __all__ = [
@@ -374,9 +376,7 @@ def write_corrections(path: Path, audits: Sequence[Audit]) -> None:
     )
     known |= {each.corpus: dataclasses.asdict(each.corrections) for each in audits}
     text = json.dumps(dict(sorted(known.items())), indent=1, ensure_ascii=False)
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    write_atomically(path, text + "\n", 0o666)
 
 
 def read_corrections(path: Path) -> dict[str, Corrections]:
