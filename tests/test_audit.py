@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.training import prepared
+from tests.training import TINY_SPEC, prepared, tiny_encoder
+from train.__main__ import main
 from train.audit import (
     Corrections,
     apply_corrections,
@@ -18,6 +19,7 @@ from train.audit import (
     read_corrections,
     write_corrections,
 )
+from train.model import save_checkpoint
 from train.prepare import PreparedSet, write_set
 
 DIM = 48
@@ -157,3 +159,17 @@ def test_the_table_has_one_row_a_corpus_with_its_errors_before_and_after():
     lines = format_audits([found, audited(*voices(6, speakers=NAMES[:4]))]).splitlines()
     assert len(lines) == 4 and lines[2].startswith("| toy | 30 | 180 | 1 | 0 | 0 | 0 | 0 | ")
     assert lines[3].endswith("| - | - |")
+
+
+def test_the_command_prints_the_table_and_keeps_the_corrections(tmp_path, capsys):
+    prepared(tmp_path / "toy", speakers=7, takes=3)
+    for seed, name in enumerate(("one", "two")):
+        save_checkpoint(tmp_path / f"{name}.pt", tiny_encoder(seed), TINY_SPEC)
+    by = [str(tmp_path / "one.pt"), str(tmp_path / "two.pt")]
+    out = tmp_path / "corrections.json"
+    assert main(["audit", str(tmp_path / "toy"), "--by", *by, "--per-id", "2", "-o", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| toy | 7 | 42 | ")
+    assert list(read_corrections(out)) == ["toy"]
+    assert main(["audit", str(tmp_path / "toy"), "--by", *by, "--per-id", "1"]) == 1
+    assert main(["audit", str(tmp_path / "toy"), "--by", by[0]]) == 1
+    assert "two encoders" in capsys.readouterr().err

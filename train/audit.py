@@ -203,7 +203,7 @@ def audit_embeddings(
     vectors = {name: unit(values) for name, values in embeddings.items()}
     far = np.logical_and.reduce([_far_clips(each, ids, rows_of) for each in vectors.values()])
     mixed = tuple(id for id in ids if far[rows_of[id]].sum() * 2 >= len(rows_of[id]) > 1)
-    strays = {numbers[row] for row in np.flatnonzero(far) if speakers[row] not in mixed}
+    strays = {numbers[row] for row in np.flatnonzero(far).tolist() if speakers[row] not in mixed}
     sound = [id for id in ids if id not in mixed]
     kept = {id: [row for row in rows_of[id] if not far[row]] for id in sound}
     sure, unknown = _same_person(vectors, sound, kept)

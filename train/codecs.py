@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +128,8 @@ def _by_av(waveform: Waveform, codec: Codec, bit_rate: int) -> Waveform:
     import av
 
     rate = codec.sample_rate
+    encoder: Any  # av's types do not tell audio's contexts from others
+    decoder: Any
     try:
         encoder = av.CodecContext.create(codec.encoder, "w")
         decoder = av.CodecContext.create(codec.decoder, "r")
