@@ -44,8 +44,8 @@ def voices(seed, speakers=NAMES, clips=6, people=None, strays=()):
     return labels, found
 
 
-def audited(labels, embeddings, copies=()):
-    return audit_embeddings("toy", len(labels), range(len(labels)), labels, embeddings, copies)
+def audited(labels, embeddings, copies=(), genders=None):
+    return audit_embeddings("toy", len(labels), range(len(labels)), labels, embeddings, copies, genders)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -70,6 +70,17 @@ def test_a_pair_that_only_one_encoder_takes_for_one_person_is_unknown():
     assert found.corrections.unknown_pairs == (("toy-03", "toy-07"),)
 
 
+def test_a_chain_of_likenesses_is_no_merge():
+    labels, embeddings = voices(1, people={"toy-07": "toy-03", "toy-11": "toy-03"})
+    for rows in embeddings.values():  # the two others move apart, each to its own side of the one between them
+        side = np.random.default_rng(8).normal(size=DIM)
+        rows[[label == "toy-07" for label in labels]] += 0.33 * side
+        rows[[label == "toy-11" for label in labels]] -= 0.33 * side
+    found = audited(labels, embeddings).corrections
+    assert found.merge == ()
+    assert set(found.unknown_pairs) >= {("toy-03", "toy-07"), ("toy-03", "toy-11")}
+
+
 def test_a_clip_of_somebody_else_is_dropped_and_the_id_stays():
     found = audited(*voices(3, strays=[(6 * 4 + 2, "toy-09")]))
     assert found.corrections.drop_clips == (26,) and found.corrections.drop_ids == ()
@@ -79,6 +90,16 @@ def test_an_id_that_holds_a_different_person_in_each_clip_is_dropped():
     strays = [(6 * 5 + take, f"toy-{take + 10}") for take in range(6)]
     found = audited(*voices(4, strays=strays))
     assert found.corrections.drop_ids == ("toy-05",) and found.corrections.merge == ()
+
+
+def test_a_clip_that_is_like_nobody_is_hard_speech_and_stays():
+    assert audited(*voices(3, strays=[(6 * 4 + 2, "somebody from nowhere")])).corrections == Corrections()
+
+
+def test_ids_of_two_genders_are_never_one_person():
+    labels, embeddings = voices(1, people={"toy-07": "toy-03", "toy-11": "toy-03"})
+    genders = dict.fromkeys(NAMES, "male") | {"toy-07": "female"}
+    assert audited(labels, embeddings, genders=genders).corrections.merge == (("toy-03", "toy-11"),)
 
 
 def test_the_later_one_of_two_copies_is_dropped():

@@ -44,8 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     if len(encoders) < len(arguments.by):
         raise ValueError("expected --by files of different names: the table is headed by them")
     sets = [PreparedSet(folder) for folder in arguments.sets]
-    shown = {folder.name: Progress(f"audit {folder.name}") for folder in arguments.sets}
-    found = audit(sets, encoders, arguments.per_id, lambda corpus, done, total: shown[corpus](done, total))
+    shown: dict[str, Progress] = {}
+
+    def report(corpus: str, done: int, total: int) -> None:
+        if corpus not in shown:  # its clock starts with its first clip
+            shown[corpus] = Progress(f"audit {corpus}")
+        shown[corpus](done, total)
+
+    found = audit(sets, encoders, arguments.per_id, report)
     if arguments.out:
         write_corrections(arguments.out, found)
     print(format_audits(found))
