@@ -74,8 +74,10 @@ def test_a_chain_of_likenesses_is_no_merge():
     labels, embeddings = voices(1, people={"toy-07": "toy-03", "toy-11": "toy-03"})
     for rows in embeddings.values():  # the two others move apart, each to its own side of the one between them
         side = np.random.default_rng(8).normal(size=DIM)
-        rows[[label == "toy-07" for label in labels]] += 0.33 * side
-        rows[[label == "toy-11" for label in labels]] -= 0.33 * side
+        centre = rows[[label == "toy-03" for label in labels]].mean(axis=0)
+        side -= centre * (side @ centre) / (centre @ centre)
+        rows[[label == "toy-07" for label in labels]] += 0.15 * side
+        rows[[label == "toy-11" for label in labels]] -= 0.15 * side
     found = audited(labels, embeddings).corrections
     assert found.merge == ()
     assert set(found.unknown_pairs) >= {("toy-03", "toy-07"), ("toy-03", "toy-11")}
