@@ -24,22 +24,30 @@ from typing import TYPE_CHECKING
 from .errors import (
     AudioError,
     CalibrationError,
+    ChannelError,
+    DailyLimitError,
     EmoinvError,
     EnrolmentError,
     MicrophoneError,
     ModelFormatError,
     ModelMismatchError,
+    OutOfMemoryError,
+    ProfileChangedError,
     ProfileExpiredError,
     SchemaError,
     SealError,
+    StoreBusyError,
     StoreError,
     UnknownSpeakerError,
 )
 
 if TYPE_CHECKING:
     from .adaptation import Adapter
+    from .attempts import Session
     from .audio import read_audio
     from .calibration import Calibration
+    from .comparison import compare
+    from .coverage import Coverage
     from .decision import Decision, Verdict
     from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
@@ -62,6 +70,9 @@ __all__ = [
     "AudioError",
     "Calibration",
     "CalibrationError",
+    "ChannelError",
+    "Coverage",
+    "DailyLimitError",
     "Decision",
     "Embedding",
     "EmoinvError",
@@ -81,21 +92,26 @@ __all__ = [
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "Passphrase",
     "Profile",
+    "ProfileChangedError",
     "ProfileExpiredError",
     "ProfileStore",
     "SchemaError",
     "SealError",
+    "Session",
     "SpeechQuality",
     "SpeechSegment",
     "SpeechSegmenter",
+    "StoreBusyError",
     "StoreError",
     "UnknownSpeakerError",
     "Verdict",
     "VerificationStream",
     "Verifier",
     "__version__",
+    "compare",
     "log_mel",
     "read_audio",
 ]
@@ -103,8 +119,11 @@ __all__ = [
 # Public names by the module that defines them; loaded on first use (PEP 562).
 _MODULES = {
     "adaptation": "Adapter",
+    "attempts": "Session",
     "audio": "read_audio",
     "calibration": "Calibration",
+    "comparison": "compare",
+    "coverage": "Coverage",
     "decision": "Decision Verdict",
     "encoder": "Embedding Encoder",
     "enrolment": "Enroller EnrolmentFeedback",

@@ -7,19 +7,26 @@ before; everything in this project that needs ONNX Runtime comes here for it.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EmoinvError, ModelFormatError
+from .errors import EmoinvError, ModelFormatError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["import_onnxruntime", "open_session", "run_session"]
+__all__ = ["FORKS", "import_onnxruntime", "open_session", "run_session"]
+
+FORK_WAIT_S = 10.0
 
 # What ONNX Runtime's allocators say, and the C++ library's exception, when there is no more memory.
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
@@ -58,7 +65,7 @@ def open_session(
     ------
     ModelFormatError
         If ONNX Runtime refuses the model. The message does not name the file.
-    EmoinvError
+    OutOfMemoryError
         If there is not memory enough.
     """
     onnxruntime = import_onnxruntime()
@@ -76,7 +83,7 @@ def open_session(
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         if _is_out_of_memory(error):
-            raise EmoinvError(
+            raise OutOfMemoryError(
                 f"out of memory while opening a model of {len(content)} bytes; "
                 "free some memory, or take the small model"
             ) from error
@@ -84,6 +91,48 @@ def open_session(
             f"expected an ONNX model, got {len(content)} bytes that onnxruntime refuses ({_line(error)}); "
             "the file is truncated or foreign: copy it again, or install emoinv-edge again"
         ) from error
+
+
+class _Forks:
+    """Keeps a fork from coming into the middle of an inference, whose locks the child would never see opened.
+
+    A fork waits for the inferences that are under way, and new ones wait for the fork.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self.generation = 0  # how many forks lie between this process and the one that loaded this module
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._wait, after_in_parent=self._go_on, after_in_child=self._begin_anew)
+
+    @contextlib.contextmanager
+    def kept_off(self) -> Iterator[None]:
+        """Within this block no fork happens."""
+        with self._changed:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _wait(self) -> None:
+        self._changed.acquire()
+        # An inference that takes longer may deadlock in the child; the parent must not wait for ever.
+        self._changed.wait_for(lambda: self._running == 0, FORK_WAIT_S)
+
+    def _go_on(self) -> None:
+        self._changed.release()
+
+    def _begin_anew(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self.generation += 1
+
+
+FORKS = _Forks()
 
 
 def run_session(
@@ -103,19 +152,22 @@ def run_session(
 
     Raises
     ------
+    OutOfMemoryError
+        If there is not memory enough.
     EmoinvError
-        If there is not memory enough, or the model fails on this input.
+        If the model fails on this input.
     """
     options = None
     if shrink:
         options = import_onnxruntime().RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     try:
-        (result,) = session.run([output], dict(feeds), options)
+        with FORKS.kept_off():
+            (result,) = session.run([output], dict(feeds), options)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
         if _is_out_of_memory(error):
-            raise EmoinvError(
+            raise OutOfMemoryError(
                 f"out of memory: the model needs more than there is for an input of shape {shapes}; "
                 "give it shorter recordings, free some memory, or take the small model"
             ) from error
@@ -123,7 +175,24 @@ def run_session(
             f"the model failed on an input of shape {shapes} ({_line(error)}); "
             "check the model file with `emoinv doctor`"
         ) from error
+    if shrink:
+        _trim()
     return np.asarray(result, np.float32)
+
+
+def _trim() -> None:
+    """Have the C library give freed memory back to the system, where it is glibc, which keeps it otherwise."""
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@functools.lru_cache(maxsize=1)
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    except OSError:  # a program that is linked statically
+        return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .attempts import Session
 from .audio import MAX_PEAK, ResampleStream, mono_chunk
+from .calibration import Threshold
 from .decision import Comparator, Decision, Verdict
 from .encoder import Embedding
 from .features import LogMelStream
@@ -33,6 +35,7 @@ BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the
 LEAST_S = 0.2  # of speech, for one embedding
 TAIL_S = 0.25  # less speech than this at the end of an utterance does not change the answer
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
+REPORT_S = 1.0  # damaged audio is reported so often at most
 GUARDED_S = 20.0  # of one utterance's speech is kept for `Comparator.guard`
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 
@@ -68,6 +71,9 @@ class VerificationStream:
         Speech of one utterance that a decision rests on, at most.
     detector : SpeechDetector, optional
         For this stream alone; WebRTC's unless given.
+    session : Session, optional
+        Of this verifier, and for this stream alone: each utterance is decided on with those before it, pauses
+        between them. Give one that renews itself (`Session`).
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class VerificationStream:
         context_s: float = 1.5,
         window_s: float = 6.0,
         detector: SpeechDetector | None = None,
+        session: Session | None = None,
     ) -> None:
         if not 0.0 < hop_s <= context_s <= window_s:
             raise ValueError(
@@ -87,6 +94,7 @@ class VerificationStream:
         if context_s < MIN_SPEECH_S:
             raise ValueError(f"expected context_s of at least {MIN_SPEECH_S} s, got {context_s!r}")
         self._comparator = verifier
+        self._session = session
         self._encoder = verifier.encoder
         spec = self._encoder.spec
         self._rate = spec.sample_rate
@@ -109,6 +117,11 @@ class VerificationStream:
     def verifier(self) -> Comparator:
         """The verifier whose profiles and threshold are used."""
         return self._comparator
+
+    @property
+    def threshold(self) -> Threshold:
+        """The threshold of its decisions: the verifier's, or that of its sessions."""
+        return self._comparator.threshold if self._session is None else self._session.threshold
 
     @property
     def sample_rate(self) -> int:
@@ -156,8 +169,7 @@ class VerificationStream:
                 return out
         mono = mono_chunk(chunk)
         if len(mono):
-            self._end_damage(out)
-            self._sound(mono, out)
+            self._undamaged(mono, out)
         return out
 
     def gap(self, num_samples: int) -> list[Decision]:
@@ -188,8 +200,12 @@ class VerificationStream:
         """Forget everything but the profiles; the next sample is sample 0 of a new stream."""
         self._resampler.flush()
         self._segmenter.reset()
+        if self._session is not None:
+            self._session.reset()
         self._taken = 0  # samples at the input's rate
         self._damage = 0  # samples of the run of damaged ones that is under way
+        self._merged = False  # whether sound samples are among them
+        self._merged_until = 0  # a loss was reported so recently that what is lost before here makes one report
         self._forget_background(0)
         self._forget_utterance()
 
@@ -255,20 +271,32 @@ class VerificationStream:
         edges = np.flatnonzero(np.diff(sound)) + 1
         for part, good in zip(np.split(chunk, edges), sound[np.concatenate(([0], edges))], strict=True):
             if good:
-                self._end_damage(out)
-                self._sound(mono_chunk(part), out)
+                self._undamaged(mono_chunk(part), out)
             else:
                 self._damage += len(part)
+
+    def _undamaged(self, mono: NDArray[np.float32], out: list[Decision]) -> None:
+        """Take sound samples; those between damaged ones of one second are lost with them, so that one report does."""
+        if self._damage:
+            lost = min(len(mono), max(0, self._merged_until - self._taken - self._damage))
+            self._damage += lost
+            self._merged |= lost > 0
+            mono = mono[lost:]
+            if not len(mono):
+                return
+            self._end_damage(out)
+        self._sound(mono, out)
 
     def _end_damage(self, out: list[Decision]) -> None:
         if self._damage:
             length, self._damage = self._damage, 0
+            merged, self._merged = self._merged, False
             self._lose(
                 length,
                 Refusal(
                     "not_finite",
-                    f"not finite: {length} samples were NaN, infinite or far beyond full scale; "
-                    "find the fault in the recording chain",
+                    f"not finite: {'some of ' if merged else ''}{length} samples were NaN, infinite or far beyond "
+                    "full scale; find the fault in the recording chain",
                 ),
                 out,
             )
@@ -277,6 +305,7 @@ class VerificationStream:
         self._feed(self._resampler.flush(), out)
         before = self._segmenter.position
         self._taken += num_samples
+        self._merged_until = self._taken + round(REPORT_S * self._in_rate)
         after = max(before, round(self._taken * self._rate / self._in_rate))
         self._segmenter.gap(after - before)  # its segment is dropped: the utterance is not known to the end
         start = before if self._utterance_start is None else self._utterance_start
@@ -340,7 +369,9 @@ class VerificationStream:
             decision = self._no_decision(problem, quality, end, final)
         else:
             decision = self._decide(end, final)
-        if final or decision.accepted:
+        # A session asks for itself before it keeps an utterance, and twice would find what was just heard.
+        asked = final and problem is None and self._session is not None
+        if (final or decision.accepted) and not asked:
             decision = self._guard(decision)
         doubt = decision.reason if decision.verdict is Verdict.NO_DECISION else None
         if final or doubt is None or self._doubt is None:
@@ -382,6 +413,9 @@ class VerificationStream:
         quality = merge_qualities([step.quality for step in self._steps])
         quality = dataclasses.replace(quality, log_embedding_norm=log_norm)
         start = self._steps[0].start
+        if self._session is not None:
+            at = start / self._rate
+            return self._session.take(embedding, quality, start=start, end=end, final=final, at_s=at, guard=self._guard)
         return self._comparator.decide(embedding, quality, start=start, end=end, final=final)
 
 

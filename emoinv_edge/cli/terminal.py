@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    import argparse
-
     from rich.console import Console
 
     from ..decision import Decision
+    from ..quality import SpeechQuality
 
 __all__ = [
     "EXIT_ACCEPT",
@@ -21,14 +22,18 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_NO_DECISION",
     "EXIT_REJECT",
+    "LoggedToTerminal",
     "console",
     "decision_fields",
+    "escape_unencodable",
     "exit_status",
+    "legible",
     "one_in",
-    "print_decision",
     "print_error",
     "print_json",
+    "quality_fields",
     "report_failure",
+    "shown",
     "track",
     "verdict_text",
 ]
@@ -39,6 +44,7 @@ EXIT_NO_DECISION = 2
 EXIT_ERROR = 3
 EXIT_INTERRUPTED = 130
 
+OF_THE_VOICE = frozenset({"log_f0_mean", "log_f0_std", "envelope"})
 STYLES = {"ACCEPT": "green", "REJECT": "red", "NO_DECISION": "yellow"}
 
 Item = TypeVar("Item")
@@ -51,14 +57,50 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False)
 
 
+def shown(text: str) -> str:
+    """A text from elsewhere (a note, a name, what a file says of itself) as a terminal may show it.
+
+    Whatever moves the cursor, changes colours or the direction of writing is written as an escape.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def print_json(value: Any) -> None:
-    """Print one JSON value on one line; a number that is not finite is a defect, not JSON."""
-    print(json.dumps(value, allow_nan=False, ensure_ascii=False), flush=True)
+    """Print one JSON value on one line, in ASCII; a number that is not finite is a defect, not JSON."""
+    print(json.dumps(value, allow_nan=False), flush=True)
 
 
 def print_error(message: str) -> None:
-    """Print ``emoinv: message`` on standard error."""
-    print(f"emoinv: {message}", file=sys.stderr, flush=True)
+    """Print ``emoinv: message`` on standard error, with control characters escaped."""
+    print(f"emoinv: {legible(message)}", file=sys.stderr, flush=True)
+
+
+def legible(text: str) -> str:
+    """A text with what a terminal would act on, and what no encoding holds, escaped; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def escape_unencodable() -> None:
+    """Let standard output and error escape what their encoding lacks: a decision must not fail to be printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def quality_fields(quality: SpeechQuality | None, verbose: bool) -> dict[str, Any] | None:
+    """The circumstances of speech as a JSON object; pitch and envelope, which are the voice's, if `verbose`."""
+    if quality is None:
+        return None
+    fields = dataclasses.asdict(quality)
+    return fields if verbose else {name: value for name, value in fields.items() if name not in OF_THE_VOICE}
+
+
+class LoggedToTerminal(logging.Handler):
+    """Shows what the library has to say beside its answers as ``emoinv: ...`` on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        print_error(record.getMessage())
 
 
 def report_failure(error: Exception, as_json: bool) -> int:
@@ -81,38 +123,16 @@ def verdict_text(decision: Decision) -> str:
     return f"[{STYLES[name]}]{name.replace('_', ' ')}[/]"
 
 
-def decision_fields(decision: Decision) -> dict[str, Any]:
-    """A decision as a JSON object: its fields, with the verdict as "accept", "reject" or "no_decision"."""
+def decision_fields(decision: Decision, verbose: bool = False) -> dict[str, Any]:
+    """A decision as a JSON object: its fields, with the verdict as "accept", "reject" or "no_decision".
+
+    What tells of the voice itself is in it only if `verbose`.
+    """
     fields = dataclasses.asdict(decision)
+    fields["quality"] = quality_fields(decision.quality, verbose)
     fields["verdict"] = decision.verdict.name.lower()
+    fields["expires"] = decision.expires.isoformat() if decision.expires else None
     return fields
-
-
-def print_decision(
-    args: argparse.Namespace,
-    decision: Decision,
-    speaker: str,
-    notes: Sequence[str],
-    took_ms: float,
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """Print the decision on ``args.file``: one line, or one JSON object with ``--json``."""
-    if args.json:
-        fields = {**decision_fields(decision), **(more or {})}
-        print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
-        return
-    for note in notes:
-        print_error(f"{args.file}: {note}")
-    line = decision.reason
-    if decision.score is not None and decision.quality is not None:
-        marked = ", extrapolated" if decision.extrapolated else ""
-        line += (
-            f"  (threshold for {one_in(args.far)} impostors{marked}; "
-            f"{decision.quality.net_speech_s:.1f} s of speech, {took_ms:.0f} ms)"
-        )
-    from rich.markup import escape
-
-    console().print(f"{verdict_text(decision)}  {escape(f'{speaker}  {line}')}", soft_wrap=True)
 
 
 def one_in(rate: float) -> str:
