@@ -40,9 +40,11 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .adaptation import Adapter
+    from .attempts import Session
     from .audio import read_audio
     from .calibration import Calibration
     from .comparison import compare
+    from .coverage import Coverage
     from .decision import Decision, Verdict
     from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
@@ -66,6 +68,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "ChannelError",
+    "Coverage",
     "Decision",
     "Embedding",
     "EmoinvError",
@@ -92,6 +95,7 @@ __all__ = [
     "ProfileStore",
     "SchemaError",
     "SealError",
+    "Session",
     "SpeechQuality",
     "SpeechSegment",
     "SpeechSegmenter",
@@ -109,9 +113,11 @@ __all__ = [
 # Public names by the module that defines them; loaded on first use (PEP 562).
 _MODULES = {
     "adaptation": "Adapter",
+    "attempts": "Session",
     "audio": "read_audio",
     "calibration": "Calibration",
     "comparison": "compare",
+    "coverage": "Coverage",
     "decision": "Decision Verdict",
     "encoder": "Embedding Encoder",
     "enrolment": "Enroller EnrolmentFeedback",

@@ -142,6 +142,7 @@ class Comparator:
         countermeasure: Countermeasure | None = None,
     ) -> None:
         self._encoder = encoder
+        self._extrapolate = extrapolate
         self._heard_before = heard_before
         self._countermeasure = countermeasure
         self._calibration = require_calibration(encoder, calibration)
@@ -168,6 +169,10 @@ class Comparator:
     def threshold(self) -> Threshold:
         """The threshold in use."""
         return self._threshold
+
+    def session_threshold(self, attempts: int) -> Threshold:
+        """The threshold of a session of so many attempts, at the same rate; see `Calibration.session_threshold`."""
+        return self._calibration.session_threshold(self._threshold, attempts, self._extrapolate)
 
     @property
     def speakers(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .attempts import WITHIN_S, Session
 from .audio import gather
 from .decision import Comparator, Decision
 from .encoder import Embedding
@@ -131,3 +132,22 @@ class Verifier(Comparator):
     def stream(self, sample_rate: int = 16000) -> VerificationStream:
         """A stream of decisions on audio that arrives in chunks; each stream has its own state."""
         return VerificationStream(self, sample_rate)
+
+    def session(self, attempts: int = 2, within_s: float = WITHIN_S, *, renew: bool = False) -> Session:
+        """Up to three utterances as one decision, at this verifier's false-accept rate over all of them.
+
+        Parameters
+        ----------
+        attempts, within_s, renew
+            As for `Session`.
+
+        Examples
+        --------
+        ::
+
+            session = verifier.session()
+            decision = session.add(first, 16000)
+            if not decision.accepted and not session.over:
+                decision = session.add(second, 16000)  # on both together
+        """
+        return Session(self, attempts, within_s, renew=renew)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
+from .coverage import add_language, coverage_fields, coverage_lines
 from .options import (
     add_command,
     add_json,
@@ -57,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
     )
+    add_language(parser)
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="add the recordings to the profile that exists")
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
@@ -163,7 +165,12 @@ def run(args: argparse.Namespace) -> int:
     calibration = refined_calibration(encoder, store.path)
     heard = HeardBefore() if args.refuse_replays else None
     enroller = Enroller(
-        encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio, heard_before=heard
+        encoder,
+        calibration=calibration,
+        profile=existing,
+        keep_audio=args.keep_audio,
+        heard_before=heard,
+        language=args.lang,
     )
     answers = []
     out = console(stderr=args.json)
@@ -190,6 +197,7 @@ def run(args: argparse.Namespace) -> int:
         store.heard(profile.name).extend(heard)
     refused = 0 if args.mic else sum(not each["accepted"] for each in answers)
     status = EXIT_NO_DECISION if refused else EXIT_ACCEPT
+    coverage = enroller.coverage
     if args.json:
         print_json(
             {
@@ -201,6 +209,7 @@ def run(args: argparse.Namespace) -> int:
                 "seconds": enroller.seconds,
                 "progress": enroller.progress,
                 "prompt": enroller.prompt,
+                "coverage": None if coverage is None else coverage_fields(coverage, args.lang),
                 "expires": profile.expires.isoformat() if profile.expires else None,
                 "utterances": answers,
             }
@@ -214,7 +223,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if refused:
         out.print(f"{refused} of {len(answers)} recordings were left out; see why above.")
-    out.print(f"To make it better: {enroller.prompt} (emoinv enroll {args.name} --add FILE)", markup=False)
+    if coverage is not None:
+        for line in coverage_lines(coverage, args.name, args.lang):
+            out.print(line, markup=False, soft_wrap=True)
     return status
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import AudioError, EnrolmentError
+from .attempts import add_session
 from .options import (
     add_command,
     add_far,
@@ -79,9 +80,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--retry", action="store_true", help="wait for a microphone that was unplugged")
     parser.add_argument("--until-accept", action="store_true", help="stop at the first accepted utterance")
-    parser.add_argument(
-        "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
-    )
+    add_session(parser)
+    detectors, help_ = ("webrtc", "silero"), "webrtc (default) or silero finds the speech"
+    parser.add_argument("--vad", choices=detectors, default="webrtc", metavar="NAME", help=help_)
     parser.add_argument(
         "--refuse-replays",
         action="store_true",
@@ -138,9 +139,9 @@ class Json(View):
                 "model": verifier.encoder.spec.name,
                 "fingerprint": verifier.encoder.fingerprint,
                 "sample_rate": self.rate,
-                "threshold": verifier.threshold.llr,
+                "threshold": stream.threshold.llr,
                 "target_far": verifier.threshold.target_far,
-                "extrapolated": verifier.threshold.extrapolated,
+                "extrapolated": stream.threshold.extrapolated,
             }
         )
 
@@ -266,7 +267,7 @@ class Screen(Lines):
         from rich.markup import escape
 
         decision = self._running
-        threshold = stream.verifier.threshold.llr
+        threshold = stream.threshold.llr
         if decision is None or decision.score is None:
             waiting = "listening" if decision is None else escape(decision.reason)
             return f"[dim]{waiting}; accepted from LLR {threshold:.1f} on[/]"
@@ -401,7 +402,8 @@ def open_stream(args: argparse.Namespace, encoder: Encoder, store: ProfileStore)
         heard_before=store.heard(profiles[0].name) if args.refuse_replays else None,
     )
     detector = SileroDetector() if args.vad == "silero" else None
-    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
+    session = verifier.session(renew=True) if args.session else None
+    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector, session=session)
 
 
 @contextlib.contextmanager

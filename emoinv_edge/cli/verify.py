@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..errors import AudioError, CalibrationError, OutOfMemoryError
+from .attempts import add_session, run_session
 from .options import add_command, add_far, add_json, add_model, add_store, note_verified, open_encoder, open_store
 from .recordings import (
     Recording,
@@ -36,10 +37,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "verify",
         "Decide whether a recording is an enrolled speaker; exit status 0 accept, 1 reject, 2 no decision, 3 error.\n"
         "Several recordings are decided one by one; the exit status is then the highest of theirs.",
-        "emoinv verify ana door.wav && unlock\n  emoinv verify ana *.wav --csv scores.csv",
+        "emoinv verify ana door.wav && unlock\n  emoinv verify ana first.wav second.wav --session",
     )
     parser.add_argument("name", help="the enrolled speaker")
     add_recordings(parser)
+    add_session(parser)
     parser.add_argument(
         "--adapt", action="store_true", help="add a clear accept to the profile (undo: emoinv profiles rollback)"
     )
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from ..device_calibration import refined_calibration
     from ..verifier import Verifier
 
+    if args.session:
+        return run_session(args)
     if args.adapt and args.extrapolate:
         raise CalibrationError("--adapt needs a supported false-accept rate; leave --extrapolate out")
     encoder = open_encoder(args)
