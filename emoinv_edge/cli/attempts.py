@@ -25,6 +25,7 @@ def run_session(args: argparse.Namespace) -> int:
     """Verify two or three files as one session and return the exit status of its decision."""
     from ..audio import read_audio
     from ..calibration import MAX_ATTEMPTS
+    from ..decoding import shown
     from ..device_calibration import refined_calibration
     from ..verifier import Verifier
 
@@ -32,6 +33,8 @@ def run_session(args: argparse.Namespace) -> int:
         raise CalibrationError("--adapt learns from one clear utterance at a time; leave --session out")
     if len(args.files) > MAX_ATTEMPTS:
         raise CalibrationError(f"a session has at most {MAX_ATTEMPTS} attempts, got {len(args.files)} recordings")
+    if args.channel == "each" or args.csv is not None:
+        raise CalibrationError("--session is one decision on one person; leave --channel each and --csv out")
     encoder = open_encoder(args)
     store = open_store(args)
     profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
@@ -47,8 +50,9 @@ def run_session(args: argparse.Namespace) -> int:
     answers = []
     start = time.perf_counter()
     for file in args.files:
-        waveform, notes = read_audio(file, encoder.spec.sample_rate)
-        answers.append((str(file), notes, session.add(waveform, encoder.spec.sample_rate)))
+        options = {"channel": args.channel, "max_duration_s": args.max_duration}
+        waveform, notes = read_audio(file, encoder.spec.sample_rate, **options)
+        answers.append((shown(file), notes, session.add(waveform, encoder.spec.sample_rate)))
     took_ms = 1000.0 * (time.perf_counter() - start)
     decision = session.decision or answers[-1][2]
     note_verified(store, profile.name, decision.verdict)

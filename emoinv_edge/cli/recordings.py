@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 MOST_S = 7 * 86400.0
+# Reasons of a decision that could not be made which mixing a bad channel in explains.
+DROWNED = ("too_quiet", "too_short", "too_noisy", "clipped", "no_voice", "second_voice")
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -188,7 +190,7 @@ def print_decision(
 def explained(decision: Decision, notes: Sequence[str]) -> Decision:
     """The decision, with what mixing did to its channels as the reason where that is why none could be made."""
     about_channels = [note for note in notes if note.startswith("channel")]
-    if decision.score is not None or decision.code == "channels" or not about_channels:
+    if decision.code not in DROWNED or not about_channels:
         return decision
     return dataclasses.replace(decision, reason=f"{about_channels[0]} ({decision.reason})", code="channels")
 
