@@ -10,8 +10,8 @@ A profile in one piece, as a portable file holds it (`encode_profile`)::
 
 The header has exactly these keys: ``name``, ``model_fingerprint``, ``created``, ``expires`` (null or a
 time), ``consent``, ``dim`` and ``exemplars``, a list of objects with exactly the keys ``created``,
-``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`). Times are ISO 8601
-in UTC. Nothing may follow the last exemplar.
+``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`; those of `MEASURED_LATER`
+may be missing). Times are ISO 8601 in UTC. Nothing may follow the last exemplar.
 
 The same profile in rows of a store: a `Record` (JSON), an audit trail (JSON), and for each exemplar the
 length of a JSON object, the object (``created``, ``audio`` as true or false, ``quality``) and the
@@ -35,7 +35,7 @@ import numpy as np
 from ..errors import StoreError
 from ..fields import read_count, read_fields, read_json, read_list, read_text
 from ..profiles import AuditTrail, Exemplar, Profile
-from ..quality import SpeechQuality
+from ..quality import MEASURED_LATER, SpeechQuality
 
 __all__ = [
     "Record",
@@ -53,7 +53,9 @@ __all__ = [
 
 MAX_DIM = 65536
 MAX_ROLLBACKS = 16
-QUALITY_KEYS = tuple(field.name for field in dataclasses.fields(SpeechQuality))
+QUALITY_KEYS = tuple(
+    field.name for field in dataclasses.fields(SpeechQuality) if field.name not in MEASURED_LATER
+)  # what every version kept
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ def _leading_json(data: bytes) -> tuple[dict[str, Any], int]:
 
 
 def _quality(values: Any) -> SpeechQuality:
-    return SpeechQuality(**read_fields(values, QUALITY_KEYS, "quality"))
+    return SpeechQuality(**read_fields(values, QUALITY_KEYS, "quality", optional=MEASURED_LATER))
 
 
 def _ids(values: Any) -> tuple[int, ...]:
