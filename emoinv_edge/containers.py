@@ -293,7 +293,7 @@ def _xing(file: BinaryIO, position: int, frame: _Frame) -> tuple[bool, int]:
 
 
 def _info_frame(header: bytes, frame: _Frame, count: int) -> bytes:
-    """A frame that tells decoders how many frames follow."""
+    """A frame that holds the number of frames that follow."""
     header = bytes([0xFF, header[1] | 1, 0x50 | header[2] & 0x0C, header[3]])  # no checksum, 40 or 64 kbit/s
     length = _parse_frame(header)
     assert length is not None

@@ -176,7 +176,7 @@ def _matched(
 def _fit_shift(
     own: NDArray[np.float64], scores: NDArray[np.float64], weights: NDArray[np.float64], speakers: int
 ) -> float:
-    """The shift of least Cllr, held towards 0 by the model's calibration (Newton in one dimension)."""
+    """The shift with the minimum Cllr, held towards 0 by the model's calibration (Newton in one dimension)."""
     shift = 0.0
     for _ in range(100):
         own_doubt = 1.0 / (1.0 + np.exp(np.clip(own + shift, -50.0, 50.0)))

@@ -40,7 +40,7 @@ FREE_SPEECH = 1.20
 
 RATE = 16000
 HOP = 320  # 20 ms
-FINE_WINDOW = 2048  # 128 ms: harmonics of a voice are told apart
+FINE_WINDOW = 2048  # 128 ms: separates the harmonics of a voice
 FINE_HZ = (250.0, 2500.0)
 FINE_SMOOTH = 12  # bins on either side, 94 Hz: what is smoother is the channel's and the vowel's
 ENVELOPE_WINDOW = 640  # 40 ms

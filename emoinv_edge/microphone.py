@@ -99,7 +99,7 @@ class Microphone:
         Rate of the chunks, in Hz; the device's own rate unless given. The device always records at
         its own rate and is resampled here, as drivers resample badly or not at all.
     device : int or str, optional
-        Index or part of the name, as `input_devices` tells; the system's default unless given.
+        Index or part of the name, as `input_devices` lists them; the system's default unless given.
     buffer_s : float
         Audio that may wait for the reader.
     retry : bool
@@ -146,10 +146,10 @@ class Microphone:
         self._resampler = ResampleStream(self._device_rate, self._sample_rate)
         # Bounded by the callback itself, so that a Gap and the end always find room.
         self._queue: queue.SimpleQueue[NDArray[np.float32] | Gap | Exception | None] = queue.SimpleQueue()
-        self._lost = 0  # samples at the device's rate that no Gap in the queue tells of yet
+        self._lost = 0  # samples at the device's rate that no Gap in the queue reports yet
         self._overflowed = False
         self._zeros = 0  # samples of digital silence that came in a row
-        self._damaged = 0  # samples of blocks that are no audio and that no Gap tells of yet
+        self._damaged = 0  # samples of blocks that are no audio and that no Gap reports yet
         self._delivered = False
 
     @property

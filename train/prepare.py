@@ -128,6 +128,8 @@ def _decode_for_set(clip: Clip) -> tuple[Clip, NDArray[np.int16] | None, str]:
         waveform = decode(clip.path)
     except (AudioError, OSError) as error:
         return clip, None, str(error)
+    if not waveform.any():
+        return clip, None, "silent: every sample is zero"
     waveform = waveform[trim_silence(waveform)][: round(LONGEST_S * SAMPLE_RATE)]
     if len(waveform) < SHORTEST_S * SAMPLE_RATE:
         return clip, None, f"{len(waveform) / SAMPLE_RATE:.2f} s of sound, expected at least {SHORTEST_S} s"

@@ -92,7 +92,7 @@ def test_another_term_a_negative_count_and_a_model_without_scores_are_refused(
     assert "expected a model with a calibration" in capsys.readouterr().err
 
 
-def test_without_noise_nothing_is_lines_of_noise(
+def test_without_noise_nothing_is_reported_of_noise(
     model: Path, two_corpora: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
