@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from training import prepared
 
+from tests.training import TINY_SPEC, prepared, tiny_encoder
+from train.__main__ import main
 from train.audit import (
     Corrections,
     apply_corrections,
@@ -18,6 +19,7 @@ from train.audit import (
     read_corrections,
     write_corrections,
 )
+from train.model import save_checkpoint
 from train.prepare import PreparedSet, write_set
 
 DIM = 48
@@ -42,8 +44,8 @@ def voices(seed, speakers=NAMES, clips=6, people=None, strays=()):
     return labels, found
 
 
-def audited(labels, embeddings, copies=()):
-    return audit_embeddings("toy", len(labels), range(len(labels)), labels, embeddings, copies)
+def audited(labels, embeddings, copies=(), genders=None):
+    return audit_embeddings("toy", len(labels), range(len(labels)), labels, embeddings, copies, genders)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -68,6 +70,19 @@ def test_a_pair_that_only_one_encoder_takes_for_one_person_is_unknown():
     assert found.corrections.unknown_pairs == (("toy-03", "toy-07"),)
 
 
+def test_a_chain_of_likenesses_is_no_merge():
+    labels, embeddings = voices(1, people={"toy-07": "toy-03", "toy-11": "toy-03"})
+    for rows in embeddings.values():  # the two others move apart, each to its own side of the one between them
+        side = np.random.default_rng(8).normal(size=DIM)
+        centre = rows[[label == "toy-03" for label in labels]].mean(axis=0)
+        side -= centre * (side @ centre) / (centre @ centre)
+        rows[[label == "toy-07" for label in labels]] += 0.15 * side
+        rows[[label == "toy-11" for label in labels]] -= 0.15 * side
+    found = audited(labels, embeddings).corrections
+    assert found.merge == ()
+    assert set(found.unknown_pairs) >= {("toy-03", "toy-07"), ("toy-03", "toy-11")}
+
+
 def test_a_clip_of_somebody_else_is_dropped_and_the_id_stays():
     found = audited(*voices(3, strays=[(6 * 4 + 2, "toy-09")]))
     assert found.corrections.drop_clips == (26,) and found.corrections.drop_ids == ()
@@ -77,6 +92,16 @@ def test_an_id_that_holds_a_different_person_in_each_clip_is_dropped():
     strays = [(6 * 5 + take, f"toy-{take + 10}") for take in range(6)]
     found = audited(*voices(4, strays=strays))
     assert found.corrections.drop_ids == ("toy-05",) and found.corrections.merge == ()
+
+
+def test_a_clip_that_is_like_nobody_is_hard_speech_and_stays():
+    assert audited(*voices(3, strays=[(6 * 4 + 2, "somebody from nowhere")])).corrections == Corrections()
+
+
+def test_ids_of_two_genders_are_never_one_person():
+    labels, embeddings = voices(1, people={"toy-07": "toy-03", "toy-11": "toy-03"})
+    genders = dict.fromkeys(NAMES, "male") | {"toy-07": "female"}
+    assert audited(labels, embeddings, genders=genders).corrections.merge == (("toy-03", "toy-11"),)
 
 
 def test_the_later_one_of_two_copies_is_dropped():
@@ -157,3 +182,17 @@ def test_the_table_has_one_row_a_corpus_with_its_errors_before_and_after():
     lines = format_audits([found, audited(*voices(6, speakers=NAMES[:4]))]).splitlines()
     assert len(lines) == 4 and lines[2].startswith("| toy | 30 | 180 | 1 | 0 | 0 | 0 | 0 | ")
     assert lines[3].endswith("| - | - |")
+
+
+def test_the_command_prints_the_table_and_keeps_the_corrections(tmp_path, capsys):
+    prepared(tmp_path / "toy", speakers=7, takes=3)
+    for seed, name in enumerate(("one", "two")):
+        save_checkpoint(tmp_path / f"{name}.pt", tiny_encoder(seed), TINY_SPEC)
+    by = [str(tmp_path / "one.pt"), str(tmp_path / "two.pt")]
+    out = tmp_path / "corrections.json"
+    assert main(["audit", str(tmp_path / "toy"), "--by", *by, "--per-id", "2", "-o", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| toy | 7 | 42 | ")
+    assert list(read_corrections(out)) == ["toy"]
+    assert main(["audit", str(tmp_path / "toy"), "--by", *by, "--per-id", "1"]) == 1
+    assert main(["audit", str(tmp_path / "toy"), "--by", by[0]]) == 1
+    assert "two encoders" in capsys.readouterr().err

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import synthesise
 
+from tests.builders import synthesise
 from train.channel import (
-    CODECS,
     KINDS,
     Channels,
     a_law,
@@ -15,13 +14,11 @@ from train.channel import (
     clip_peaks,
     microphone_response,
     narrow_band,
-    read_rooms,
     set_level,
-    simulate_rooms,
     telephone,
-    through_codec,
-    write_rooms,
 )
+from train.codecs import CODECS, through_codec
+from train.rooms import read_rooms, simulate_rooms, write_rooms
 
 RATE = 16000
 

@@ -7,23 +7,18 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 
-from train.channel import Channels, simulate_rooms
-from train.channel_recipe import (
-    CONDITIONS,
-    ChannelBatches,
-    ChannelJudge,
-    ChannelPlan,
-    ChannelSource,
-    across,
-    channel_loss,
-    fit_channel,
-    masked_contrast,
-)
-from train.evaluate import make_trials
+from tests.training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
+from train.channel import Channels
+from train.channel_judge import CONDITIONS, ChannelJudge, across
+from train.channel_recipe import ChannelBatches, ChannelRecipe, ChannelSource, channel_loss, fit_channel
+from train.evaluation.protocols import make_trials
+from train.losses import contrast_loss
+from train.model import load_checkpoint
+from train.rooms import simulate_rooms
+from train.schedule import Schedule
 
-PLAN = ChannelPlan(kinds={"landline": 0.5, "noise": 0.5}, speakers=4, warmup_steps=2, rate=1e-3, budget_s=600.0)
+RECIPE = ChannelRecipe(kinds={"landline": 0.5, "noise": 0.5}, speakers=4)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +31,10 @@ def rooms():
     return simulate_rooms(2, seed=1)
 
 
-def batches_of(clips, plan=PLAN, **source):
-    return ChannelBatches([ChannelSource(clips, random_embeddings(clips), 1.0, **source)], TINY_SPEC, plan, Channels())
+def batches_of(clips, recipe=RECIPE, **source):
+    return ChannelBatches(
+        [ChannelSource(clips, random_embeddings(clips), 1.0, **source)], TINY_SPEC, recipe, Channels()
+    )
 
 
 def test_a_batch_has_three_views_of_each_speaker_one_of_them_clean(clips):
@@ -71,46 +68,47 @@ def test_clips_without_a_speaker_have_targets_and_no_part_in_the_contrast(tmp_pa
     nameless = prepared(tmp_path / "toy", speakers=6)
     nameless.clips = [dataclasses.replace(clip, speaker="") for clip in nameless.clips]
     source = ChannelSource(nameless, np.eye(len(nameless.clips), 16, dtype=np.float32) + 0.1, 1.0)
-    batch = ChannelBatches([source], TINY_SPEC, PLAN, Channels())[0]
+    batch = ChannelBatches([source], TINY_SPEC, RECIPE, Channels())[0]
     assert (batch["labels"] == -1).all()
-    parts = channel_loss(torch.randn(12, 16), batch, PLAN)
+    parts = channel_loss(torch.randn(12, 16), batch, RECIPE)
     assert float(parts["matched"]) == 0.0 and float(parts["channel"]) > 0.0
 
 
 def test_embeddings_of_another_set_are_refused(clips):
     with pytest.raises(ValueError, match="teach again"):
-        ChannelBatches([ChannelSource(clips, np.ones((3, 16), np.float32), 1.0)], TINY_SPEC, PLAN, Channels())
+        ChannelBatches([ChannelSource(clips, np.ones((3, 16), np.float32), 1.0)], TINY_SPEC, RECIPE, Channels())
 
 
 def test_the_contrast_is_low_where_each_view_is_nearest_to_its_own_speakers_other_view():
     views, labels = torch.eye(5), torch.arange(5)
-    assert masked_contrast(views, views, labels, 16.0) < 0.01
-    assert masked_contrast(views, views.roll(1, 0), labels, 16.0) > 5.0
-    assert masked_contrast(views, views.roll(1, 0), torch.zeros(5, dtype=torch.int64), 16.0) < 1e-6
-
-
-def test_the_rate_rises_and_falls_with_the_seconds_that_are_spent():
-    plan = ChannelPlan(warmup_steps=10, budget_s=100.0)
-    assert plan.factor(0, 0.0) == pytest.approx(0.1)
-    assert plan.factor(50, 50.0) == pytest.approx(0.51)
-    assert plan.factor(99, 100.0) == plan.factor(99, 500.0) == pytest.approx(0.02)
+    assert contrast_loss(views, views, labels, 16.0) < 0.01
+    assert contrast_loss(views, views.roll(1, 0), labels, 16.0) > 5.0
+    assert contrast_loss(views, views.roll(1, 0), torch.zeros(5, dtype=torch.int64), 16.0) < 1e-6
 
 
 @pytest.mark.slow
-def test_a_run_lowers_its_loss_is_judged_and_goes_on_where_it_stopped(clips, rooms, tmp_path):
+def test_a_run_lowers_its_loss_and_is_judged(clips, rooms, tmp_path):
     judge = ChannelJudge(TINY_SPEC, {"toy": (clips, "same")}, rooms, most=24, longest_s=0.8)
-    whole, told = tiny_encoder(), []
-    fit_channel(whole, TINY_SPEC, batches_of(clips), PLAN, tmp_path / "whole", 0, judge, most_steps=40, say=told.append)
-    assert any(line.startswith("judged at 40") for line in told)
-    losses = [float(line.split(" loss ")[1]) for line in told if " loss " in line]
-    assert losses[-1] < losses[0]
+    schedule = Schedule(steps=40, rate=1e-3, frozen_stages=0, warmup_steps=2, judge_every=40)
+    batches = batches_of(clips)
+    fit_channel(tiny_encoder(), TINY_SPEC, batches, schedule, tmp_path / "run", num_workers=0, judge=judge)
+    learnt, _, known = load_checkpoint(tmp_path / "run" / "best.pt")
 
-    begun = tiny_encoder()
-    fit_channel(begun, TINY_SPEC, batches_of(clips), PLAN, tmp_path / "parts", 0, most_steps=3, say=told.append)
-    other = tiny_encoder(seed=5)  # its weights are replaced by those of the run
-    fit_channel(other, TINY_SPEC, batches_of(clips), PLAN, tmp_path / "parts", 0, most_steps=5, say=told.append)
-    saved = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
-    assert saved["step"] == 5 and saved["spent_s"] > 0.0
+    def loss(encoder):
+        with torch.inference_mode():
+            return float(channel_loss(encoder(batches[0]["features"]), batches[0], RECIPE)["loss"])
+
+    assert loss(learnt) < loss(tiny_encoder())
+    assert known["recipe"]["kinds"] == dict(RECIPE.kinds)
+    assert "40,mean.tel-tel," in (tmp_path / "run" / "log.csv").read_text()
+
+
+def test_frozen_stages_and_too_few_batches_are_refused(clips, tmp_path):
+    with pytest.raises(ValueError, match="all layers"):
+        fit_channel(tiny_encoder(), TINY_SPEC, batches_of(clips), Schedule(steps=2), tmp_path)
+    few = ChannelBatches([ChannelSource(clips, random_embeddings(clips), 1.0)], TINY_SPEC, RECIPE, Channels(), steps=1)
+    with pytest.raises(ValueError, match="2 batches"):
+        fit_channel(tiny_encoder(), TINY_SPEC, few, Schedule(steps=2, frozen_stages=0), tmp_path)
 
 
 def test_a_judge_measures_every_condition_on_both_sides(clips, rooms):

@@ -3,9 +3,11 @@
 Ids made of hashes, uploads or sessions are no people. Two encoders that have no part in the training embed a few
 clips of each id; what both say is found, what one says is noted:
 
-- **One person under two ids**: the mean embeddings of two ids are alike beyond the corpus's own impostors, and as
-  alike as two halves of one id are.
-- **Several people under one id**: clips that are as far from the rest of their id as an impostor is.
+- **One person under two ids**: the mean embeddings of two ids are alike beyond the corpus's own impostors (of one
+  gender, where it is known), and as alike as two halves of one id are.
+- **Another person's clip**: as far from the rest of its id as an impostor's, and at one other id's place. A clip that
+  is far from everybody is hard speech, not a wrong label, and stays: dropping it would only flatter the error rates.
+- **Several people under one id**: half of its clips and more are as far from the rest as an impostor's.
 - **Copies**: clips with equal samples, or with equal length and one level contour.
 
 A corpus's own impostors are its pairs of ids; their middle is described by median and median absolute deviation, which
@@ -28,8 +30,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import unit
-from .metrics import eer
+from emoinv_edge.files import write_atomically
+
+from .evaluation.embeddings import unit
+from .evaluation.metrics import eer
 from .prepare import SAMPLE_RATE, PreparedClip, PreparedSet, by_speaker
 
 __all__ = [
@@ -52,7 +56,10 @@ FEWEST_SIGMAS = 4.0
 # As alike as two halves of one id: above this quantile of the corpus's own halves.
 ALIKE_QUANTILE = 0.2
 # A clip is as far from its id as an impostor: below this many deviations above the impostors' median.
-FAR_SIGMAS = 1.5
+FAR_SIGMAS = 1.0
+# And it is at another's place: above this quantile of the clips' cosines to the rest of their own ids.
+PLACE_QUANTILE = 0.2
+FEWEST_CLIPS = 4  # of an id that can be said to hold several people
 FEWEST_IDS = 6  # fewer give no distribution of impostors
 FRAME = SAMPLE_RATE // 100
 SAME_CONTOUR = 0.9995  # correlation of two copies' levels in dB, 10 ms apart
@@ -151,7 +158,8 @@ def audit(
             embeddings[name] = np.asarray(rows, np.float32).reshape(len(chosen), -1)
         copies = find_copies(prepared)
         speakers = [prepared.clips[index].speaker for index in chosen]
-        found.append(audit_embeddings(corpus, len(prepared.clips), chosen, speakers, embeddings, copies))
+        genders = {clip.speaker: clip.gender for clip in prepared.clips}
+        found.append(audit_embeddings(corpus, len(prepared.clips), chosen, speakers, embeddings, copies, genders))
     return found
 
 
@@ -168,6 +176,7 @@ def audit_embeddings(
     speakers: Sequence[str],
     embeddings: Mapping[str, NDArray[np.float32]],
     copies: Sequence[tuple[int, int]] = (),
+    genders: Mapping[str, str] | None = None,
 ) -> Audit:
     """Audit one corpus by embeddings that are there already.
 
@@ -184,6 +193,8 @@ def audit_embeddings(
         Of each encoder; scaled to unit norm here.
     copies : sequence of (int, int)
         From `find_copies`; the later clip of each is dropped.
+    genders : mapping of str to str, optional
+        Of the ids; those of two known genders are never one person, and no impostors of each other.
 
     Returns
     -------
@@ -199,17 +210,19 @@ def audit_embeddings(
         fixed = Corrections(drop_clips=tuple(sorted(copied)))
         return Audit(corpus, len(ids), clips, fixed, tuple(copies), {}, {})
     vectors = {name: unit(values) for name, values in embeddings.items()}
-    far = np.logical_and.reduce([_far_clips(each, ids, rows_of) for each in vectors.values()])
-    mixed = tuple(id for id in ids if far[rows_of[id]].sum() * 2 >= len(rows_of[id]) > 1)
-    strays = {numbers[row] for row in np.flatnonzero(far) if speakers[row] not in mixed}
+    seen = [_strangers(each, ids, rows_of) for each in vectors.values()]
+    far = np.logical_and.reduce([each for each, _ in seen])
+    mixed = tuple(id for id in ids if len(rows_of[id]) >= FEWEST_CLIPS and far[rows_of[id]].mean() >= 0.5)
+    elsewhere = np.stack([place for _, place in seen])
+    wrong = far & (elsewhere[0] >= 0) & (elsewhere == elsewhere[0]).all(axis=0)
+    strays = {numbers[row] for row in np.flatnonzero(wrong).tolist() if speakers[row] not in mixed}
     sound = [id for id in ids if id not in mixed]
-    kept = {id: [row for row in rows_of[id] if not far[row]] for id in sound}
-    sure, unknown = _same_person(vectors, sound, kept)
-    merges = _components(sure)
-    together = {frozenset(pair) for merge in merges for pair in itertools.combinations(merge, 2)}
+    kept = {id: [row for row in rows_of[id] if not wrong[row]] for id in sound}
+    sure, unknown = _same_person(vectors, sound, kept, genders or {})
+    merges, chained = _groups(sure)
     fixed = Corrections(
         merges, mixed, tuple(sorted(copied | strays)),
-        tuple(pair for pair in unknown if frozenset(pair) not in together),
+        tuple(sorted({*unknown, *chained})),
     )  # fmt: skip
     renamed = _renamed(list(zip(numbers, speakers, strict=True)), fixed)
     return Audit(
@@ -229,37 +242,43 @@ def _centre_and_spread(values: NDArray[np.floating]) -> tuple[float, float]:
     return centre, 1.4826 * float(np.median(np.abs(values - centre))) + 1e-9
 
 
-def _far_clips(
+def _strangers(
     vectors: NDArray[np.float32], ids: Sequence[str], rows_of: Mapping[str, Sequence[int]]
-) -> NDArray[np.bool_]:
-    """Clips that are as far from the rest of their id as an impostor's are, and nearer to another id."""
-    means = _means(vectors, [rows_of[id] for id in ids])
-    cosines = vectors @ means.T
-    place = {id: number for number, id in enumerate(ids)}
-    own = np.empty(len(vectors), np.int64)
-    for id in ids:
-        own[list(rows_of[id])] = place[id]
-    others = cosines.copy()
-    others[np.arange(len(vectors)), own] = np.nan
-    centre, spread = _centre_and_spread(others[np.isfinite(others)])
-    far = np.zeros(len(vectors), bool)
-    for id in ids:
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which clips are as far from the rest of their id as an impostor's; at which other id's place each is, or -1."""
+    cosines = vectors @ _means(vectors, [rows_of[id] for id in ids]).T
+    to_own = np.full(len(vectors), np.nan)
+    for number, id in enumerate(ids):
         rows = list(rows_of[id])
-        if len(rows) < 3:  # two that differ do not say which of them is wrong
-            continue
-        for row in rows:
+        cosines[rows, number] = np.nan
+        for row in rows if len(rows) >= 3 else ():  # two that differ do not show which of them is wrong
             rest = _means(vectors, [[other for other in rows if other != row]])[0]
-            to_own = float(vectors[row] @ rest)
-            far[row] = to_own < centre + FAR_SIGMAS * spread and to_own < np.nanmax(others[row])
-    return far
+            to_own[row] = vectors[row] @ rest
+    known = np.isfinite(to_own)
+    if not known.any():
+        return np.zeros(len(vectors), bool), np.full(len(vectors), -1)
+    centre, spread = _centre_and_spread(cosines[np.isfinite(cosines)])
+    far = known & (to_own < centre + FAR_SIGMAS * spread)
+    at_home = float(np.quantile(to_own[known], PLACE_QUANTILE))
+    nearest = np.nanargmax(cosines, axis=1)
+    return far, np.where(np.nanmax(cosines, axis=1) >= at_home, nearest, -1)
 
 
 def _same_person(
-    vectors: Mapping[str, NDArray[np.float32]], ids: Sequence[str], rows_of: Mapping[str, Sequence[int]]
+    vectors: Mapping[str, NDArray[np.float32]],
+    ids: Sequence[str],
+    rows_of: Mapping[str, Sequence[int]],
+    genders: Mapping[str, str],
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Pairs of ids that all encoders take for one person, and pairs that only some do."""
+    _, gender = np.unique([genders.get(id, "") for id in ids], return_inverse=True)
+    unknown = np.array([not genders.get(id, "") for id in ids])
     left, right = np.triu_indices(len(ids), 1)
+    possible = (gender[left] == gender[right]) | unknown[left] | unknown[right]
+    left, right = left[possible], right[possible]
     votes = np.zeros(len(left), np.int64)
+    if not len(left):
+        return [], []
     for each in vectors.values():
         means = _means(each, [rows_of[id] for id in ids])
         cosine = (means @ means.T)[left, right]
@@ -272,19 +291,31 @@ def _same_person(
         ]
         alike = float(np.quantile(halves, ALIKE_QUANTILE)) if halves else math.inf
         votes += (cosine >= centre + sigmas * spread) & (cosine >= alike)
-    pairs = [(ids[int(i)], ids[int(j)]) for i, j in zip(left, right, strict=True)]
-    sure = [pairs[int(i)] for i in np.flatnonzero(votes == len(vectors))]
-    return sure, [pairs[int(i)] for i in np.flatnonzero((votes > 0) & (votes < len(vectors)))]
+    pairs = [(ids[i], ids[j]) for i, j in zip(left.tolist(), right.tolist(), strict=True)]
+    sure = [pairs[i] for i in np.flatnonzero(votes == len(vectors)).tolist()]
+    return sure, [pairs[i] for i in np.flatnonzero((votes > 0) & (votes < len(vectors))).tolist()]
 
 
-def _components(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...], ...]:
-    """Ids that hang together, each group sorted."""
+def _groups(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[tuple[str, ...], ...], list[tuple[str, str]]]:
+    """Ids that are all one person pair by pair, each group sorted; and the pairs of those that only hang together.
+
+    A chain (the first like the second, the second like the third, the first not like the third) may be two people
+    with somebody between them.
+    """
     group: dict[str, set[str]] = {}
     for first, second in pairs:
-        merged = group.get(first, {first}) | group.get(second, {second})
-        for id in merged:
-            group[id] = merged
-    return tuple(sorted({tuple(sorted(each)) for each in group.values()}))
+        joined = group.get(first, {first}) | group.get(second, {second})
+        for id in joined:
+            group[id] = joined
+    sure = {frozenset(pair) for pair in pairs}
+    merges, chained = [], []
+    for ids in sorted({tuple(sorted(each)) for each in group.values()}):
+        within = list(itertools.combinations(ids, 2))
+        if all(frozenset(pair) in sure for pair in within):
+            merges.append(ids)
+        else:
+            chained += within
+    return tuple(merges), chained
 
 
 def _eer(vectors: NDArray[np.float32], speakers: Sequence[str], unknown: Sequence[tuple[str, str]]) -> float:
@@ -374,9 +405,7 @@ def write_corrections(path: Path, audits: Sequence[Audit]) -> None:
     )
     known |= {each.corpus: dataclasses.asdict(each.corrections) for each in audits}
     text = json.dumps(dict(sorted(known.items())), indent=1, ensure_ascii=False)
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    write_atomically(path, text + "\n", 0o666)
 
 
 def read_corrections(path: Path) -> dict[str, Corrections]:

@@ -6,95 +6,36 @@ one whole chain of a named kind (`KINDS`), as training uses it.
 
 References
 ----------
-ITU-T G.711 (mu-law and A-law); ETSI GSM 06.10; 3GPP TS 26.071 (AMR); RFC 6716 (Opus).
-Allen and Berkley, "Image method for efficiently simulating small-room acoustics", 1979.
+ITU-T G.711 (mu-law and A-law).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
-from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .augment import add_noise, reverberate
+from .codecs import CODECS, NARROW_RATE, fitted, resampled, through_codec
+from .prepare import SAMPLE_RATE
+from .rooms import Room
 
 __all__ = [
-    "CODECS",
     "KINDS",
     "Channels",
-    "Room",
     "a_law",
     "band_pass",
     "clip_peaks",
     "microphone_response",
     "narrow_band",
-    "read_rooms",
     "set_level",
-    "simulate_rooms",
     "telephone",
-    "through_codec",
-    "write_rooms",
 ]
-
-SAMPLE_RATE = 16000
-NARROW_RATE = 8000
-SOUND_SPEED_M_S = 343.0
-LONGEST_RESPONSE_S = 1.0  # of a room: below -60 dB by then for RT60 up to 1 s, and the convolution costs by length
-# Above this RT60 the last reflections of an exact simulation cost most of its time and lie 40 dB below the first.
-EXACT_RT60_S = 0.6
 
 Waveform = NDArray[np.float32]
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Codec:
-    """How PyAV (or libsndfile, for GSM) codes one format.
-
-    Parameters
-    ----------
-    encoder, decoder : str
-        Their names in FFmpeg; for "gsm" both are empty and libsndfile does it.
-    sample_rate : int
-        Rate that the coder hears, Hz.
-    sample_format : str
-        Of FFmpeg: "s16" or "fltp".
-    bit_rates : tuple of int
-        Those that are drawn, bit/s.
-    delay : int
-        Samples at `sample_rate` by which what FFmpeg decodes still lags behind what was coded.
-    options : tuple of (str, str)
-        The encoder's private options.
-    """
-
-    encoder: str
-    decoder: str
-    sample_rate: int
-    sample_format: str
-    bit_rates: tuple[int, ...]
-    delay: int = 0
-    options: tuple[tuple[str, str], ...] = ()
-
-
-CODECS: dict[str, Codec] = {
-    "gsm": Codec("", "", NARROW_RATE, "s16", (13000,)),
-    "amr": Codec("libopencore_amrnb", "amrnb", NARROW_RATE, "s16", (4750, 5900, 7400, 7950, 12200), 39),
-    # The lowest complexity of Opus and the fastest search of LAME sound alike for this purpose, at half of the time.
-    "opus": Codec(
-        "libopus", "libopus", SAMPLE_RATE, "s16", (6000, 8000, 12000, 16000, 24000), 0,
-        (("application", "voip"), ("compression_level", "2")),
-    ),
-    "mp3": Codec(
-        "libmp3lame", "mp3float", SAMPLE_RATE, "fltp", (16000, 24000, 32000, 48000), 0,
-        (("compression_level", "9"),),
-    ),
-    "g722": Codec("g722", "g722", SAMPLE_RATE, "s16", (64000,), 22),
-}  # fmt: skip
 
 # What `Channels.hear` can draw. Both sides of a matched trial are of one kind, each with parameters of its own.
 KINDS = ("clean", "landline", "mobile", "internet", "near_room", "far_room", "noise")
@@ -103,19 +44,6 @@ KINDS = ("clean", "landline", "mobile", "internet", "near_room", "far_room", "no
 def _check(waveform: Waveform) -> None:
     if waveform.ndim != 1 or len(waveform) == 0:
         raise ValueError(f"expected shape (samples,) with at least one sample, got {waveform.shape}")
-
-
-def _fitted(waveform: NDArray[np.floating], samples: int) -> Waveform:
-    """Exactly so many samples: cut, or padded with zeros."""
-    out = np.zeros(samples, np.float32)
-    out[: min(samples, len(waveform))] = waveform[:samples]
-    return out
-
-
-def _resampled(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
-    import soxr
-
-    return waveform if rate == new_rate else np.asarray(soxr.resample(waveform, rate, new_rate, "MQ"), np.float32)
 
 
 def set_level(waveform: Waveform, peak_dbfs: float) -> Waveform:
@@ -193,7 +121,7 @@ def a_law(waveform: Waveform) -> Waveform:
 def narrow_band(waveform: Waveform, low_hz: float = 300.0, high_hz: float = 3400.0) -> Waveform:
     """The waveform at 8 kHz within a telephone's band: half as many samples."""
     _check(waveform)
-    return band_pass(_resampled(waveform, SAMPLE_RATE, NARROW_RATE), low_hz, high_hz, NARROW_RATE)
+    return band_pass(resampled(waveform, SAMPLE_RATE, NARROW_RATE), low_hz, high_hz, NARROW_RATE)
 
 
 def _from_narrow(narrow: Waveform, samples: int, images: bool) -> Waveform:
@@ -201,7 +129,7 @@ def _from_narrow(narrow: Waveform, samples: int, images: bool) -> Waveform:
     if images:
         at = np.arange(samples) / 2.0
         return np.interp(at, np.arange(len(narrow)), narrow).astype(np.float32)
-    return _fitted(_resampled(narrow, NARROW_RATE, SAMPLE_RATE), samples)
+    return fitted(resampled(narrow, NARROW_RATE, SAMPLE_RATE), samples)
 
 
 def telephone(
@@ -235,80 +163,6 @@ def telephone(
     return _from_narrow(_mu_law(narrow) if law == "mu" else a_law(narrow), len(waveform), images)
 
 
-def through_codec(waveform: Waveform, name: str, bit_rate: int | None = None) -> Waveform:
-    """Code and decode; the coder's delay is taken out.
-
-    Parameters
-    ----------
-    waveform : ndarray, shape (samples,), float32 in [-1, 1]
-    name : str
-        Of `CODECS`.
-    bit_rate : int, optional
-        bit/s; the lowest of the codec's own list by default. GSM and G.722 have only one.
-
-    Returns
-    -------
-    ndarray, shape (samples,), float32 in [-1, 1]
-
-    Raises
-    ------
-    ValueError
-        If the codec is not known, this build of PyAV lacks it, or the waveform is empty or not one-dimensional.
-    """
-    _check(waveform)
-    if name not in CODECS:
-        raise ValueError(f"expected a codec of {', '.join(CODECS)}, got {name!r}")
-    codec = CODECS[name]
-    heard = np.clip(_resampled(waveform, SAMPLE_RATE, codec.sample_rate), -1.0, 1.0)
-    decoded = _gsm(heard) if name == "gsm" else _by_av(heard, codec, bit_rate or codec.bit_rates[0])
-    return np.clip(_fitted(_resampled(decoded, codec.sample_rate, SAMPLE_RATE), len(waveform)), -1.0, 1.0)
-
-
-def _gsm(narrow: Waveform) -> Waveform:
-    import soundfile
-
-    coded = io.BytesIO()
-    soundfile.write(coded, narrow, NARROW_RATE, format="WAV", subtype="GSM610")
-    coded.seek(0)
-    return np.asarray(soundfile.read(coded, dtype="float32")[0], np.float32)
-
-
-def _by_av(waveform: Waveform, codec: Codec, bit_rate: int) -> Waveform:
-    import av
-
-    rate = codec.sample_rate
-    try:
-        encoder = av.CodecContext.create(codec.encoder, "w")
-        decoder = av.CodecContext.create(codec.decoder, "r")
-    except (av.FFmpegError, ValueError) as error:  # an unknown codec is a ValueError of its own
-        raise ValueError(f"this build of PyAV has no {codec.encoder} ({error})") from None
-    encoder.sample_rate, encoder.layout, encoder.format = rate, "mono", codec.sample_format
-    encoder.bit_rate, encoder.options = bit_rate, dict(codec.options)
-    encoder.open()
-    frame = encoder.frame_size or 320
-    # One frame more than there is sound: what the delay holds back at the end comes out too.
-    padded = np.zeros((len(waveform) + codec.delay) // frame * frame + 2 * frame, np.float32)
-    padded[: len(waveform)] = waveform
-    samples = padded if codec.sample_format == "fltp" else np.rint(padded * 32767.0).astype(np.int16)
-    packets = []
-    for start in range(0, len(samples), frame):
-        piece = av.AudioFrame.from_ndarray(samples[None, start : start + frame], codec.sample_format, "mono")
-        piece.sample_rate, piece.pts, piece.time_base = rate, start, Fraction(1, rate)
-        packets += encoder.encode(piece)
-    packets += encoder.encode(None)
-    if encoder.extradata:
-        decoder.extradata = encoder.extradata
-    decoder.sample_rate, decoder.layout = rate, "mono"
-    pieces = []
-    for packet in [*packets, None]:
-        for decoded in decoder.decode(packet):
-            values = decoded.to_ndarray().reshape(-1)
-            pieces.append(values.astype(np.float32) / (32768.0 if values.dtype == np.int16 else 1.0))
-    # Opus decodes at 48 kHz whatever it was given.
-    sound = _resampled(np.concatenate(pieces).astype(np.float32), decoder.sample_rate, rate)
-    return sound[codec.delay :]
-
-
 def microphone_response(samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Gain over frequency of a small microphone in a cheap case.
 
@@ -339,126 +193,6 @@ def _through_microphone(waveform: Waveform, rng: np.random.Generator) -> Wavefor
     shaped = np.fft.irfft(np.fft.rfft(waveform) * microphone_response(len(waveform), rng), len(waveform))
     level = float(np.abs(waveform).max()) / max(float(np.abs(shaped).max()), 1e-9)
     return np.asarray(shaped * level, np.float32)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Room:
-    """One place in one simulated room.
-
-    Parameters
-    ----------
-    near, far : ndarray, shape (taps,), float32
-        Impulse responses from one mouth to a microphone at arm's length or closer, and to one across the room.
-    rt60_s : float
-        Reverberation time that was asked for, s.
-    far_m : float
-        Distance of the far microphone, m.
-    """
-
-    near: Waveform
-    far: Waveform
-    rt60_s: float
-    far_m: float
-
-
-def simulate_rooms(count: int, seed: int) -> list[Room]:
-    """Shoebox rooms by the image-source method, their images slightly displaced (no sweeping echoes).
-
-    Sides of 2.5 to 10 m, 2.3 to 4 m high; RT60 0.2 to 1.0 s; near microphones at 0.15 to 0.6 m, far ones at 1 to 5 m.
-    As many orders of reflections are followed as the reverberation time asks for: with a dozen, as is often done, a
-    room of 1 s sounds like one of 0.2 s. It takes 0.1 to 3 s a room.
-
-    Parameters
-    ----------
-    count : int
-    seed : int
-        Room number i depends on (seed, i) alone.
-
-    Returns
-    -------
-    list of Room
-    """
-    return [_simulate_room(np.random.default_rng((seed, number))) for number in range(count)]
-
-
-def _simulate_room(rng: np.random.Generator) -> Room:
-    import pyroomacoustics
-
-    while True:
-        size = np.array([rng.uniform(2.5, 10.0), rng.uniform(2.5, 10.0), rng.uniform(2.3, 4.0)])
-        rt60 = float(rng.uniform(0.2, 1.0))
-        try:
-            absorption, order = pyroomacoustics.inverse_sabine(rt60, size)
-        except ValueError:  # so short a reverberation is impossible in so large a room
-            continue
-        mouth = np.array([*rng.uniform(0.4, size[:2] - 0.4), rng.uniform(1.0, 1.8)])
-        microphones = []
-        for low, high in ((0.15, 0.6), (1.0, 5.0)):
-            places = _at_distance(mouth, size, low, high, rng)
-            if places is None:
-                break
-            microphones.append(places)
-        if len(microphones) < 2:  # a room too small for the far microphone
-            continue
-        room = pyroomacoustics.ShoeBox(
-            size, fs=SAMPLE_RATE, materials=pyroomacoustics.Material(absorption),
-            max_order=order if rt60 <= EXACT_RT60_S else round(order * 0.6), use_rand_ism=True, max_rand_disp=0.05,
-        )  # fmt: skip
-        room.add_source(mouth)
-        room.add_microphone(np.stack(microphones, axis=1))
-        _compute_responses(room, int(rng.integers(2**31)))
-        longest = round(min(1.2 * rt60, LONGEST_RESPONSE_S) * SAMPLE_RATE)
-        near, far = (np.asarray(room.rir[m][0], np.float32)[: longest + 2000] for m in range(2))
-        scale = [np.float32(1.0 / np.abs(each).max()) for each in (near, far)]
-        return Room(near * scale[0], far * scale[1], rt60, float(np.linalg.norm(microphones[1] - mouth)))
-
-
-def _compute_responses(room: Any, seed: int) -> None:
-    """Compute a room's impulse responses, the displacements of its images drawn from `seed` alone."""
-    import pyroomacoustics
-
-    if hasattr(pyroomacoustics, "random"):  # since 0.9 it has a generator of its own
-        pyroomacoustics.random.seed(seed)
-        room.compute_rir()
-        return
-    # Before, it drew from numpy's global generator: seeded for a moment, and given back as it was.
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        room.compute_rir()
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-
-
-def _at_distance(
-    mouth: NDArray[np.float64], size: NDArray[np.float64], low_m: float, high_m: float, rng: np.random.Generator
-) -> NDArray[np.float64] | None:
-    """A place so far from the mouth, 5 cm or more from each wall; None if fifty draws find none."""
-    for _ in range(50):
-        direction = rng.normal(size=3)
-        direction[2] *= 0.4  # microphones lie about as high as mouths
-        place = mouth + direction / np.linalg.norm(direction) * rng.uniform(low_m, high_m)
-        if (place > 0.05).all() and (place < size - 0.05).all():
-            return np.asarray(place, np.float64)
-    return None
-
-
-def write_rooms(path: Path, rooms: Sequence[Room]) -> None:
-    """Keep simulated rooms as one .npz file, atomically."""
-    part = path.with_suffix(".part.npz")
-    arrays = {f"{side}{i}": getattr(room, side) for i, room in enumerate(rooms) for side in ("near", "far")}
-    facts = np.array([(room.rt60_s, room.far_m) for room in rooms], np.float64).reshape(-1, 2)
-    np.savez(part, facts=facts, **arrays)
-    part.replace(path)
-
-
-def read_rooms(path: Path) -> list[Room]:
-    """Read what `write_rooms` kept."""
-    with np.load(path) as saved:
-        return [
-            Room(saved[f"near{i}"], saved[f"far{i}"], float(rt60), float(far_m))
-            for i, (rt60, far_m) in enumerate(saved["facts"])
-        ]
 
 
 @dataclasses.dataclass(frozen=True)

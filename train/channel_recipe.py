@@ -6,60 +6,43 @@ other clips that went through one kind of channel, each with parameters of its o
 sees: clean against clean, clean against the channel, and both sides through it. The last is where errors live and
 where a target for each clip alone helps least: all views of a band move together and the voices within it come to lie
 closer; the contrast within the batch pulls them apart again.
-
-Batch number `step` depends on (seed, step) alone; a run resumes where it stopped. As the time that a shared machine
-gives is not known beforehand, the learning rate follows the share of a budget of seconds that is spent.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
-from . import augment
-from .channel import Channels, Room, set_level, telephone
-from .embed import autocast, embed_waveforms
-from .evaluate import ENROL_CLIPS, Trials, make_trials, thin, unit
-from .loop import CLIP_NORM, WEIGHT_DECAY, averaged, follow, log_figures
-from .losses import relation_loss, target_loss
-from .metrics import eer
-from .model import ResidualEncoder, save_checkpoint
+from . import augment, loop
+from .channel import Channels
+from .evaluation.embeddings import unit
+from .finetune import WEIGHT_DECAY
+from .losses import contrast_loss, relation_loss, target_loss
+from .model import ResidualEncoder, autocast, channels_last
 from .prepare import SAMPLE_RATE, PreparedSet, by_speaker
+from .progress import Report, silent
+from .schedule import Schedule
 
-__all__ = [
-    "CONDITIONS",
-    "ChannelBatches",
-    "ChannelJudge",
-    "ChannelPlan",
-    "ChannelSource",
-    "channel_loss",
-    "fit_channel",
-    "masked_contrast",
-]
+__all__ = ["ChannelBatches", "ChannelRecipe", "ChannelSource", "channel_loss", "fit_channel"]
 
 VIEWS = 3  # of each speaker: one clean, two through the channel
 LENGTHS_S = (1.2, 1.7, 2.2, 2.7, 3.2)  # few: a CPU prepares its kernels for each shape anew
-# What a judge enrols and tests through.
-CONDITIONS = (("clean", "clean"), ("clean", "tel"), ("tel", "tel"), ("clean", "room"), ("room", "room"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ChannelPlan:
-    """What is drawn, how it is weighed, and how fast it is learnt.
+class ChannelRecipe:
+    """What is drawn, and how it is weighed.
 
     Parameters
     ----------
@@ -74,12 +57,7 @@ class ChannelPlan:
     contrast_weight, contrast_scale : float
         Of the loss against the batch's other speakers, and of its logits.
     same_gender : float
-        Share of batches of one gender, where the corpus says it: hard negatives.
-    rate, lower_rate : float
-        Peak learning rate of the linear layer and the last stage; each stage below learns at so much of the one above.
-    warmup_steps : int
-    budget_s : float
-        Seconds of learning; the rate falls along a half cosine to 2 % of its peak.
+        Share of batches of one gender, where the corpus names it: hard negatives.
     """
 
     kinds: Mapping[str, float] = dataclasses.field(
@@ -93,16 +71,6 @@ class ChannelPlan:
     contrast_weight: float = 0.15
     contrast_scale: float = 16.0
     same_gender: float = 0.5
-    rate: float = 2e-4
-    lower_rate: float = 0.85
-    warmup_steps: int = 60
-    budget_s: float = 3600.0
-
-    def factor(self, step: int, spent_s: float) -> float:
-        """Share of the peak rate at a step, after so many seconds of learning."""
-        done = min(spent_s / self.budget_s, 1.0)
-        cosine = 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * done))
-        return min(1.0, (step + 1) / self.warmup_steps) * cosine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +111,12 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
         self,
         sources: Sequence[ChannelSource],
         spec: EncoderSpec,
-        plan: ChannelPlan,
+        recipe: ChannelRecipe,
         channels: Channels,
         seed: int = 0,
         steps: int = 1_000_000,
     ) -> None:
-        self.sources, self.spec, self.plan, self.channels = sources, spec, plan, channels
+        self.sources, self.spec, self.recipe, self.channels = sources, spec, recipe, channels
         self.seed, self.steps = seed, steps
         self._shares = np.array([source.share for source in sources]) / sum(source.share for source in sources)
         self._clips_of: list[list[list[int]]] = []
@@ -177,8 +145,8 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        plan = self.plan
-        kind = str(rng.choice(list(plan.kinds), p=np.array(list(plan.kinds.values())) / sum(plan.kinds.values())))
+        recipe = self.recipe
+        kind = str(rng.choice(list(recipe.kinds), p=np.array(list(recipe.kinds.values())) / sum(recipe.kinds.values())))
         number = int(rng.choice(len(self.sources), p=self._shares))
         source, groups, named = self.sources[number], self._clips_of[number], self._named[number]
         chosen = self._speakers(number, rng)
@@ -190,7 +158,7 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
                 wave = augment.crop(source.clips.waveform(index), samples, rng)
                 heard = self.channels.hear(wave, "clean" if view == 0 else kind, rng)
                 features.append(mean_normalise(log_mel(heard, self.spec)))
-                own = 1.0 if view == 0 else plan.own_weight
+                own = 1.0 if view == 0 else recipe.own_weight
                 targets.append(own * source.embeddings[index] + (1.0 - own) * self._means[number][index])
         labels = np.tile(chosen if named else np.full(len(chosen), -1), VIEWS)
         return {
@@ -201,9 +169,9 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
 
     def _speakers(self, number: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Different speakers of a source; of one gender if that is drawn and there are enough of it."""
-        count, genders = self.plan.speakers, self._genders[number]
+        count, genders = self.recipe.speakers, self._genders[number]
         among = np.arange(len(genders))
-        if rng.random() < self.plan.same_gender:
+        if rng.random() < self.recipe.same_gender:
             same = np.flatnonzero(genders == rng.choice(genders))
             if len(same) >= count:
                 among = same
@@ -218,29 +186,7 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
         return int(order[view % len(order)])
 
 
-def masked_contrast(first: Tensor, second: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """Each first view nearer to its own second view than to those of other speakers; nameless rows (-1) are left out.
-
-    Parameters
-    ----------
-    first, second : Tensor, shape (speakers, embedding_dim)
-    labels : Tensor, shape (speakers,)
-        Rows of equal label are no negatives of each other.
-    scale : float
-        Of the cosines.
-    """
-    known = labels >= 0
-    if int(known.sum()) < 2:
-        return first.sum() * 0.0
-    first, second, labels = first[known], second[known], labels[known]
-    cosine = nn.functional.normalize(first.float(), dim=1) @ nn.functional.normalize(second.float(), dim=1).T
-    numbers = torch.arange(len(labels), device=labels.device)
-    same = (labels[:, None] == labels[None]) & (numbers[:, None] != numbers[None])
-    logits = (scale * cosine).masked_fill(same, -torch.inf)
-    return 0.5 * (nn.functional.cross_entropy(logits, numbers) + nn.functional.cross_entropy(logits.T, numbers))
-
-
-def channel_loss(embeddings: Tensor, batch: Mapping[str, Tensor], plan: ChannelPlan) -> dict[str, Tensor]:
+def channel_loss(embeddings: Tensor, batch: Mapping[str, Tensor], recipe: ChannelRecipe) -> dict[str, Tensor]:
     """The parts of the loss of one batch, and their weighted sum as ``loss``.
 
     Parameters
@@ -256,219 +202,77 @@ def channel_loss(embeddings: Tensor, batch: Mapping[str, Tensor], plan: ChannelP
         "own": target_loss(clean, targets[0], ones),
         "channel": target_loss(torch.cat((first, second)), torch.cat(targets[1:]), torch.cat((ones, ones))),
         "relation": relation_loss(embeddings, batch["targets"]),
-        "matched": masked_contrast(first, second, labels, plan.contrast_scale),
-        "mismatched": masked_contrast(clean, first, labels, plan.contrast_scale),
+        "matched": contrast_loss(first, second, labels, recipe.contrast_scale),
+        "mismatched": contrast_loss(clean, first, labels, recipe.contrast_scale),
     }
     parts["loss"] = (
         (parts["own"] + 2.0 * parts["channel"]) / 3.0
-        + plan.relation_weight * parts["relation"]
-        + plan.contrast_weight * (parts["matched"] + 0.5 * parts["mismatched"])
+        + recipe.relation_weight * parts["relation"]
+        + recipe.contrast_weight * (parts["matched"] + 0.5 * parts["mismatched"])
     )
     return parts
-
-
-class ChannelJudge:
-    """EERs in percent of an encoder on development speech, by condition of enrolment and test (`CONDITIONS`).
-
-    Parameters
-    ----------
-    sets : mapping of str to (PreparedSet, str)
-        Name -> clips and protocol ("enrol" for emotional corpora, "same" for ordinary speech).
-    rooms : sequence of Room
-        Far microphones of the condition "room"; other rooms than those of the training.
-    most : int
-        Clips that are tested of each set, evenly over speakers and emotions; those of profiles come on top.
-    longest_s : float
-        Of a clip.
-    """
-
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        sets: Mapping[str, tuple[PreparedSet, str]],
-        rooms: Sequence[Room],
-        most: int = 200,
-        longest_s: float = 4.0,
-        conditions: Sequence[tuple[str, str]] = CONDITIONS,
-        seed: int = 5,
-    ) -> None:
-        self.spec, self.rooms, self.conditions, self.seed = spec, rooms, conditions, seed
-        self.longest = round(longest_s * SAMPLE_RATE)
-        self.sets = {
-            name: (clips, _chosen(clips, protocol, most), protocol) for name, (clips, protocol) in sets.items()
-        }
-
-    def heard(self, waveform: NDArray[np.float32], condition: str, number: int) -> NDArray[np.float32]:
-        """Clip `number` in a condition: "clean", "tel" (G.711, 300-3400 Hz), "room" (far), "noise" (white, 5 dB)."""
-        rng = np.random.default_rng((self.seed, number))
-        if condition == "tel":
-            return telephone(set_level(waveform, -3.5))
-        if condition == "room":
-            return augment.reverberate(waveform, self.rooms[int(rng.integers(len(self.rooms)))].far)
-        if condition == "noise":
-            return augment.add_noise(waveform, rng.standard_normal(len(waveform), np.float32), 5.0, rng)
-        if condition != "clean":
-            raise ValueError(f"expected clean, tel, room or noise, got {condition!r}")
-        return waveform
-
-    def embed(self, encoder: ResidualEncoder, name: str, condition: str) -> NDArray[np.float32]:
-        """Embeddings (clips, embedding_dim) of unit norm of one set in one condition."""
-        clips, indices, _ = self.sets[name]
-        waves = [self.heard(clips.waveform(int(i))[: self.longest], condition, int(i)) for i in indices]
-        return embed_waveforms(encoder, self.spec, lambda j: waves[j], [len(wave) for wave in waves])
-
-    def __call__(self, encoder: ResidualEncoder) -> dict[str, float]:
-        figures: dict[str, float] = {}
-        needed = dict.fromkeys(side for pair in self.conditions for side in pair)
-        for name, (clips, indices, protocol) in self.sets.items():
-            trials = make_trials([clips.clips[int(i)] for i in indices], protocol)
-            sides = {condition: self.embed(encoder, name, condition) for condition in needed}
-            for enrolled, tested in self.conditions:
-                figures[f"{name}.{enrolled}-{tested}"] = 100.0 * across(trials, sides[enrolled], sides[tested])
-        for enrolled, tested in self.conditions:
-            values = [value for key, value in figures.items() if key.endswith(f".{enrolled}-{tested}")]
-            figures[f"mean.{enrolled}-{tested}"] = float(np.mean(values))
-        return figures
-
-
-def _chosen(clips: PreparedSet, protocol: str, most: int) -> NDArray[np.int64]:
-    """Clips to judge by: for "enrol", each speaker's first neutral ones and `most` others; else `most`."""
-    if protocol != "enrol":
-        return thin(clips.clips, most)
-    profiles = [
-        index
-        for indices in by_speaker(clips.clips).values()
-        for index in [i for i in indices if clips.clips[i].emotion == "neutral"][:ENROL_CLIPS]
-    ]
-    tests = [i for i, clip in enumerate(clips.clips) if clip.emotion != "neutral"]
-    return np.sort(np.array([*profiles, *(tests[i] for i in thin([clips.clips[i] for i in tests], most))], np.int64))
-
-
-def across(trials: Trials, enrolled: NDArray[np.float32], tested: NDArray[np.float32]) -> float:
-    """EER, a fraction, of trials whose two sides were heard in two conditions.
-
-    Parameters
-    ----------
-    enrolled, tested : ndarray, shape (clips, embedding_dim)
-        The same clips, each side's own embeddings of them.
-    """
-    both = Trials(trials.enrol, trials.test + np.int32(len(enrolled)), trials.target, trials.profiles)
-    scores = both.scores(np.concatenate((enrolled, tested)))
-    return eer(scores[trials.target], scores[~trials.target])
-
-
-def _groups(encoder: ResidualEncoder, plan: ChannelPlan) -> list[dict[str, Any]]:
-    """All layers learn, the lower ones more slowly."""
-    groups = [{"params": list(encoder.linear.parameters()), "lr": plan.rate}]
-    stages = list(encoder.stages)
-    for below, stage in enumerate(reversed(stages)):
-        groups.append({"params": list(stage.parameters()), "lr": plan.rate * plan.lower_rate**below})
-    groups.append({"params": list(encoder.stem.parameters()), "lr": plan.rate * plan.lower_rate ** len(stages)})
-    return groups
 
 
 def fit_channel(
     encoder: ResidualEncoder,
     spec: EncoderSpec,
     batches: ChannelBatches,
-    plan: ChannelPlan,
+    schedule: Schedule,
     out: Path,
+    device: str = "cpu",
     num_workers: int = 1,
-    judge: Callable[[ResidualEncoder], dict[str, float]] | None = None,
-    judge_every_s: float = 1500.0,
-    checkpoint_every_s: float = 240.0,
-    most_steps: int | None = None,
+    judge: loop.Judge | None = None,
+    progress: Report = silent,
     provenance: dict[str, Any] | None = None,
-    say: Callable[[str], None] = print,
 ) -> ResidualEncoder:
-    """Fine-tune an encoder through channels, until the plan's budget is spent.
+    """Fine-tune an encoder through channels; then interpolate between the start and the run (`recipes.interpolate`).
 
     Parameters
     ----------
     encoder : ResidualEncoder
-        Where to start; changed in place.
-    out : Path
-        Folder for ``last.pt`` (resumable), ``averaged.pt`` (averaged weights), ``log.csv``. If ``last.pt`` is there,
-        the run goes on from it.
-    judge : callable, optional
-        Called with the averaged encoder every `judge_every_s` seconds of learning and at the end; its time is not
-        counted as learning.
-    most_steps : int, optional
-        Stop earlier, after so many steps in all.
+        Where to start; changed in place. All its layers learn, the lower ones more slowly: a channel changes
+        what the first layers see.
+    batches : ChannelBatches
+        As many as ``schedule.steps`` times the number of ranks.
+    schedule : Schedule
+        Its ``frozen_stages`` are 0.
+    out, judge, progress
+        As `loop.run` takes them.
+    provenance : dict, optional
+        Goes into ``best.pt``.
 
     Returns
     -------
     ResidualEncoder
         The exponential moving average of the weights.
+
+    Raises
+    ------
+    ValueError
+        If the schedule freezes stages, or there are too few batches.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    encoder.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(_groups(encoder, plan), weight_decay=WEIGHT_DECAY)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    average = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
-    start, spent = 0, 0.0
-    last = out / "last.pt"
-    if last.is_file():
-        saved = torch.load(last, map_location="cpu", weights_only=True)
-        encoder.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average, start, spent = saved["average"], saved["step"], saved["spent_s"]
+    if schedule.frozen_stages:
+        raise ValueError(f"expected a schedule in which all layers learn, got {schedule.frozen_stages} frozen stages")
+    if len(batches) < schedule.steps:
+        raise ValueError(f"expected {schedule.steps} batches or more, got {len(batches)}")
+    module, recipe = channels_last(encoder, device).train(), batches.recipe
+    about = {"provenance": provenance or {}, "recipe": dataclasses.asdict(recipe) | {"kinds": dict(recipe.kinds)}}
+    state = loop.State(module, _optimizer(module, schedule), module, spec, **about)
+    read = loop.Batches(batches, schedule.steps, num_workers, device)
 
-    def save(step: int) -> None:
-        state = {"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-        torch.save(state | {"step": step, "spent_s": spent}, last.with_suffix(".part"))
-        os.replace(last.with_suffix(".part"), last)
-        save_checkpoint(
-            out / "averaged.pt", averaged(encoder, average), spec, step=step, provenance=provenance or {},
-            plan=dataclasses.asdict(plan) | {"kinds": dict(plan.kinds)},
-        )  # fmt: skip
+    def step(number: int) -> dict[str, Tensor]:
+        batch = read(number)
+        with autocast(device):
+            embeddings = module(batch["features"])
+        return channel_loss(embeddings.float(), batch, recipe)
 
-    saved_at = judged_at = spent
-    coming = torch.utils.data.Subset(batches, range(start, len(batches)))
-    loader = DataLoader(coming, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
-    sums: dict[str, float] = {}
-    step, before = start, time.monotonic()
-    for step, batch in enumerate(loader, start):
-        if spent >= plan.budget_s or (most_steps is not None and step >= most_steps):
-            break
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * plan.factor(step, spent)
-        with autocast():
-            embeddings = encoder(batch["features"])
-        parts = channel_loss(embeddings.float(), batch, plan)
-        optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(encoder.parameters(), CLIP_NORM)
-        if torch.isfinite(norm):
-            optimizer.step()
-        follow(average, encoder, step)
-        spent += time.monotonic() - before
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / 20.0
-        if (step + 1) % 20 == 0:
-            log_figures(out / "log.csv", step + 1, sums | {"spent_s": spent})
-            say(f"{step + 1} {spent:.0f} s " + " ".join(f"{name} {value:.4f}" for name, value in sums.items()))
-            sums = {}
-        if judge is not None and spent - judged_at >= judge_every_s:
-            judged_at = spent
-            _judged(judge, averaged(encoder, average), out, step + 1, say)
-        if spent - saved_at >= checkpoint_every_s:
-            saved_at = spent
-            save(step + 1)
-        before = time.monotonic()
-    save(step)
-    if judge is not None:
-        _judged(judge, averaged(encoder, average), out, step, say)
-    return averaged(encoder, average)
+    return loop.run(out, schedule, state, step, judge, progress)
 
 
-def _judged(
-    judge: Callable[[ResidualEncoder], dict[str, float]],
-    encoder: ResidualEncoder,
-    out: Path,
-    step: int,
-    say: Callable[[str], None],
-) -> None:
-    figures = judge(encoder)
-    log_figures(out / "log.csv", step, figures)
-    say(f"judged at {step}: " + " ".join(f"{name} {value:.2f}" for name, value in figures.items()))
+def _optimizer(encoder: ResidualEncoder, schedule: Schedule) -> torch.optim.AdamW:
+    """The schedule's peak rate for the linear layer and the last stage, and less for each stage below."""
+    layers = [encoder.stem, *encoder.stages]
+    groups: list[dict[str, Any]] = [{"params": list(encoder.linear.parameters()), "lr": schedule.rate}]
+    for below, layer in enumerate(reversed(layers)):
+        groups.append({"params": list(layer.parameters()), "lr": schedule.rate * schedule.lower_rate**below})
+    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
