@@ -152,7 +152,7 @@ class Adapter:
 
     def consider(self, decision: Decision, embedding: Embedding) -> bool:
         """Add the utterance behind a decision to the profile if it may be; whether it was."""
-        if not (decision.accepted and decision.final) or decision.quality is None:
+        if not (decision.accepted and decision.final) or decision.extrapolated or decision.quality is None:
             return False
         held = self._profile.exemplars
         enrolled = held[: self._num_enrolled]

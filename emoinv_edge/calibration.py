@@ -23,10 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .conditions import Conditions
 from .errors import CalibrationError, ModelFormatError
 from .fields import is_finite, read_fields, read_json, read_list, read_text
 
 __all__ = [
+    "BANDS",
     "CALIBRATION_FORMAT",
     "TERMS",
     "Calibration",
@@ -52,6 +54,8 @@ TERMS = (
     "test_seconds",
     "enrol_seconds",
 )
+# The bands of both sides, in Hz and NaN where unknown: no terms, but what `Conditions` shifts an LLR by.
+BANDS = ("profile_hz", "test_hz")
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
 
 
@@ -162,6 +166,8 @@ class Calibration:
         What speech it was fitted on.
     emotion_axis : EmotionAxis or None
         What emotions do to the model's embeddings, where it is known.
+    conditions : Conditions or None
+        What telephones do to its scores, and how far the speech behind it reached, where it is known.
     """
 
     bias: float
@@ -170,6 +176,7 @@ class Calibration:
     num_impostor_speakers: int
     source: str
     emotion_axis: EmotionAxis | None = None
+    conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
         _require(is_finite(self.bias), f"bias should be a finite number, got {self.bias!r}")
@@ -193,6 +200,10 @@ class Calibration:
         _require(
             self.emotion_axis is not None or "emotion_shift" not in names,
             "the term 'emotion_shift' needs an emotion axis, and there is none",
+        )
+        _require(
+            self.conditions is None or isinstance(self.conditions, Conditions),
+            f"conditions should be Conditions or None, got {type(self.conditions).__name__}",
         )
         count = self.num_impostor_speakers
         _require(
@@ -224,7 +235,8 @@ class Calibration:
         Parameters
         ----------
         evidence : mapping from term name to ndarray, shape (trials,)
-            From `ProfileBank.evidence`; every term of this calibration must be there.
+            From `ProfileBank.evidence`; every term of this calibration must be there, and `BANDS` where it has
+            conditions.
 
         Raises
         ------
@@ -237,6 +249,8 @@ class Calibration:
             if not np.isfinite(values).all():
                 raise ValueError(f"the evidence {term.name!r} is not finite; the embedding or the quality is broken")
             total += term.weight * np.clip(values, term.low, term.high)
+        if self.conditions is not None:
+            total += self.conditions.shift(*(np.asarray(evidence[name], np.float64) for name in BANDS))
         return total
 
     def threshold(self, target_far: float, num_profiles: int = 1, extrapolate: bool = False) -> Threshold:
@@ -318,7 +332,8 @@ def _read(values: Any) -> Calibration:
             f"calibration: expected format {CALIBRATION_FORMAT}, got {values.get('format')!r}; "
             "calibrate the model again (python -m export calibrate), or install the emoinv-edge version that wrote it"
         )
-    fields = read_fields(values, [*(field.name for field in dataclasses.fields(Calibration)), "format"], "calibration")
+    keys = [field.name for field in dataclasses.fields(Calibration) if field.name != "conditions"]
+    fields = read_fields(values, [*keys, "format"], "calibration", optional=("conditions",))
     terms = [
         Term(**read_fields(entry, ("name", "weight", "low", "high"), "term"))
         for entry in read_list(fields["terms"], "terms")
@@ -329,8 +344,12 @@ def _read(values: Any) -> Calibration:
         rates, thresholds = (tuple(read_list(table[key], key)) for key in ("rates", "thresholds"))
         tables.append(FarTable(table["num_profiles"], rates, thresholds))
     axis = None if fields["emotion_axis"] is None else EmotionAxis(_decoded(fields["emotion_axis"]))
+    conditions = None
+    if fields["conditions"] is not None:
+        keys = [field.name for field in dataclasses.fields(Conditions)]
+        conditions = Conditions(**read_fields(fields["conditions"], keys, "conditions"))
     count, source = fields["num_impostor_speakers"], fields["source"]
-    return Calibration(fields["bias"], tuple(terms), tuple(tables), count, source, axis)
+    return Calibration(fields["bias"], tuple(terms), tuple(tables), count, source, axis, conditions)
 
 
 def _decoded(text: Any) -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .calibration import Calibration, Threshold, bayes_threshold
+from .conditions import Heard, describe, differ
 from .encoder import Encoder
 from .errors import CalibrationError, ModelMismatchError, ProfileExpiredError
 from .heard import HeardBefore, heard
@@ -71,10 +72,16 @@ class Decision:
     final : bool
         Whether more audio can no longer change this decision.
     extrapolated : bool
-        Whether the threshold lies beyond what the calibration data support.
+        Whether the threshold lies beyond what the calibration data support, or the speech, of the test or of the
+        profile, beyond the conditions that were calibrated; the reason then names the condition.
     code : str
         The reason of a NO_DECISION for programs: that of a `Refusal`, ``no_score``, ``gap``, ``heard_before`` or
         ``countermeasure``; empty for ACCEPT and REJECT.
+    condition, profile_condition : str
+        Under which conditions the test and the profile were heard, as `emoinv_edge.conditions.describe` puts it;
+        empty where nothing was compared.
+    warning : str
+        Where both differ, what that does; else empty.
     """
 
     verdict: Verdict
@@ -90,6 +97,9 @@ class Decision:
     final: bool
     extrapolated: bool = False
     code: str = ""
+    condition: str = ""
+    profile_condition: str = ""
+    warning: str = ""
 
     @property
     def accepted(self) -> bool:
@@ -244,14 +254,28 @@ class Comparator:
             refusal = Refusal("no_score", "no score: it is not finite")
             return self.no_decision(refusal, quality, start=start, end=end, final=final)
         accepted = score >= threshold
+        test, profile = Heard.of(quality), self._bank.heard(best)
+        beyond = self._beyond(test, profile)
+        reason = f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}"
         return dataclasses.replace(
             self.no_decision(Refusal("", ""), quality, start=start, end=end, final=final),
             verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,
             score=score,
-            reason=f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}",
+            reason=f"{reason}; {beyond}" if beyond else reason,
             speaker=self._bank.names[best],
             cosine=float(cosines[best]),
+            extrapolated=self._threshold.extrapolated or bool(beyond),
+            condition=describe(test),
+            profile_condition=describe(profile),
+            warning=differ(profile, test),
         )
+
+    def _beyond(self, test: Heard, profile: Heard) -> str:
+        """In what this comparison goes beyond the conditions that were calibrated, or an empty text."""
+        conditions = self._calibration.conditions
+        if conditions is None:
+            return ""
+        return conditions.beyond(test, "the test") or conditions.beyond(profile, "the profile")
 
     def no_decision(
         self,

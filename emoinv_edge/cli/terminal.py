@@ -101,7 +101,7 @@ def print_decision(
         fields = {**decision_fields(decision), **(more or {})}
         print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
         return
-    for note in notes:
+    for note in (*notes, *([decision.warning] if decision.warning else [])):
         print_error(f"{args.file}: {note}")
     line = decision.reason
     if decision.score is not None and decision.quality is not None:
