@@ -153,7 +153,7 @@ class Conditions:
         return found
 
     def _may_be(self, bandwidth_hz: NDArray[np.float64], narrow: int) -> NDArray[np.bool_]:
-        return np.isnan(bandwidth_hz) | ((bandwidth_hz < self.narrow_below_hz) == bool(narrow))
+        return np.asarray(np.isnan(bandwidth_hz) | ((bandwidth_hz < self.narrow_below_hz) == bool(narrow)))
 
     def beyond(self, heard: Heard, whose: str) -> str:
         """In what one side goes beyond the calibration speech, or an empty text.
@@ -168,7 +168,7 @@ class Conditions:
             return f"{whose} has a band of {heard.bandwidth_hz:.0f} Hz, calibrated from {self.narrowest_hz:.0f} Hz on"
         if heard.snr_db is not None and heard.snr_db < self.least_snr_db:
             return (
-                f"{whose} has a signal-to-noise ratio of {heard.snr_db:.0f} dB, calibrated from {self.least_snr_db:.0f}"
+                f"{whose} stands {heard.snr_db:.0f} dB above its noise, calibrated from {self.least_snr_db:.0f} dB on"
             )
         if heard.decay_s is not None and heard.decay_s > self.longest_decay_s:
             return f"{whose} reverberates for {heard.decay_s:.2f} s, calibrated up to {self.longest_decay_s:.2f} s"

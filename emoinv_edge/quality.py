@@ -377,11 +377,9 @@ def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
 
 def _mean_decay(qualities: list[SpeechQuality]) -> float | None:
     """The mean of the parts' logarithms, by their seconds; None where it was measured in none."""
-    known = [quality for quality in qualities if quality.decay_s is not None and quality.net_speech_s > 0.0]
-    if not known:
-        return None
-    seconds = np.array([quality.net_speech_s for quality in known])
-    return math.exp(float(seconds @ np.log([quality.decay_s for quality in known]) / seconds.sum()))
+    known = [(each.net_speech_s, math.log(each.decay_s)) for each in qualities if each.decay_s is not None]
+    seconds = sum(weight for weight, _ in known)
+    return math.exp(sum(weight * value for weight, value in known) / seconds) if seconds > 0.0 else None
 
 
 def _decay(waveform: NDArray[np.float32], sample_rate: int) -> float | None:
