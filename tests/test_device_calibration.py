@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from emoinv_edge.calibration import FarTable
 from emoinv_edge.cli import main
+from emoinv_edge.conditions import Conditions, Heard
 from emoinv_edge.device_calibration import (
     MAX_SHIFT,
     Refinement,
@@ -240,3 +241,41 @@ def test_a_refinement_of_another_model_is_left_alone(store: Path, model: Path) -
     write_refinement(refinement_path(store), refinement())
     encoder = Encoder(model)
     assert refined_calibration(encoder, store) == encoder.calibration
+
+
+REACHED = Conditions(4600.0, -1.0, 0.5, 0.2, narrowest_hz=3500.0, least_snr_db=8.0, longest_decay_s=0.8)
+
+
+def test_a_device_reaches_as_far_as_the_recordings_of_five_of_its_impostors() -> None:
+    heard = {f"s{k}": [Heard(8000.0, 30.0, 0.2), Heard(3000.0 - 100.0 * k, 5.0 - k, 1.0 + 0.1 * k)] for k in range(6)}
+    found = refine(CALIBRATION, "f", impostors(0.0), heard=heard)
+    assert (found.narrowest_hz, found.least_snr_db) == (2900.0, 4.0)
+    assert found.longest_decay_s == pytest.approx(1.1)
+    reached = found.apply(dataclasses.replace(CALIBRATION, conditions=REACHED)).conditions
+    assert reached == dataclasses.replace(REACHED, narrowest_hz=2900.0, least_snr_db=4.0, longest_decay_s=1.1)
+    assert found.apply(CALIBRATION).conditions is None
+
+
+def test_a_device_of_few_or_better_recordings_keeps_the_reach_of_the_model() -> None:
+    few = {f"s{k}": [Heard(2000.0, 0.0, 2.0)] for k in range(4)}
+    assert refine(CALIBRATION, "f", impostors(0.0), heard=few).narrowest_hz is None
+    better = {f"s{k}": [Heard(8000.0, 40.0, 0.1)] for k in range(9)}
+    found = refine(CALIBRATION, "f", impostors(0.0), heard=better)
+    assert found.apply(dataclasses.replace(CALIBRATION, conditions=REACHED)).conditions == REACHED
+
+
+def test_the_reach_of_a_device_is_kept_in_its_file_and_older_files_open_without(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    heard = {f"s{k}": [Heard(3000.0, 5.0, 1.0)] for k in range(5)}
+    found = refine(CALIBRATION, "f", impostors(0.0), heard=heard)
+    write_refinement(path, found)
+    assert read_refinement(path) == found
+    values = json.loads(path.read_text())
+    for name in ("narrowest_hz", "least_snr_db", "longest_decay_s"):
+        del values[name]
+    path.write_text(json.dumps(values))
+    old = read_refinement(path)
+    assert old == dataclasses.replace(found, narrowest_hz=None, least_snr_db=None, longest_decay_s=None)
+    path.write_text(json.dumps(values | {"narrowest_hz": -1.0}))
+    with pytest.raises(CalibrationError, match="narrowest_hz"):
+        read_refinement(path)
