@@ -13,7 +13,7 @@ from emoinv_edge.calibration import Calibration
 from emoinv_edge.conditions import MAX_SHIFT, NARROW_HZ, Conditions
 
 from .speech import DevelopmentSpeech
-from .thresholds import with_thresholds
+from .thresholds import speaker_codes, with_thresholds
 from .trials import Evidence
 from .weights import calibration_of, problem_of
 
@@ -38,14 +38,14 @@ def fit_conditions(bare: Calibration, trials: Sequence[Evidence], speech: Develo
         Whose range counts as calibrated.
     """
     scores, speakers, cases = [], [], []
+    known: dict[tuple[str, str], int] = {}
     for each in trials:
         some = each.take(~each.target)
         narrow = [some.terms[name] < NARROW_HZ for name in ("profile_hz", "test_hz")]
         scores.append(dataclasses.replace(bare, conditions=None).llr(some.terms))
-        speakers.append(np.array([f"{some.corpus} {name}" for name in some.names])[some.speaker])
+        speakers.append(speaker_codes(some, known))
         cases.append(2 * narrow[0] + narrow[1])
-    llr, case = np.concatenate(scores), np.concatenate(cases)
-    _, speaker = np.unique(np.concatenate(speakers), return_inverse=True)
+    llr, case, speaker = np.concatenate(scores), np.concatenate(cases), np.concatenate(speakers)
     wide = _quantiles(llr[case == 0], speaker[case == 0])
     shifts = []
     for number in (1, 2, 3):
@@ -108,7 +108,7 @@ def by_condition(
 
 def _quantiles(llr: NDArray[np.float64], speaker: NDArray[np.int64]) -> NDArray[np.float64]:
     """The LLRs that `MATCHED_RATES` of the impostors reach, every speaker weighing the same."""
-    counts = np.bincount(speaker)
+    counts = np.maximum(np.bincount(speaker), 1)
     order = np.argsort(-llr)
     above = np.cumsum(1.0 / counts[speaker[order]])
     places = np.searchsorted(above / above[-1], np.asarray(MATCHED_RATES) * (1.0 + 1e-9), side="right")

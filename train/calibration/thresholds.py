@@ -14,10 +14,10 @@ from emoinv_edge.calibration import RULE_OF_THREE, Calibration, FarTable
 from .trials import Evidence
 from .weights import calibration_of, problem_of
 
-__all__ = ["at_one_threshold", "draw_chances", "far_table", "impostor_speakers", "with_thresholds"]
+__all__ = ["at_one_threshold", "draw_chances", "far_table", "impostor_speakers", "speaker_codes", "with_thresholds"]
 
 # Corpora differ: on a harder one than those that are pooled, impostors pass so many times as often.
-SAFETY = 1.5
+SAFETY = 2.0
 RATES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
@@ -41,6 +41,7 @@ def far_table(trials: Sequence[Evidence], calibration: Calibration, num_profiles
     which is summed exactly instead of drawn.
     """
     llrs, weights, speakers = [], [], []
+    known: dict[tuple[str, str], int] = {}
     for each in trials:
         some = each.take(~each.target)
         llr = calibration.llr(some.terms)
@@ -49,10 +50,10 @@ def far_table(trials: Sequence[Evidence], calibration: Calibration, num_profiles
         lookup = {int(count): draw_chances(int(count), num_profiles) for count in np.unique(counts)}
         llrs.append(llr[order])
         weights.append(np.concatenate([lookup[int(count)] for count in counts]))
-        speakers.append(np.array([f"{some.corpus} {name}" for name in some.names])[some.speaker[order]])
+        speakers.append(speaker_codes(some, known)[order])
     llr, weight = np.concatenate(llrs), np.concatenate(weights)
-    _, code = np.unique(np.concatenate(speakers), return_inverse=True)
-    mass = np.bincount(code, weights=weight)
+    code = np.concatenate(speakers)
+    mass = np.bincount(code, weights=weight, minlength=1)
     count = int((mass > 0).sum())
     if count == 0:
         return None
@@ -68,6 +69,12 @@ def far_table(trials: Sequence[Evidence], calibration: Calibration, num_profiles
         last = ordered[min(allowed, len(ordered) - 1)]
         thresholds.append(float(np.nextafter(last, math.inf)))
     return FarTable(num_profiles, tuple(rates), tuple(thresholds))
+
+
+def speaker_codes(trials: Evidence, known: dict[tuple[str, str], int]) -> NDArray[np.int64]:
+    """A number for the speaker of each test, one for each corpus and name; `known` learns those that are new."""
+    codes = [known.setdefault((trials.corpus, name), len(known)) for name in trials.names]
+    return np.asarray(codes, np.int64)[trials.speaker]
 
 
 def draw_chances(profiles: int, chosen: int) -> NDArray[np.float64]:
