@@ -6,7 +6,7 @@ import argparse
 import getpass
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ __all__ = [
     "add_far",
     "add_json",
     "add_model",
+    "add_session",
     "add_store",
     "ask_passphrase",
     "note_verified",
@@ -39,16 +40,33 @@ DEFAULT_FAR = 0.01
 STORE_PASSPHRASE = "EMOINV_STORE_PASSPHRASE"
 
 
+class ShortUsage(argparse.RawDescriptionHelpFormatter):
+    """Help whose first line names what must be given; the options are listed once, below it."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        """Add the usage, with ``[options]`` for all that may be left out."""
+        needed = [action for action in actions if action.required or not action.option_strings]
+        if len(needed) < len(list(actions)) and usage is None:
+            self._prog += " [options]"
+        super().add_usage(usage, needed, (), prefix)
+
+
 def add_command(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
 ) -> argparse.ArgumentParser:
     """Add the parser of one subcommand, with an example at the end of its help."""
     return subparsers.add_parser(
         name,
-        help=summary[0].lower() + summary[1:].removesuffix("."),
+        help=(summary[0].lower() + summary[1:]).partition("\n")[0].removesuffix("."),
         description=summary,
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ShortUsage,
     )
 
 
@@ -57,6 +75,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="base", metavar="NAME|FILE", help="'base', 'small' or an .onnx file (default: base)"
     )
+
+
+def add_session(parser: argparse.ArgumentParser) -> None:
+    """Add ``--session``."""
+    parser.add_argument("--session", action="store_true", help="decide on attempts together, at --far over all of them")
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from emoinv_edge.calibration import Calibration
 from emoinv_edge.conditions import MAX_SHIFT, NARROW_HZ, Conditions
 
 from .speech import DevelopmentSpeech
-from .thresholds import speaker_codes, with_thresholds
+from .thresholds import with_thresholds
 from .trials import Evidence
 from .weights import calibration_of, problem_of
 
@@ -43,7 +43,8 @@ def fit_conditions(bare: Calibration, trials: Sequence[Evidence], speech: Develo
         some = each.take(~each.target)
         narrow = [some.terms[name] < NARROW_HZ for name in ("profile_hz", "test_hz")]
         scores.append(dataclasses.replace(bare, conditions=None).llr(some.terms))
-        speakers.append(speaker_codes(some, known))
+        codes = [known.setdefault((some.corpus, name), len(known)) for name in some.names]
+        speakers.append(np.array(codes, np.int64)[some.speaker])
         cases.append(2 * narrow[0] + narrow[1])
     llr, case, speaker = np.concatenate(scores), np.concatenate(cases), np.concatenate(speakers)
     wide = _quantiles(llr[case == 0], speaker[case == 0])

@@ -21,8 +21,10 @@ from emoinv_edge.encoder import Encoder
 from ..prepare import PreparedSet
 from .bands import fit_conditions
 from .channels import CorpusChannels
+from .coverage import coverage_rates
 from .emotion_axis import fit_axis
 from .select import select_terms
+from .sessions import session_rises
 from .speech import DevelopmentSpeech, measure, noises_of
 from .thresholds import impostor_speakers, with_thresholds
 from .trials import Evidence, channel_trials, draw_trials, teaching_trials, with_axis
@@ -79,7 +81,12 @@ def fit_speech(
     if through:
         bare = dataclasses.replace(bare, conditions=fit_conditions(bare, through, speech))
     found = with_thresholds(bare, everyone + further + through, NUM_PROFILES)
-    return dataclasses.replace(found, source=source or _describe(everyone + further, teaching))
+    return dataclasses.replace(
+        found,
+        source=source or _describe(everyone + further, teaching),
+        session_rises=session_rises(speech, everyone, found),
+        coverage=coverage_rates(speech, found, {each.corpus for each in teaching}),
+    )
 
 
 def _describe(everyone: Sequence[Evidence], teaching: Sequence[Evidence]) -> str:

@@ -14,7 +14,16 @@ from emoinv_edge.calibration import RULE_OF_THREE, Calibration, FarTable
 from .trials import Evidence
 from .weights import calibration_of, problem_of
 
-__all__ = ["at_one_threshold", "draw_chances", "far_table", "impostor_speakers", "speaker_codes", "with_thresholds"]
+__all__ = [
+    "Attempts",
+    "at_one_threshold",
+    "attempts_of",
+    "draw_chances",
+    "far_table",
+    "impostor_speakers",
+    "table_of",
+    "with_thresholds",
+]
 
 # Corpora differ: on a harder one than those that are pooled, impostors pass so many times as often.
 SAFETY = 2.0
@@ -40,17 +49,38 @@ def far_table(trials: Sequence[Evidence], calibration: Calibration, num_profiles
     the M profiles is the k-th highest LLR with probability C(M - k, num_profiles - 1) / C(M, num_profiles),
     which is summed exactly instead of drawn.
     """
+    return table_of([attempts_of(each, calibration) for each in trials], num_profiles)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attempts:
+    """Impostors' trials: the LLR of each, which test of a corpus it belongs to, and the number of its speaker."""
+
+    llr: NDArray[np.float64]
+    test: NDArray[np.integer]
+    speaker: NDArray[np.integer]
+    names: Sequence[str]  # of the speakers, with their corpus; one may have several numbers
+
+
+def attempts_of(trials: Evidence, calibration: Calibration) -> Attempts:
+    """The non-targets of some trials."""
+    some = trials.take(~trials.target)
+    names = [f"{some.corpus} {name}" for name in some.names]
+    return Attempts(calibration.llr(some.terms), some.trials.test, some.speaker, names)
+
+
+def table_of(attempts: Sequence[Attempts], num_profiles: int) -> FarTable | None:
+    """`far_table` of trials whose LLRs are known."""
     llrs, weights, speakers = [], [], []
-    known: dict[tuple[str, str], int] = {}
-    for each in trials:
-        some = each.take(~each.target)
-        llr = calibration.llr(some.terms)
-        order = np.lexsort((-llr, some.trials.test))
-        _, counts = np.unique(some.trials.test[order], return_counts=True)
+    known: dict[str, int] = {}
+    for some in attempts:
+        order = np.lexsort((-some.llr, some.test))
+        _, counts = np.unique(some.test[order], return_counts=True)
         lookup = {int(count): draw_chances(int(count), num_profiles) for count in np.unique(counts)}
-        llrs.append(llr[order])
-        weights.append(np.concatenate([lookup[int(count)] for count in counts]))
-        speakers.append(speaker_codes(some, known)[order])
+        llrs.append(some.llr[order])
+        weights.append(np.concatenate([np.empty(0), *(lookup[int(count)] for count in counts)]))
+        codes = np.array([known.setdefault(name, len(known)) for name in some.names], np.int64)
+        speakers.append(codes[some.speaker[order]])
     llr, weight = np.concatenate(llrs), np.concatenate(weights)
     code = np.concatenate(speakers)
     mass = np.bincount(code, weights=weight, minlength=1)
@@ -69,12 +99,6 @@ def far_table(trials: Sequence[Evidence], calibration: Calibration, num_profiles
         last = ordered[min(allowed, len(ordered) - 1)]
         thresholds.append(float(np.nextafter(last, math.inf)))
     return FarTable(num_profiles, tuple(rates), tuple(thresholds))
-
-
-def speaker_codes(trials: Evidence, known: dict[tuple[str, str], int]) -> NDArray[np.int64]:
-    """A number for the speaker of each test, one for each corpus and name; `known` learns those that are new."""
-    codes = [known.setdefault((trials.corpus, name), len(known)) for name in trials.names]
-    return np.asarray(codes, np.int64)[trials.speaker]
 
 
 def draw_chances(profiles: int, chosen: int) -> NDArray[np.float64]:
