@@ -9,36 +9,13 @@ import pytest
 
 from emoinv_edge.calibration import Calibration
 from tests.builders import RATE, synthesise
-from tests.calibration.development import DIM, Clip, speech, unit
+from tests.calibration.development import Clip, speech, through_all
 from train.calibration.bands import by_condition, fit_conditions
 from train.calibration.channels import CHANNELS, CONDITIONS, CorpusChannels, choose_parts
 from train.calibration.fit import fit_speech
 from train.calibration.speech import DevelopmentSpeech
 from train.calibration.trials import channel_trials, draw_trials, teaching_trials
 from train.rooms import Room
-
-
-def through_all(plain: DevelopmentSpeech, alike: float = 0.6, seed: int = 5) -> DevelopmentSpeech:
-    """The same clips, and some of each speaker through all conditions; a telephone makes all voices `alike`."""
-    rng = np.random.default_rng(seed)
-    common = np.linalg.qr(rng.standard_normal((DIM, 1)))[0][:, 0]
-    wide = [dataclasses.replace(each, bandwidth_hz=8000.0, decay_s=0.2) for each in plain.qualities]
-    clips, embeddings, qualities = [*plain.clips], [*plain.embeddings], [*wide]
-    original, conditions, roles = [*range(len(clips))], ["clean"] * len(clips), [""] * len(clips)
-    for corpus in sorted({clip.corpus for clip in plain.clips}):
-        usable = [i for i, clip in enumerate(plain.clips) if clip.corpus == corpus]
-        for part in choose_parts(plain.clips, usable):
-            roles[part.index] = part.role
-            for condition in CONDITIONS[1:]:
-                narrow = condition == "telephone"
-                moved = plain.embeddings[part.index] + (alike * common if narrow else 0.0)
-                clips.append(plain.clips[part.index])
-                embeddings.append(moved)
-                qualities.append(dataclasses.replace(wide[part.index], bandwidth_hz=3750.0 if narrow else 8000.0))
-                original.append(part.index)
-                conditions.append(condition)
-                roles.append(part.role)
-    return DevelopmentSpeech(clips, unit(np.array(embeddings)), qualities, original, conditions, roles)
 
 
 def test_a_few_neutral_clips_are_enrolled_and_others_tried_in_turn() -> None:
