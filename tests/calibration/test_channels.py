@@ -13,7 +13,6 @@ from tests.calibration.development import Clip, speech, through_all
 from train.calibration.bands import by_condition, fit_conditions
 from train.calibration.channels import CHANNELS, CONDITIONS, CorpusChannels, choose_parts
 from train.calibration.fit import fit_speech
-from train.calibration.speech import DevelopmentSpeech
 from train.calibration.trials import channel_trials, draw_trials, teaching_trials
 from train.rooms import Room
 
