@@ -9,13 +9,17 @@ import pytest
 import torch
 
 from tests.training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
+from train import channel_recipe
+from train.__main__ import main
 from train.channel import Channels
 from train.channel_judge import CONDITIONS, ChannelJudge, across
-from train.channel_recipe import ChannelBatches, ChannelRecipe, ChannelSource, channel_loss, fit_channel
+from train.channel_recipe import ChannelBatches, ChannelRecipe, channel_loss, fit_run
 from train.evaluation.protocols import make_trials
 from train.losses import contrast_loss
-from train.model import load_checkpoint
-from train.rooms import simulate_rooms
+from train.model import load_checkpoint, save_checkpoint
+from train.pairs import Source
+from train.recipes import interpolate
+from train.rooms import read_rooms, simulate_rooms
 from train.schedule import Schedule
 
 RECIPE = ChannelRecipe(kinds={"landline": 0.5, "noise": 0.5}, speakers=4)
@@ -32,9 +36,7 @@ def rooms():
 
 
 def batches_of(clips, recipe=RECIPE, **source):
-    return ChannelBatches(
-        [ChannelSource(clips, random_embeddings(clips), 1.0, **source)], TINY_SPEC, recipe, Channels()
-    )
+    return ChannelBatches([Source(clips, random_embeddings(clips), 1.0, **source)], TINY_SPEC, recipe, Channels())
 
 
 def test_a_batch_has_three_views_of_each_speaker_one_of_them_clean(clips):
@@ -67,7 +69,7 @@ def test_speakers_that_are_held_out_are_never_seen(clips):
 def test_clips_without_a_speaker_have_targets_and_no_part_in_the_contrast(tmp_path):
     nameless = prepared(tmp_path / "toy", speakers=6)
     nameless.clips = [dataclasses.replace(clip, speaker="") for clip in nameless.clips]
-    source = ChannelSource(nameless, np.eye(len(nameless.clips), 16, dtype=np.float32) + 0.1, 1.0)
+    source = Source(nameless, np.eye(len(nameless.clips), 16, dtype=np.float32) + 0.1, 1.0)
     batch = ChannelBatches([source], TINY_SPEC, RECIPE, Channels())[0]
     assert (batch["labels"] == -1).all()
     parts = channel_loss(torch.randn(12, 16), batch, RECIPE)
@@ -76,7 +78,7 @@ def test_clips_without_a_speaker_have_targets_and_no_part_in_the_contrast(tmp_pa
 
 def test_embeddings_of_another_set_are_refused(clips):
     with pytest.raises(ValueError, match="teach again"):
-        ChannelBatches([ChannelSource(clips, np.ones((3, 16), np.float32), 1.0)], TINY_SPEC, RECIPE, Channels())
+        ChannelBatches([Source(clips, np.ones((3, 16), np.float32), 1.0)], TINY_SPEC, RECIPE, Channels())
 
 
 def test_the_contrast_is_low_where_each_view_is_nearest_to_its_own_speakers_other_view():
@@ -91,7 +93,7 @@ def test_a_run_lowers_its_loss_and_is_judged(clips, rooms, tmp_path):
     judge = ChannelJudge(TINY_SPEC, {"toy": (clips, "same")}, rooms, most=24, longest_s=0.8)
     schedule = Schedule(steps=40, rate=1e-3, frozen_stages=0, warmup_steps=2, judge_every=40)
     batches = batches_of(clips)
-    fit_channel(tiny_encoder(), TINY_SPEC, batches, schedule, tmp_path / "run", num_workers=0, judge=judge)
+    fit_run(tiny_encoder(), TINY_SPEC, batches, schedule, tmp_path / "run", num_workers=0, judge=judge)
     learnt, _, known = load_checkpoint(tmp_path / "run" / "best.pt")
 
     def loss(encoder):
@@ -105,10 +107,10 @@ def test_a_run_lowers_its_loss_and_is_judged(clips, rooms, tmp_path):
 
 def test_frozen_stages_and_too_few_batches_are_refused(clips, tmp_path):
     with pytest.raises(ValueError, match="all layers"):
-        fit_channel(tiny_encoder(), TINY_SPEC, batches_of(clips), Schedule(steps=2), tmp_path)
-    few = ChannelBatches([ChannelSource(clips, random_embeddings(clips), 1.0)], TINY_SPEC, RECIPE, Channels(), steps=1)
+        fit_run(tiny_encoder(), TINY_SPEC, batches_of(clips), Schedule(steps=2), tmp_path)
+    few = ChannelBatches([Source(clips, random_embeddings(clips), 1.0)], TINY_SPEC, RECIPE, Channels(), steps=1)
     with pytest.raises(ValueError, match="2 batches"):
-        fit_channel(tiny_encoder(), TINY_SPEC, few, Schedule(steps=2, frozen_stages=0), tmp_path)
+        fit_run(tiny_encoder(), TINY_SPEC, few, Schedule(steps=2, frozen_stages=0), tmp_path)
 
 
 def test_a_judge_measures_every_condition_on_both_sides(clips, rooms):
@@ -126,3 +128,25 @@ def test_both_sides_equal_is_the_ordinary_eer_and_profiles_come_of_the_first_sid
         trials = make_trials(clips.clips, protocol)
         assert across(trials, embeddings, embeddings) < 0.05
         assert across(trials, embeddings, noise) > 0.2 and across(trials, noise, embeddings) > 0.2
+
+
+@pytest.mark.slow
+def test_fit_channel_interpolates_between_the_start_and_the_run_and_says_what_it_was_made_of(tmp_path, monkeypatch):
+    root, out = tmp_path / "prepared", tmp_path / "run"
+    prepared(root / "malayalam", "malayalam", speakers=11)
+    prepared(root / "librispeech", "librispeech", speakers=5)
+    save_checkpoint(tmp_path / "base.pt", tiny_encoder(), TINY_SPEC)
+    monkeypatch.setattr(channel_recipe, "SHARES", {"malayalam": 0.5, "librispeech": 0.5})
+    command = ["fit", "channel", "--start", str(tmp_path / "base.pt"), "--prepared", str(root), "--rooms", "2"]
+    assert main([*command, "--steps", "2", "--alpha", "0.25", "--judge", "malayalam", "-o", str(out)]) == 0
+
+    mixed, _, known = load_checkpoint(out / "best.pt")
+    run = load_checkpoint(out / "run" / "best.pt")[0]
+    wanted = interpolate(tiny_encoder(), [run], 0.25).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in mixed.state_dict().items())
+    assert {each["name"] for each in known["provenance"]["corpora"]} == {"malayalam", "librispeech"}
+    assert known["provenance"]["teachers"][0]["name"].startswith("base") and known["alpha"] == 0.25
+    assert "2,malayalam.clean-tel," in (out / "run" / "log.csv").read_text() and len(read_rooms(out / "rooms.npz")) == 2
+
+    assert main([*command, "--alpha", "1.5", "-o", str(out)]) == 1
+    assert main([*command, "--steps", "0", "-o", str(out)]) == 1

@@ -19,9 +19,7 @@ from train.calibration.trials import Evidence, draw_trials
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2, 0.1, 0.06])
-def test_unseen_impostors_keep_the_rate_with_room_for_harder_corpora(
-    fitted: Calibration, rate: float
-) -> None:
+def test_unseen_impostors_keep_the_rate_with_room_for_harder_corpora(fitted: Calibration, rate: float) -> None:
     llrs = np.concatenate([fitted.llr(each.take(~each.target).terms) for each in draw_trials(speech(2, 20))])
     accepted = float(np.mean(llrs >= fitted.threshold(rate).llr))
     assert 0.5 * rate <= SAFETY * accepted <= 1.5 * rate
