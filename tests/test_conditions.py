@@ -201,6 +201,6 @@ def test_an_accept_beyond_the_calibration_teaches_the_profile_nothing(calibrated
     store = ProfileStore(tmp_path / "profiles.db", key=PLAINTEXT)
     store.put(enrolled(calibrated, "ana", ANA_HZ))
     adapter = Adapter(calibrated, store, "ana", 0.5, margin=0.0)
-    decision, embedding = adapter.verifier.examine(synthesise(3.0, 5, ANA_HZ), RATE)
-    assert decision.accepted and embedding is not None
-    assert not adapter.consider(dataclasses.replace(decision, extrapolated=True), embedding)
+    examined = adapter.verifier.examine(synthesise(3.0, 5, ANA_HZ), RATE)
+    assert examined.decision.accepted and examined.embedding is not None
+    assert not adapter.consider(dataclasses.replace(examined.decision, extrapolated=True), examined.embedding)
