@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import emoinv_edge
 from emoinv_edge.audio import read_audio
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.features import log_mel
 from emoinv_edge.files import write_atomically
@@ -42,7 +43,7 @@ from .graph import encoder_graph
 from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
 from .speech import Portion, take_portion
 
-__all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "quantise", "recalibrate", "write_model"]
+__all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "made_now", "quantise", "recalibrate", "write_model"]
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 1.2
@@ -160,12 +161,12 @@ class Calibrating:
     noise: Sequence[Path] = ()
     axis_corpora: Sequence[str] = ()
 
-    def fit(self, encoder: Encoder) -> str:
-        """The calibration of `encoder` as JSON."""
+    def calibration(self, encoder: Encoder) -> Calibration:
+        """The calibration of `encoder`."""
         names = None if self.terms is None else term_names(self.terms)
         noises = noises_of(self.noise, encoder.spec.sample_rate)
         sets = [PreparedSet(path) for path in self.sets]
-        return fit_calibration(encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora).to_json()
+        return fit_calibration(encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora)
 
     def provenance(self) -> dict[str, Any]:
         """What the file's provenance keeps of it."""
@@ -242,7 +243,7 @@ def export_model(
         encoder = Encoder(draft)
         if calibrating is not None:
             report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-            values["emoinv.calibration"] = calibrating.fit(encoder)
+            values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
             provenance |= calibrating.provenance()
         values["emoinv.golden"] = make_golden(encoder, golden_inputs(spec, options.flavour), processor()[0])
         check(gates.file_size(spec.name, draft.stat().st_size + len(json.dumps(values))))
@@ -272,7 +273,7 @@ def _provenance(
         "flavour": options.flavour,
         "fitted_on": sorted(set(fit.corpus)),
         "machine": processor()[0],
-        **_made_now(),
+        **made_now(),
     }
 
 
@@ -333,10 +334,10 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     if not golden.passed:
         raise GateFailed(golden)
     report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-    values["emoinv.calibration"] = calibrating.fit(encoder)
+    values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
-    provenance |= {"fingerprint": encoder.fingerprint, **_made_now(), **calibrating.provenance()}
+    provenance |= {"fingerprint": encoder.fingerprint, **made_now(), **calibrating.provenance()}
     values["emoinv.provenance"] = provenance
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
@@ -349,7 +350,8 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     report(_written(out, final))
 
 
-def _made_now() -> dict[str, str]:
+def made_now() -> dict[str, str]:
+    """Version and time, for a file's provenance."""
     return {
         "version": emoinv_edge.__version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
