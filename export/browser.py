@@ -53,7 +53,7 @@ def kept_scores(encoder: Encoder) -> Calibration:
         if values.pop("fingerprint") == encoder.fingerprint:
             return calibration_of_values(values)
     raise ValueError(
-        f"{encoder.path}: no calibration without pitch is kept for the fingerprint {encoder.fingerprint[:12]}; fit one: "
+        f"{encoder.path}: no calibration without pitch is kept for the model {encoder.fingerprint[:12]}; fit one: "
         "python -m export browser MODEL -o DIR --calibrate SET... --emotion-axis CORPUS..."
     )
 

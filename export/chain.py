@@ -43,7 +43,16 @@ from .graph import encoder_graph
 from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
 from .speech import Portion, take_portion
 
-__all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "made_now", "quantise", "recalibrate", "write_model"]
+__all__ = [
+    "Calibrating",
+    "Options",
+    "export_model",
+    "golden_inputs",
+    "made_now",
+    "quantise",
+    "recalibrate",
+    "write_model",
+]
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 1.2

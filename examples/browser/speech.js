@@ -220,3 +220,53 @@ export function speechOnly(fvad, waveform, sampleRate = 16000) {
     detector.free();
   }
 }
+
+const PAUSE_MS = 800; // a pause as long ends an utterance
+const LONGEST_MS = 20000;
+const MARGIN_S = 0.4; // of what came before and after is kept: the noise is judged from there
+const SHORTEST_S = 0.4; // anything shorter is a click or a cough
+
+/** Cuts a microphone's chunks into whole utterances, each with a little of what surrounds it. */
+export class UtteranceCutter {
+  constructor(fvad, sampleRate = 16000) {
+    this.detector = new WebRtcDetector(fvad, sampleRate);
+    this.segmenter = new SpeechSegmenter(this.detector, { hangOverMs: PAUSE_MS, longestMs: LONGEST_MS });
+    this.rate = sampleRate;
+    this.recent = [];
+    this.first = 0; // position of the first sample in `recent`
+  }
+
+  get inSpeech() {
+    return this.segmenter.inSpeech;
+  }
+
+  /** The utterances that these samples completed. */
+  process(chunk) {
+    this.recent.push(chunk);
+    const out = this.segmenter.process(chunk).flatMap((segment) => this.cut(segment));
+    const keep = ((LONGEST_MS + 2 * PAUSE_MS) / 1000 + 2 * MARGIN_S) * this.rate;
+    while (this.recent.length && this.segmenter.position - this.first - this.recent[0].length > keep) {
+      this.first += this.recent.shift().length;
+    }
+    return out;
+  }
+
+  /** The last `seconds` of what was heard: for a provisional score. */
+  latest(seconds) {
+    const heard = joined(this.recent);
+    return heard.slice(Math.max(0, heard.length - Math.round(seconds * this.rate)));
+  }
+
+  /** End: the utterance under way, if any. */
+  flush() {
+    const out = this.segmenter.flush().flatMap((segment) => this.cut(segment));
+    this.detector.free();
+    return out;
+  }
+
+  cut({ start, end }) {
+    if (end - start < SHORTEST_S * this.rate) return [];
+    const margin = Math.round(MARGIN_S * this.rate);
+    return [joined(this.recent).slice(Math.max(0, start - margin - this.first), end + margin - this.first)];
+  }
+}
