@@ -17,6 +17,7 @@ let profiles = []; // as scoring takes them
 let session = null; // what the microphone is on for
 let work = Promise.resolve(); // utterances are judged one after the other
 
+/** Say what went wrong, in the section where it was asked for. */
 function problem(error) {
   say("problem", error ? error.message : "");
 }
@@ -205,11 +206,11 @@ async function list() {
     try {
       profiles.push(readProfile(values, model.calibration));
       name.textContent = values.name;
-      item.append(button(`Export ${values.name}`, () => download(values)));
+      item.append(button("Export", values.name, () => download(values)));
     } catch (error) {
       name.textContent = `${values.name}: cannot be used (${error.message})`;
     }
-    item.append(button(`Remove ${values.name}`, () => store.remove(values.name).then(list).catch(problem)));
+    item.append(button("Remove", values.name, () => store.remove(values.name).then(list).catch(problem)));
     element("profiles").append(item);
   }
   element("nobody").hidden = all.length > 0;
@@ -218,10 +219,11 @@ async function list() {
   controls();
 }
 
-function button(text, action) {
+function button(text, name, action) {
   const made = document.createElement("button");
   made.className = "plain";
   made.textContent = text;
+  made.setAttribute("aria-label", `${text} ${name}`);
   made.addEventListener("click", action);
   return made;
 }
@@ -269,6 +271,9 @@ async function main() {
     element("verify-start").addEventListener("click", verify);
     element("import").addEventListener("change", importProfile);
     element("far").addEventListener("change", preview);
+    for (const event of ["click", "submit", "change"]) {
+      document.addEventListener(event, ({ target }) => target.closest("section")?.append(element("problem")), true);
+    }
     say("ready", `Ready. 3 s of speech take ${ms.toFixed(0)} ms here. This page has cut itself off from the network.`);
   } catch (error) {
     say("ready", "The page cannot work.");
