@@ -35,7 +35,7 @@ __all__ = ["FIXED_PHRASE", "FREE_SPEECH", "HeardBefore", "Match", "heard"]
 
 # Scores at and above which an utterance counts as heard before. People who repeat one phrase in one tone come
 # nearer to themselves than people who speak freely.
-FIXED_PHRASE = 1.30
+FIXED_PHRASE = 1.45
 FREE_SPEECH = 1.20
 
 RATE = 16000
@@ -49,6 +49,7 @@ ENVELOPE_BANDS = 25
 ENVELOPE_SLOW = 41  # frames: what is slower is the room's and the loudness's
 MARGIN = 24  # bins beyond the narrow-band picture, for smoothing and for other speeds
 LEAST_OVERLAP = 0.6  # of the shorter utterance
+LEAST_ENERGY = 1e-4  # in the overlap, of the product of both energies
 LEAST_S = 0.8
 LONGEST_S = 20.0
 SPEEDS = tuple(1.0 + 0.0075 * step for step in (0, 1, -1, 2, -2, 3, -3, 4, -4))  # a correlation bears half a step
@@ -322,7 +323,9 @@ def _correlation(test: _Spectra, stored: _Spectra) -> NDArray[np.float64]:
         test.energy[last - offsets] - test.energy[first - offsets]
     )
     products = np.fft.irfft(_products(test.spectra, stored.spectra), test.length)[offsets]
-    return np.asarray(products / np.sqrt(np.maximum(energies, 1e-12)))
+    # Where next to nothing of either overlaps, as at silence, rounding alone would make a correlation.
+    least = LEAST_ENERGY * stored.energy[-1] * test.energy[-1]
+    return np.asarray(products / np.sqrt(np.maximum(energies, max(least, 1e-12))))
 
 
 @functools.lru_cache(maxsize=1)

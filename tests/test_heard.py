@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emoinv_edge.errors import AudioError
-from emoinv_edge.heard import FIXED_PHRASE, FREE_SPEECH, HeardBefore, Match
+from emoinv_edge.heard import FREE_SPEECH, HeardBefore, Match
 
 RATE = 16000
 NOON = datetime.datetime(2026, 11, 1, 12, tzinfo=datetime.timezone.utc)
@@ -41,7 +41,7 @@ def test_a_played_back_recording_is_heard_before(speechlike: Speech) -> None:
     match = heard(first, second).check(played_back(second), RATE)
     assert match is not None
     assert match.when == NOON + datetime.timedelta(minutes=1)
-    assert FIXED_PHRASE < match.score <= 2.0
+    assert FREE_SPEECH < match.score <= 2.0
     assert match.offset_s == 0.0
 
 
@@ -92,6 +92,19 @@ def test_every_form_of_audio_that_the_library_takes_is_the_same_utterance(speech
         match = store.check(waveform, rate)
         assert match is not None
         assert match.score > 1.9
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40000), st.integers(0, 40000))
+@settings(max_examples=25)
+def test_silence_around_an_utterance_never_makes_a_score_beyond_two(seed: int, before: int, after: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = (np.asarray(0.1 * rng.standard_normal(RATE), np.float32) for _ in range(2))
+    store = heard(np.concatenate((np.zeros(before, np.float32), first)), threshold=1e-6)
+    match = store.check(np.concatenate((second, np.zeros(after, np.float32))), RATE)
+    assert match is None or match.score < FREE_SPEECH
+    same = store.check(np.concatenate((first, np.zeros(after, np.float32))), RATE)
+    assert same is not None
+    assert same.score <= 2.001
 
 
 def test_the_best_match_is_told_of_several(speechlike: Speech) -> None:
