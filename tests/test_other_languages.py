@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from emoinv_edge.audio import read_audio
-from emoinv_edge.calibration import Term
+from emoinv_edge.calibration import Calibration, Term
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.enrolment import Enroller
+from emoinv_edge.enrolment import Enroller, utterances
 from emoinv_edge.golden import run_golden
 from emoinv_edge.verifier import Verifier
 from export.__main__ import main
 from export.browser import export_browser, kept_scores
-from export.portable import PORTABLE_TERMS, scores_of
+from export.chain import Calibrating
+from export.portable import PORTABLE_TERMS, scores_of, write_wav
 from tests.builders import calibrated_encoder, calibration
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -310,3 +312,69 @@ def test_only_pinned_packages_are_asked_for() -> None:
         assert all(version.replace(".", "").isdigit() for version in versions)
         lock = json.loads((EXAMPLES / name / "package-lock.json").read_text())
         assert all(entry.get("integrity") for path, entry in lock["packages"].items() if path)
+
+
+def test_scores_that_are_fitted_anew_are_written_beside(tmp_path: Path) -> None:
+    class Fitted(Calibrating):
+        def calibration(self, encoder: Encoder) -> Calibration:
+            return kept_scores(encoder)
+
+    export_browser(Encoder.open("small"), tmp_path, Fitted([]), report=lambda line: None)
+    kept = EXAMPLES.parent / "export" / "portable_scores" / "small.json"
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(kept.read_text())
+
+
+def test_enrolment_in_the_page_refuses_what_python_refuses(folder: Path, modules: Path, tmp_path: Path) -> None:
+    owner, other = (read_audio(folder / "vectors" / f"{name}.wav")[0] for name in ("owner", "other"))
+    first = read_audio(folder / "vectors" / "enrol-1.wav")[0]
+    given = {"first": first, "again": first, "other": other, "owner": owner, "mixed": np.concatenate([owner, other])}
+    enroller = Enroller(Encoder(folder / "model.onnx"))
+    expected = []
+    for name, waveform in given.items():
+        steps = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+        write_wav(tmp_path / f"{name}.wav", steps, 16000)
+        expected.append(enroller.add(steps, 16000).accepted)
+    assert expected[:4] == [True, False, False, True]
+    script = tmp_path / "enrol.mjs"
+    script.write_text(
+        f"""import {{ openFolder, readWav }} from {json.dumps((EXAMPLES / "node" / "emoinv.mjs").as_uri())};
+import {{ Enroller }} from {json.dumps((PAGE / "enrol.js").as_uri())};
+const enroller = new Enroller(await openFolder({json.dumps(str(folder))}));
+const out = [];
+for (const name of {json.dumps(list(given))}) {{
+  const waveform = readWav({json.dumps(str(tmp_path))} + "/" + name + ".wav", 16000);
+  out.push((await enroller.add(waveform)).accepted);
+}}
+console.log(JSON.stringify(out));""",
+        encoding="utf-8",
+    )
+    done = node(script, modules=modules)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
+
+
+@pytest.mark.parametrize("chunk", [160, 683, 16001])
+def test_the_page_cuts_the_utterances_that_python_cuts(chunk: int, folder: Path, modules: Path, tmp_path: Path) -> None:
+    waveform = read_audio(folder / "vectors" / "owner-pauses.wav")[0]
+    waveform = np.concatenate([waveform, np.zeros(20000, np.float32)])
+    steps = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    write_wav(tmp_path / "stream.wav", steps, 16000)
+    samples = steps.astype(np.float32) / 32768
+    chunks = [samples[at : at + chunk] for at in range(0, len(samples), chunk)]
+    cut = [found for found in utterances(chunks, 16000, lambda level, speech: None) if isinstance(found, np.ndarray)]
+    assert len(cut) >= 2
+    script = tmp_path / "cut.mjs"
+    script.write_text(
+        f"""import {{ openFolder, readWav }} from {json.dumps((EXAMPLES / "node" / "emoinv.mjs").as_uri())};
+import {{ UtteranceCutter }} from {json.dumps((PAGE / "speech.js").as_uri())};
+const {{ fvad }} = await openFolder({json.dumps(str(folder))});
+const waveform = readWav({json.dumps(str(tmp_path / "stream.wav"))}, 16000);
+const cutter = new UtteranceCutter(fvad);
+const out = [];
+for (let at = 0; at < waveform.length; at += {chunk}) out.push(...cutter.process(waveform.subarray(at, at + {chunk})));
+console.log(JSON.stringify(out.map((x) => [x.length, x[0], x[x.length - 1]])));""",
+        encoding="utf-8",
+    )
+    done = node(script, modules=modules)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[len(x), float(x[0]), float(x[-1])] for x in cut]

@@ -8,7 +8,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EmoinvError, EnrolmentError, StoreError
+from ..errors import EmoinvError, EnrolmentError, ProfileExpiredError, StoreError
 from .options import add_command, add_far, add_model, add_store, note_verified, open_encoder, open_store, parse_name
 from .terminal import EXIT_ACCEPT
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..decision import Decision
     from ..encoder import Encoder
+    from ..profiles import Profile
     from ..store import ProfileStore
 
 __all__ = ["add_parser", "run"]
@@ -74,11 +75,9 @@ class StoredSpeakers:
         from ..device_calibration import refined_calibration
         from ..verifier import Verifier
 
-        names = self._args.require or self._store.names()
-        profiles = [self._store.get(name, model_fingerprint=self._encoder.fingerprint, audio=False) for name in names]
         verifier = Verifier(
             self._encoder,
-            profiles,
+            self._profiles(),
             self._args.far,
             extrapolate=self._args.extrapolate,
             calibration=refined_calibration(self._encoder, self._store.path),
@@ -87,6 +86,18 @@ class StoredSpeakers:
         if decision.speaker:
             note_verified(self._store, decision.speaker, decision.verdict)
         return decision
+
+    def _profiles(self) -> list[Profile]:
+        """The profiles of the moment, without those that have expired unless there is no other."""
+        found, expired = [], None
+        for name in self._args.require or self._store.names():
+            try:
+                found.append(self._store.get(name, model_fingerprint=self._encoder.fingerprint, audio=False))
+            except ProfileExpiredError as error:
+                expired = error
+        if not found and expired is not None:
+            raise expired
+        return found
 
 
 class StoredEnrolment:

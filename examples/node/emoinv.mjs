@@ -32,10 +32,13 @@ export function readWav(file, sampleRate) {
   for (let at = 12; at + 8 <= content.length; ) {
     const [name, size] = [content.toString("latin1", at, at + 4), content.readUInt32LE(at + 4)];
     at += 8;
-    if (name === "fmt ") format = [0, 2, 4, 14].map((k) => (k === 4 ? content.readUInt32LE(at + k) : content.readUInt16LE(at + k)));
+    if (name === "fmt ") {
+      format = [content.readUInt16LE(at), content.readUInt16LE(at + 2), content.readUInt32LE(at + 4), content.readUInt16LE(at + 14)];
+    }
     if (name === "data") {
       if (String(format) !== String([1, 1, sampleRate, 16])) {
-        throw new Error(`${file}: expected 16-bit PCM, 1 channel, ${sampleRate} Hz, got format, channels, Hz, bits ${format}; convert it first`);
+        const got = `format, channels, Hz, bits ${format}`;
+        throw new Error(`${file}: expected 16-bit PCM, 1 channel, ${sampleRate} Hz, got ${got}; convert it first`);
       }
       const count = Math.floor(Math.min(size, content.length - at) / 2);
       return Float32Array.from({ length: count }, (_, i) => content.readInt16LE(at + 2 * i) / 32768);

@@ -14,7 +14,7 @@ const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-ru
 if (!given.deny) flags.push("--use-fake-ui-for-media-stream");
 if (given.wav) flags.push(`--use-file-for-fake-audio-capture=${given.wav}`);
 const context = await chromium.launchPersistentContext(given.userData, {
-  executablePath, args: flags, headless: true, acceptDownloads: true, viewport: { width: given.width ?? 1000, height: 900 },
+  executablePath, args: flags, headless: true, acceptDownloads: true, viewport: { width: given.width ?? 1000, height: 900 }, colorScheme: given.colours ?? "light",
 });
 const page = await context.newPage();
 page.on("requestfinished", (request) => seen.requests.push(request.url()));
