@@ -325,8 +325,8 @@ def test_scores_that_are_fitted_anew_are_written_beside(tmp_path: Path) -> None:
 
 
 def test_enrolment_in_the_page_refuses_what_python_refuses(folder: Path, modules: Path, tmp_path: Path) -> None:
-    owner, other = (read_audio(folder / "vectors" / f"{name}.wav")[0] for name in ("owner", "other"))
-    first = read_audio(folder / "vectors" / "enrol-1.wav")[0]
+    owner, first = (read_audio(folder / "vectors" / f"{name}.wav")[0] for name in ("owner", "enrol-1"))
+    other = read_audio(EXAMPLES.parent / "emoinv_edge" / "demo" / "clips" / "slt" / "neutral-1.ogg")[0]
     given = {"first": first, "again": first, "other": other, "owner": owner, "mixed": np.concatenate([owner, other])}
     enroller = Enroller(Encoder(folder / "model.onnx"))
     expected = []
