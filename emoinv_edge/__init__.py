@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING
 from .errors import (
     AudioError,
     CalibrationError,
+    ChannelError,
     EmoinvError,
     EnrolmentError,
     MicrophoneError,
     ModelFormatError,
     ModelMismatchError,
+    OutOfMemoryError,
     ProfileExpiredError,
     SchemaError,
     SealError,
@@ -38,8 +40,11 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .adaptation import Adapter
+    from .attempts import Session
     from .audio import read_audio
     from .calibration import Calibration
+    from .comparison import compare
+    from .coverage import Coverage
     from .decision import Decision, Verdict
     from .encoder import Embedding, Encoder
     from .enrolment import Enroller, EnrolmentFeedback
@@ -62,6 +67,8 @@ __all__ = [
     "AudioError",
     "Calibration",
     "CalibrationError",
+    "ChannelError",
+    "Coverage",
     "Decision",
     "Embedding",
     "EmoinvError",
@@ -81,12 +88,14 @@ __all__ = [
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "Passphrase",
     "Profile",
     "ProfileExpiredError",
     "ProfileStore",
     "SchemaError",
     "SealError",
+    "Session",
     "SpeechQuality",
     "SpeechSegment",
     "SpeechSegmenter",
@@ -96,6 +105,7 @@ __all__ = [
     "VerificationStream",
     "Verifier",
     "__version__",
+    "compare",
     "log_mel",
     "read_audio",
 ]
@@ -103,8 +113,11 @@ __all__ = [
 # Public names by the module that defines them; loaded on first use (PEP 562).
 _MODULES = {
     "adaptation": "Adapter",
+    "attempts": "Session",
     "audio": "read_audio",
     "calibration": "Calibration",
+    "comparison": "compare",
+    "coverage": "Coverage",
     "decision": "Decision Verdict",
     "encoder": "Embedding Encoder",
     "enrolment": "Enroller EnrolmentFeedback",

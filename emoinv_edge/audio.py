@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from .channels import ChannelComparison
 from .decoding import Source, decode, shown
-from .errors import AudioError
+from .errors import AudioError, ChannelError
 
 __all__ = [
     "MAX_DURATION_S",
     "MAX_SAMPLE_RATE",
     "MIN_SAMPLE_RATE",
     "ResampleStream",
+    "gather",
     "level_dbfs",
     "mono_chunk",
     "read_audio",
@@ -156,7 +157,7 @@ def to_mono(waveform: NDArray[Any], sample_rate: int, target_rate: int = 16000) 
     Returns
     -------
     ndarray, shape (samples,), float32 in [-1, 1]
-        A new array when anything had to be converted, else `waveform` itself.
+        `waveform` itself where nothing had to be converted.
 
     Raises
     ------
@@ -183,7 +184,7 @@ def to_mono(waveform: NDArray[Any], sample_rate: int, target_rate: int = 16000) 
     else:  # block by block, which takes no memory but the result's
         step = max(1, BLOCK_SAMPLES // (waveform.shape[1] if waveform.ndim == 2 else 1))
         blocks = (waveform[first : first + step] for first in range(0, len(waveform), step))
-        mono = _gather(_resample(((sample_rate, mixer.mix(block, sample_rate)) for block in blocks), target_rate))
+        mono = gather(_resample(((sample_rate, mixer.mix(block, sample_rate)) for block in blocks), target_rate))
     mixer.check("waveform[:, {index}]")
     if not mixer.sounded:
         raise AudioError(
@@ -223,7 +224,7 @@ class _Mixer:
         first, second = opposed or (1, 2)
         what = f"channels {first} and {second} are inverted against each other and" if opposed else "the channels"
         cure = f"take one of them alone: {take.format(index=first - 1, number=first)}"
-        raise AudioError(f"{what} cancel each other when mixed down; {cure}")
+        raise ChannelError(f"{what} cancel each other when mixed down; {cure}")
 
 
 def level_dbfs(waveform: NDArray[np.float32]) -> float:
@@ -321,8 +322,8 @@ def _resample(blocks: Iterable[tuple[int, NDArray[np.float32]]], target_rate: in
     yield resampler.flush()
 
 
-def _gather(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Put blocks one behind the other without holding them all twice, as numpy.concatenate would."""
+def gather(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Put the blocks of `read_blocks` one behind the other without holding them all twice."""
     samples, length = np.empty(1 << 16, np.float32), 0
     for block in blocks:
         end = length + len(block)
@@ -378,7 +379,7 @@ def read_audio(
     """
     notes: list[str] = []
     blocks = read_blocks(source, target_rate, channel=channel, max_duration_s=max_duration_s, notes=notes)
-    return _gather(blocks), tuple(notes)
+    return gather(blocks), tuple(notes)
 
 
 def read_blocks(
@@ -493,7 +494,7 @@ def _naming(source: Source) -> Iterator[None]:
     try:
         yield
     except AudioError as error:
-        raise AudioError(f"{shown(source)}: {error}") from error
+        raise type(error)(f"{shown(source)}: {error}") from error
     except MemoryError as error:
         cure = "cut the recording, e.g. `ffmpeg -i INPUT -t 600 OUTPUT.wav`"
         raise AudioError(f"{shown(source)}: out of memory; {cure}") from error

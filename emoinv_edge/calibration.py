@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CalibrationError, ModelFormatError
-from .fields import is_finite, read_fields, read_json, read_list, read_text
+from .fields import is_finite, read_fields, read_json, read_list, read_number, read_text
 
 __all__ = [
     "CALIBRATION_FORMAT",
@@ -32,12 +32,14 @@ __all__ = [
     "Calibration",
     "EmotionAxis",
     "FarTable",
+    "SessionRise",
     "Term",
     "Threshold",
     "bayes_threshold",
 ]
 
 CALIBRATION_FORMAT = 3
+OPTIONAL = {"session_rises", "coverage"}  # keys of the JSON that an older file of this format lacks
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
 # difference, test minus profile: the owner's voice rises with emotion more easily than it falls.
@@ -52,6 +54,8 @@ TERMS = (
     "test_seconds",
     "enrol_seconds",
 )
+MAX_ATTEMPTS = 3  # of one session
+COVERAGE_FAR = 0.01
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
 
 
@@ -110,6 +114,25 @@ class Threshold:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SessionRise:
+    """How far a session's threshold lies above that of one attempt, by the rate asked for over the whole session.
+
+    Parameters
+    ----------
+    attempts : int
+        Utterances of the session at most, 2 or 3.
+    rates : tuple of float
+        Falling, as in a `FarTable`.
+    rises : tuple of float
+        Nats, at least 0: what a session accepts, one of its utterances or some together reach the threshold alone.
+    """
+
+    attempts: int
+    rates: tuple[float, ...]
+    rises: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class EmotionAxis:
     """What emotions do to an embedding, whoever speaks.
 
@@ -162,6 +185,11 @@ class Calibration:
         What speech it was fitted on.
     emotion_axis : EmotionAxis or None
         What emotions do to the model's embeddings, where it is known.
+    session_rises : tuple of SessionRise
+        By rising number of attempts; empty where no sessions were measured.
+    coverage : tuple of (float, float)
+        Share that a profile covers (`emoinv_edge.coverage`), from which on, rising from 0, and the FRR of such profiles
+        at `COVERAGE_FAR` in emotions that they have not heard, falling; empty where it was not measured.
     """
 
     bias: float
@@ -170,6 +198,8 @@ class Calibration:
     num_impostor_speakers: int
     source: str
     emotion_axis: EmotionAxis | None = None
+    session_rises: tuple[SessionRise, ...] = ()
+    coverage: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         _require(is_finite(self.bias), f"bias should be a finite number, got {self.bias!r}")
@@ -207,6 +237,8 @@ class Calibration:
         )
         for table in self.far_tables:
             _check_table(table)
+        _check_rises(self.session_rises)
+        _check_coverage(self.coverage)
 
     @property
     def supported_far(self) -> float:
@@ -272,6 +304,47 @@ class Calibration:
         rate = target_far * min(1.0, table.num_profiles / num_profiles)
         return Threshold(_extrapolate(table, rate, self.supported_far), target_far, extrapolated=True)
 
+    def session_threshold(self, one: Threshold, attempts: int, extrapolate: bool = False) -> Threshold:
+        """The threshold of a session (`emoinv_edge.attempts`) at the rate of the threshold of one attempt.
+
+        Parameters
+        ----------
+        one : Threshold
+            With a false-accept rate, which holds over the whole session.
+        attempts : int
+            2 or 3.
+        extrapolate : bool
+            Give a threshold, marked as extrapolated, where no sessions were measured: that of the union bound.
+
+        Raises
+        ------
+        ValueError
+            If there is no such number of attempts, or `one` comes from a prior.
+        CalibrationError
+            If no sessions were measured and `extrapolate` is False.
+        """
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or not 2 <= attempts <= MAX_ATTEMPTS:
+            raise ValueError(f"expected 2 to {MAX_ATTEMPTS} attempts, got {attempts!r}")
+        if one.target_far is None:
+            raise ValueError("a session keeps a false-accept rate; make the verifier with target_far, without a prior")
+        for found in self.session_rises:
+            if found.attempts == attempts:
+                logs = np.log(np.asarray(found.rates))[::-1]
+                rise = float(np.interp(math.log(one.target_far), logs, np.asarray(found.rises)[::-1]))
+                return Threshold(one.llr + rise, one.target_far, one.extrapolated)
+        if not extrapolate:
+            raise CalibrationError(
+                f"this calibration was not measured on sessions of {attempts} attempts; calibrate the model again "
+                "(python -m export calibrate), or pass extrapolate=True (--extrapolate)"
+            )
+        # Every utterance and every choice of several is a chance, and no chance rises by more than a nat per nat.
+        return Threshold(one.llr + math.log(2**attempts - 1), one.target_far, extrapolated=True)
+
+    def expected_frr(self, share: float) -> float | None:
+        """The FRR, in emotions that were not enrolled, of profiles that cover this share; None if not measured."""
+        found = [frr for above, frr in self.coverage if above <= share]
+        return found[-1] if found else None
+
     def _refusal(self, target_far: float, num_profiles: int, enough_profiles: bool) -> str:
         if enough_profiles:
             return (
@@ -318,7 +391,8 @@ def _read(values: Any) -> Calibration:
             f"calibration: expected format {CALIBRATION_FORMAT}, got {values.get('format')!r}; "
             "calibrate the model again (python -m export calibrate), or install the emoinv-edge version that wrote it"
         )
-    fields = read_fields(values, [*(field.name for field in dataclasses.fields(Calibration)), "format"], "calibration")
+    keys = {field.name for field in dataclasses.fields(Calibration)} - OPTIONAL | {"format"}
+    fields = read_fields(values, keys, "calibration", OPTIONAL)
     terms = [
         Term(**read_fields(entry, ("name", "weight", "low", "high"), "term"))
         for entry in read_list(fields["terms"], "terms")
@@ -328,9 +402,23 @@ def _read(values: Any) -> Calibration:
         table = read_fields(entry, ("num_profiles", "rates", "thresholds"), "far table")
         rates, thresholds = (tuple(read_list(table[key], key)) for key in ("rates", "thresholds"))
         tables.append(FarTable(table["num_profiles"], rates, thresholds))
+    rises = []
+    for entry in read_list(fields["session_rises"] or [], "session_rises"):
+        rise = read_fields(entry, ("attempts", "rates", "rises"), "session rise")
+        rates, values_ = (tuple(read_list(rise[key], key)) for key in ("rates", "rises"))
+        rises.append(SessionRise(rise["attempts"], rates, values_))
     axis = None if fields["emotion_axis"] is None else EmotionAxis(_decoded(fields["emotion_axis"]))
     count, source = fields["num_impostor_speakers"], fields["source"]
-    return Calibration(fields["bias"], tuple(terms), tuple(tables), count, source, axis)
+    return Calibration(
+        fields["bias"],
+        tuple(terms),
+        tuple(tables),
+        count,
+        source,
+        axis,
+        tuple(rises),
+        _read_coverage(fields["coverage"]),
+    )
 
 
 def _decoded(text: Any) -> bytes:
@@ -363,6 +451,45 @@ def _check_table(table: FarTable) -> None:
     _require(
         all(low <= high for low, high in itertools.pairwise(thresholds)),
         "the thresholds of a far table should not fall while its rates do: lower rates need higher thresholds",
+    )
+
+
+def _check_rises(rises: tuple[SessionRise, ...]) -> None:
+    attempts = [each.attempts for each in rises]
+    _require(
+        all(isinstance(count, int) and 2 <= count <= MAX_ATTEMPTS for count in attempts)
+        and attempts == sorted(set(attempts)),
+        f"session_rises should rise in attempts, from 2 to {MAX_ATTEMPTS}, got {attempts}",
+    )
+    for each in rises:
+        _require(
+            len(each.rates) == len(each.rises) >= 1, "session_rises should have as many rises as rates, one or more"
+        )
+        _require(all(map(is_finite, (*each.rates, *each.rises))), "session_rises should hold finite numbers")
+        _require(
+            all(0.0 < rate < 1.0 for rate in each.rates)
+            and all(low < high for high, low in itertools.pairwise(each.rates)),
+            "the rates of session_rises should fall, between 1 and 0",
+        )
+        _require(min(each.rises) >= 0.0, "a session's threshold should not lie below that of one attempt")
+
+
+def _read_coverage(values: Any) -> tuple[tuple[float, float], ...]:
+    pairs = [read_list(pair, "coverage") for pair in read_list(values or [], "coverage")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("coverage should be pairs of numbers")
+    return tuple((read_number(share, "coverage"), read_number(frr, "coverage")) for share, frr in pairs)
+
+
+def _check_coverage(coverage: tuple[tuple[float, float], ...]) -> None:
+    _require(
+        all(is_finite(each) and 0.0 <= each <= 1.0 for pair in coverage for each in pair),
+        "coverage should hold shares and rates from 0 to 1",
+    )
+    _require(not coverage or coverage[0][0] == 0.0, "coverage should begin at a share of 0")
+    _require(
+        all(low[0] < high[0] and low[1] >= high[1] for low, high in itertools.pairwise(coverage)),
+        "coverage should rise in shares and not in rates",
     )
 
 

@@ -142,6 +142,7 @@ class Comparator:
         countermeasure: Countermeasure | None = None,
     ) -> None:
         self._encoder = encoder
+        self._extrapolate = extrapolate
         self._heard_before = heard_before
         self._countermeasure = countermeasure
         self._calibration = require_calibration(encoder, calibration)
@@ -168,6 +169,10 @@ class Comparator:
     def threshold(self) -> Threshold:
         """The threshold in use."""
         return self._threshold
+
+    def session_threshold(self, attempts: int) -> Threshold:
+        """The threshold of a session of so many attempts, at the same rate; see `Calibration.session_threshold`."""
+        return self._calibration.session_threshold(self._threshold, attempts, self._extrapolate)
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -252,6 +257,18 @@ class Comparator:
             speaker=self._bank.names[best],
             cosine=float(cosines[best]),
         )
+
+    def scores_of(self, embedding: ArrayLike | None, quality: SpeechQuality | None) -> dict[str, float]:
+        """The LLR of every profile, the best first; empty for what `decide` would not judge, or None."""
+        if embedding is None or quality is None or unusable(quality) is not None:
+            return {}
+        try:
+            llrs, _ = self._bank.score(self._calibration, np.asarray(embedding), quality)
+        except ValueError:
+            return {}
+        if not np.isfinite(llrs).all():
+            return {}
+        return {self._bank.names[place]: float(llrs[place]) for place in np.argsort(-llrs, kind="stable")}
 
     def no_decision(
         self,

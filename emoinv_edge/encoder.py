@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,14 +30,14 @@ from numpy.typing import NDArray
 
 from .audio import to_mono
 from .calibration import Calibration
-from .errors import AudioError, EmoinvError, ModelFormatError
+from .errors import AudioError, EmoinvError, ModelFormatError, ModelMismatchError
 from .features import log_mel, mean_normalise
 from .fields import read_json
 from .model_file import DIGEST_KEY, check_digest
 from .session import open_session, run_session
 from .spec import EncoderSpec
 
-__all__ = ["MIN_FRAMES", "MODEL_NAMES", "Embedding", "Encoder"]
+__all__ = ["LONGEST_S", "MIN_FRAMES", "MODEL_NAMES", "Embedding", "Encoder", "combine"]
 
 MODEL_NAMES = ("base", "small")
 
@@ -45,6 +46,9 @@ MODEL_NAMES = ("base", "small")
 MIN_FRAMES = 10
 # The memory of an inference on more than this is given back to the system after it; shorter ones come again soon.
 LONG_S = 8.0
+# One inference sees no more speech than this; of longer speech every window of at most WINDOW_S is embedded.
+LONGEST_S = 30.0
+WINDOW_S = 10.0
 
 # Every key that this version understands. A key of ours that is not here was written by another
 # version and might change what the embedding means, so it is refused; foreign keys are ignored.
@@ -85,6 +89,41 @@ class Embedding:
         return np.asarray(other) @ self.vector
 
 
+def combine(embeddings: Sequence[Embedding], seconds: Sequence[float]) -> Embedding:
+    """One embedding of long speech from those of its consecutive windows: their mean, at unit norm again.
+
+    Each window counts by its seconds and by its norm, which is low where there is noise rather than speech.
+
+    Parameters
+    ----------
+    embeddings : sequence of Embedding
+    seconds : sequence of float
+        How much speech is behind each.
+
+    Raises
+    ------
+    EmoinvError
+        If the windows have nothing in common, so that their mean means nothing.
+    """
+    shares = np.asarray(seconds, np.float64) / np.sum(seconds)
+    norms = np.array([embedding.norm for embedding in embeddings])
+    mean = (shares * norms / (shares @ norms)) @ np.stack([each.vector for each in embeddings]).astype(np.float64)
+    norm = float(np.linalg.norm(mean))
+    if not norm >= 1e-3:  # written so that NaN fails
+        raise EmoinvError(
+            f"expected windows of one voice, got embeddings whose mean has a norm of {norm:.2g}; "
+            "record one person alone"
+        )
+    return Embedding((mean / norm).astype(np.float32), float(np.exp(shares @ np.log(norms))))
+
+
+def _windows(length: int, longest: int) -> list[slice]:
+    """Cuts of `length` into as few windows of at most `longest` as there can be, all nearly as long."""
+    count = -(-length // longest)
+    edges = [length * number // count for number in range(count + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
+
+
 class Encoder:
     """A speaker encoder: speech in, one embedding of unit norm out.
 
@@ -117,6 +156,8 @@ class Encoder:
         if num_threads < 1:
             raise ValueError(f"expected num_threads of 1 or more, got {num_threads}; pass 1 for one core")
         self._path = Path(path)
+        self._opened_as: str | Path = self._path.absolute()
+        self._num_threads = num_threads
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -126,6 +167,7 @@ class Encoder:
             ) from None
         except OSError as error:
             raise ModelFormatError(f"{self._path}: the model file cannot be read ({error})") from error
+        self._num_bytes = len(content)
         # The hash and the session see the same bytes, whatever happens to the file meanwhile.
         self._file_sha256, sealed = check_digest(content, self._path)
         try:
@@ -188,14 +230,21 @@ class Encoder:
                 "or open a file of your own"
             )
         with importlib.resources.as_file(resource) as path:
-            return cls(path, num_threads)
+            encoder = cls(path, num_threads)
+        encoder._opened_as = str(name_or_path)  # from a zip the path was that of a copy, and is gone
+        return encoder
 
     load = open
 
     @property
     def path(self) -> Path:
-        """The file that the encoder was read from."""
+        """The file that the encoder was read from; from inside a zip, where a copy of it was for a moment."""
         return self._path
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of that file."""
+        return self._num_bytes
 
     @property
     def input(self) -> str:
@@ -234,6 +283,10 @@ class Encoder:
     def __repr__(self) -> str:
         return f"Encoder({str(self._path)!r}, name={self._spec.name!r}, fingerprint={self._fingerprint[:12]!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its name or path, and the file's hash: the other process opens the same file again."""
+        return _reopened, (type(self), self._opened_as, self._num_threads, self._file_sha256)
+
     def embed(self, waveform: NDArray[Any], sample_rate: int) -> Embedding:
         """The embedding of one stretch of speech.
 
@@ -241,7 +294,8 @@ class Encoder:
         ----------
         waveform : ndarray, shape (samples,) or (samples, channels), int16, int32, float32 or float64
             Speech of one person, as `emoinv_edge.audio.to_mono` takes it. Silence in it is not
-            removed (see `emoinv_edge.vad.speech_only`).
+            removed (see `emoinv_edge.vad.speech_only`). Of more than 30 s, windows of at most 10 s
+            are embedded, and the result is their mean.
         sample_rate : int
             8000 to 192000 Hz; resampled to the model's rate where it differs.
 
@@ -254,14 +308,17 @@ class Encoder:
         """
         mono = to_mono(waveform, sample_rate, self._spec.sample_rate)
         minimum = self._spec.frame_length + (MIN_FRAMES - 1) * self._spec.frame_shift
+        rate = self._spec.sample_rate
         if len(mono) < minimum:
-            rate = self._spec.sample_rate
             raise AudioError(
                 f"expected at least {minimum} samples at {rate} Hz ({1000 * minimum / rate:g} ms), "
                 f"got {len(mono)} ({1000 * len(mono) / rate:g} ms); record longer speech, ideally 3 s or more"
             )
+        if len(mono) > LONGEST_S * rate:
+            parts = [mono[window] for window in _windows(len(mono), round(WINDOW_S * rate))]
+            return combine([self.embed(part, rate) for part in parts], [len(part) for part in parts])
         if self._input == "waveform":
-            return self._run(mono[np.newaxis], len(mono) / self._spec.sample_rate)
+            return self._run(mono[np.newaxis], len(mono) / rate)
         return self.embed_features(log_mel(mono, self._spec))
 
     def embed_features(self, features: NDArray[np.float32]) -> Embedding:
@@ -271,7 +328,7 @@ class Encoder:
         ----------
         features : ndarray, shape (frames, num_mel_bins), float32
             From `log_mel` with this encoder's spec; at least `MIN_FRAMES` frames. The mean over frames is
-            removed here where the spec asks for it.
+            removed here where the spec asks for it. Of more than 30 s, windows are embedded, as by `embed`.
 
         Raises
         ------
@@ -295,6 +352,10 @@ class Encoder:
             )
         if not np.isfinite(features).all():
             raise AudioError("expected finite features, got NaN or infinite ones; check the waveform behind them")
+        a_second = 1000.0 / self._spec.frame_shift_ms
+        if len(features) > LONGEST_S * a_second:
+            parts = [features[window] for window in _windows(len(features), round(WINDOW_S * a_second))]
+            return combine([self.embed_features(part) for part in parts], [len(part) for part in parts])
         if self._spec.mean_normalisation:
             features = mean_normalise(features)
         return self._run(features[np.newaxis], len(features) * self._spec.frame_shift_ms / 1000.0)
@@ -317,6 +378,17 @@ class Encoder:
                 "try other speech, and check the model file with `emoinv doctor`"
             )
         return Embedding((embedding[0] / norm).astype(np.float32), norm)
+
+
+def _reopened(cls: type[Encoder], name_or_path: str | Path, num_threads: int, file_sha256: str) -> Encoder:
+    """An encoder that was pickled, in the process that unpickles it."""
+    encoder = cls.open(name_or_path, num_threads)
+    if encoder.file_sha256 != file_sha256:
+        raise ModelMismatchError(
+            f"{encoder.path}: expected the model file {file_sha256[:12]} that was pickled, got "
+            f"{encoder.file_sha256[:12]}; use one version of the model in all processes"
+        )
+    return encoder
 
 
 def _read_metadata(session: Any, path: Path) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Enroller: utterances in, feedback at once, a profile at the end; and a microphone's chunks cut into utterances.
 
 A profile of neutral speech alone is what defeats verifiers when the owner is angry, so the prompts ask
-for variety: calm, excited, louder, softer, further away. They are offers, not demands.
+for what it does not cover yet (`coverage`): louder, softer, excited, low. They are offers, not demands.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from numpy.typing import NDArray
 
 from .audio import level_dbfs
 from .calibration import Calibration, bayes_threshold
+from .coverage import Coverage, coverage_of, next_prompt
 from .decision import require_calibration, require_model
 from .encoder import Embedding, Encoder
 from .errors import EnrolmentError
 from .heard import HeardBefore
 from .microphone import Gap
 from .profiles import Exemplar, Profile
+from .prompts import read_prompts
 from .quality import SpeechQuality, measure_quality
 from .scoring import ProfileBank
 from .utterance import hear
 from .vad import SpeechSegmenter
 
-__all__ = ["PROMPTS", "Enroller", "EnrolmentFeedback", "utterances"]
+__all__ = ["Enroller", "EnrolmentFeedback", "utterances"]
 
 MIN_UTTERANCE_S = 1.0
 MIN_PROFILE_S = 2.0  # below, no profile is made
 TARGET_S = 10.0  # progress reaches 100 % here, and with TARGET_UTTERANCES
-TARGET_UTTERANCES = 3
+TARGET_UTTERANCES = 4
 MAX_UTTERANCES = 40
 MIN_ENROL_SNR_DB = 5.0
 # An utterance nearer than this to an earlier one is the same recording again: even the same
@@ -50,16 +52,6 @@ MARGIN_S = 0.4  # of what came before and after it is kept: the noise is judged 
 SHORTEST_S = 0.4  # anything shorter is a click or a cough, and not worth a word
 LONGEST_MS = 20_000
 
-PROMPTS = (
-    "Say a few sentences as you normally speak.",
-    "Now say something with excitement, as if you had won a prize.",
-    "Now louder, as if to somebody across the room.",
-    "Now softly, as if somebody were asleep nearby.",
-    "Now annoyed, as if you had to repeat yourself.",
-    "Now from further away, or in another room.",
-)
-ENOUGH = "That is enough; more emotions and places make it better still."
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EnrolmentFeedback:
@@ -69,7 +61,7 @@ class EnrolmentFeedback:
     ----------
     accepted : bool
     reason : str
-        ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``too_short``, ``clipped``,
+        ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``channels``, ``too_short``, ``clipped``,
         ``too_quiet``, ``too_noisy``, ``duplicate``, ``second_voice``, ``other_speaker``, ``full``,
         ``no_embedding``.
     message : str
@@ -110,9 +102,13 @@ class Enroller:
         model can enrol the speaker again without asking. Off by default: audio is personal.
     heard_before : HeardBefore, optional
         The utterances that are taken are added to it, so that a played-back one is known later.
+    language : str
+        Of the prompts: one of `emoinv_edge.prompts.languages`.
 
     Raises
     ------
+    ValueError
+        If there are no prompts in that language.
     CalibrationError
         If there is no calibration: without it a second voice is not recognised.
     ModelMismatchError
@@ -127,6 +123,7 @@ class Enroller:
         profile: Profile | None = None,
         keep_audio: bool = False,
         heard_before: HeardBefore | None = None,
+        language: str = "en",
     ) -> None:
         self._encoder = encoder
         self._calibration = require_calibration(encoder, calibration)
@@ -135,6 +132,8 @@ class Enroller:
         self._base = profile
         self._exemplars: list[Exemplar] = []
         self._digests: set[bytes] = set()
+        self._prompts = read_prompts(language)
+        self._answered = ""  # the name of the last prompt that an accepted utterance followed
         if profile is not None:
             require_model(encoder, profile)
             self._exemplars.extend(profile.exemplars)
@@ -156,10 +155,16 @@ class Enroller:
 
     @property
     def prompt(self) -> str:
-        """The next thing to say."""
-        if self.progress >= 1.0 and len(self._exemplars) >= len(PROMPTS):
-            return ENOUGH
-        return PROMPTS[len(self._exemplars) % len(PROMPTS)]
+        """The next thing to say: normal speech, then what would help most."""
+        return self._prompts[self._prompt_name()]
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """How far the utterances accepted so far reach, and how many rejects that leaves; None before the first."""
+        return coverage_of([exemplar.quality for exemplar in self._exemplars], self._calibration)
+
+    def _prompt_name(self) -> str:
+        return next_prompt([exemplar.quality for exemplar in self._exemplars], self._answered)
 
     def add(self, waveform: NDArray[Any], sample_rate: int) -> EnrolmentFeedback:
         """Take one utterance, or refuse it with the reason.
@@ -189,6 +194,7 @@ class Enroller:
         if doubt is not None:
             return self._refuse(*doubt, quality)
         self._digests.add(digest)
+        self._answered = self._prompt_name()
         if self._heard_before is not None:
             self._heard_before.add(waveform, sample_rate)
         now = datetime.datetime.now(datetime.timezone.utc)

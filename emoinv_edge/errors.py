@@ -4,6 +4,7 @@
 
     EmoinvError
      ├── AudioError            a waveform or an audio file that cannot be used     (also a ValueError)
+     │    └── ChannelError         its channels cancel each other when mixed down
      ├── ModelFormatError      a model file that is damaged, foreign or too new    (also a ValueError)
      ├── ModelMismatchError    a profile made by one model, used with another
      ├── EnrolmentError        a profile asked for before there is speech enough
@@ -13,7 +14,8 @@
      │    ├── SealError            wrong key, or bytes that were altered
      │    ├── SchemaError          a store made by a newer or unknown version
      │    └── ProfileExpiredError  a profile past its expiry
-     └── MicrophoneError       no PortAudio, no device, or the device went away
+     ├── MicrophoneError       no PortAudio, no device, or the device went away
+     └── OutOfMemoryError      there is not memory enough for a model or a recording
 
 Wrong use of a function (a wrong type, a negative count) raises the usual ``TypeError`` or
 ``ValueError``. Every message states what was expected, what came, and the cure.
@@ -24,11 +26,13 @@ from __future__ import annotations
 __all__ = [
     "AudioError",
     "CalibrationError",
+    "ChannelError",
     "EmoinvError",
     "EnrolmentError",
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "ProfileExpiredError",
     "SchemaError",
     "SealError",
@@ -43,6 +47,10 @@ class EmoinvError(Exception):
 
 class AudioError(EmoinvError, ValueError):
     """A waveform or an audio file that cannot be used: empty, not finite, silent, wrong shape or type."""
+
+
+class ChannelError(AudioError):
+    """Channels that are inverted against each other, so that mixing them down leaves no speech; take one alone."""
 
 
 class ModelFormatError(EmoinvError, ValueError):
@@ -83,3 +91,7 @@ class ProfileExpiredError(StoreError):
 
 class MicrophoneError(EmoinvError):
     """No PortAudio, no such device, or the device went away."""
+
+
+class OutOfMemoryError(EmoinvError):
+    """There is not memory enough for a model or a recording; the speech is not to blame."""

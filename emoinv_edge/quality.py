@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SpeechQuality", "measure_quality", "merge_qualities", "snr_db"]
+__all__ = ["BackgroundMeter", "SpeechQuality", "measure_quality", "merge_qualities", "snr_db"]
 
 FRAME_S = 0.040  # 2.4 periods of the lowest pitch
 HOP_S = 0.020
@@ -316,15 +316,68 @@ def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
     )
 
 
+class BackgroundMeter:
+    """What `measure_quality` takes from a whole recording, pauses included, for one that comes in blocks.
+
+    Noise and clipping have the bits that `measure_quality` gives for the blocks joined.
+
+    Parameters
+    ----------
+    sample_rate : int
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self._frame, self._hop, *_ = _plan(sample_rate)
+        self._rest = np.empty(0, np.float32)
+        self._powers: list[NDArray[np.float32]] = []
+        self._clipped = self._squares = 0.0
+        self.num_samples = 0
+
+    def add(self, block: NDArray[np.float32]) -> None:
+        """Take the next samples, shape (samples,), float32 in [-1, 1]; any number of them."""
+        self.num_samples += len(block)
+        self._clipped += float(np.count_nonzero(np.abs(block) >= CLIP_LEVEL))
+        self._squares += float(np.sum(np.square(block, dtype=np.float64)))
+        samples = np.concatenate([self._rest, block])
+        whole = len(samples) // self._hop * self._hop
+        self._powers.append(_hop_powers(samples[:whole], self._hop))
+        self._rest = samples[whole:].copy()
+
+    @property
+    def snr_db(self) -> float:
+        """As `SpeechQuality.snr_db`."""
+        if self.num_samples < self._frame:
+            return snr_db(np.empty(0, np.float32))
+        return snr_db(_frame_powers_db(np.concatenate(self._powers)))
+
+    @property
+    def clipped_fraction(self) -> float:
+        """As `SpeechQuality.clipped_fraction`."""
+        return self._clipped / max(1, self.num_samples)
+
+    @property
+    def level_dbfs(self) -> float:
+        """The level of everything, in dB as `SpeechQuality.level_dbfs`."""
+        return 10.0 * math.log10(max(self._squares / max(1, self.num_samples), 1e-12))
+
+
 def _power_db(waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
     frame, hop, *_ = _plan(sample_rate)
     if len(waveform) < frame:
         return np.empty(0, np.float32)
-    blocks = waveform[: len(waveform) // hop * hop].reshape(-1, hop)
+    return _frame_powers_db(_hop_powers(waveform[: len(waveform) // hop * hop], hop))
+
+
+def _hop_powers(waveform: NDArray[np.float32], hop: int) -> NDArray[np.float32]:
+    blocks = waveform.reshape(-1, hop)
     blocks = blocks - blocks.mean(axis=1, keepdims=True)  # an offset is no noise
-    power = np.einsum("ij,ij->i", blocks, blocks) / np.float32(hop)
-    power = 0.5 * (power[:-1] + power[1:])
-    return np.asarray(10.0 * np.log10(np.maximum(power, np.float32(1e-12))), np.float32)
+    return np.asarray(np.einsum("ij,ij->i", blocks, blocks) / np.float32(hop), np.float32)
+
+
+def _frame_powers_db(powers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """From the powers of hops, those of frames, which are two hops long."""
+    powers = 0.5 * (powers[:-1] + powers[1:])
+    return np.asarray(10.0 * np.log10(np.maximum(powers, np.float32(1e-12))), np.float32)
 
 
 def snr_db(power_db: NDArray[np.float32]) -> float:

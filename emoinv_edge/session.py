@@ -7,14 +7,17 @@ before; everything in this project that needs ONNX Runtime comes here for it.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EmoinvError, ModelFormatError
+from .errors import EmoinvError, ModelFormatError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -58,7 +61,7 @@ def open_session(
     ------
     ModelFormatError
         If ONNX Runtime refuses the model. The message does not name the file.
-    EmoinvError
+    OutOfMemoryError
         If there is not memory enough.
     """
     onnxruntime = import_onnxruntime()
@@ -76,7 +79,7 @@ def open_session(
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         if _is_out_of_memory(error):
-            raise EmoinvError(
+            raise OutOfMemoryError(
                 f"out of memory while opening a model of {len(content)} bytes; "
                 "free some memory, or take the small model"
             ) from error
@@ -103,8 +106,10 @@ def run_session(
 
     Raises
     ------
+    OutOfMemoryError
+        If there is not memory enough.
     EmoinvError
-        If there is not memory enough, or the model fails on this input.
+        If the model fails on this input.
     """
     options = None
     if shrink:
@@ -115,7 +120,7 @@ def run_session(
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
         if _is_out_of_memory(error):
-            raise EmoinvError(
+            raise OutOfMemoryError(
                 f"out of memory: the model needs more than there is for an input of shape {shapes}; "
                 "give it shorter recordings, free some memory, or take the small model"
             ) from error
@@ -123,7 +128,24 @@ def run_session(
             f"the model failed on an input of shape {shapes} ({_line(error)}); "
             "check the model file with `emoinv doctor`"
         ) from error
+    if shrink:
+        _trim()
     return np.asarray(result, np.float32)
+
+
+def _trim() -> None:
+    """Have the C library give freed memory back to the system, where it is glibc, which keeps it otherwise."""
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@functools.lru_cache(maxsize=1)
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    except OSError:  # a program that is linked statically
+        return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .attempts import Session
 from .audio import MAX_PEAK, ResampleStream, mono_chunk
+from .calibration import Threshold
 from .decision import Comparator, Decision, Verdict
 from .encoder import Embedding
 from .features import LogMelStream
@@ -68,6 +70,9 @@ class VerificationStream:
         Speech of one utterance that a decision rests on, at most.
     detector : SpeechDetector, optional
         For this stream alone; WebRTC's unless given.
+    session : Session, optional
+        Of this verifier, and for this stream alone: each utterance is decided on with those before it, pauses
+        between them. Give one that renews itself (`Session`).
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class VerificationStream:
         context_s: float = 1.5,
         window_s: float = 6.0,
         detector: SpeechDetector | None = None,
+        session: Session | None = None,
     ) -> None:
         if not 0.0 < hop_s <= context_s <= window_s:
             raise ValueError(
@@ -87,6 +93,7 @@ class VerificationStream:
         if context_s < MIN_SPEECH_S:
             raise ValueError(f"expected context_s of at least {MIN_SPEECH_S} s, got {context_s!r}")
         self._comparator = verifier
+        self._session = session
         self._encoder = verifier.encoder
         spec = self._encoder.spec
         self._rate = spec.sample_rate
@@ -109,6 +116,11 @@ class VerificationStream:
     def verifier(self) -> Comparator:
         """The verifier whose profiles and threshold are used."""
         return self._comparator
+
+    @property
+    def threshold(self) -> Threshold:
+        """The threshold of its decisions: the verifier's, or that of its sessions."""
+        return self._comparator.threshold if self._session is None else self._session.threshold
 
     @property
     def sample_rate(self) -> int:
@@ -188,6 +200,8 @@ class VerificationStream:
         """Forget everything but the profiles; the next sample is sample 0 of a new stream."""
         self._resampler.flush()
         self._segmenter.reset()
+        if self._session is not None:
+            self._session.reset()
         self._taken = 0  # samples at the input's rate
         self._damage = 0  # samples of the run of damaged ones that is under way
         self._forget_background(0)
@@ -340,7 +354,9 @@ class VerificationStream:
             decision = self._no_decision(problem, quality, end, final)
         else:
             decision = self._decide(end, final)
-        if final or decision.accepted:
+        # A session asks for itself before it keeps an utterance, and twice would find what was just heard.
+        asked = final and problem is None and self._session is not None
+        if (final or decision.accepted) and not asked:
             decision = self._guard(decision)
         doubt = decision.reason if decision.verdict is Verdict.NO_DECISION else None
         if final or doubt is None or self._doubt is None:
@@ -382,6 +398,9 @@ class VerificationStream:
         quality = merge_qualities([step.quality for step in self._steps])
         quality = dataclasses.replace(quality, log_embedding_norm=log_norm)
         start = self._steps[0].start
+        if self._session is not None:
+            at = start / self._rate
+            return self._session.take(embedding, quality, start=start, end=end, final=final, at_s=at, guard=self._guard)
         return self._comparator.decide(embedding, quality, start=start, end=end, final=final)
 
 

@@ -7,18 +7,21 @@ stream cuts its speech out as it comes; the rules and the embedding are these al
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import to_mono
-from .encoder import Embedding
-from .errors import EmoinvError
+from .audio import gather, to_mono
+from .encoder import LONGEST_S, WINDOW_S, Embedding, combine
+from .errors import ChannelError, EmoinvError, OutOfMemoryError
 from .features import log_mel
-from .quality import SpeechQuality, measure_quality
+from .quality import BackgroundMeter, SpeechQuality, measure_quality, merge_qualities
 from .spec import EncoderSpec
-from .vad import speech_only
+from .vad import SpeechSegmenter, speech_only
 
 __all__ = [
     "MAX_CLIPPED_FRACTION",
@@ -28,6 +31,7 @@ __all__ = [
     "Utterance",
     "embed_speech",
     "hear",
+    "hear_blocks",
     "unusable",
 ]
 
@@ -35,6 +39,8 @@ MIN_SPEECH_S = 0.8
 MAX_CLIPPED_FRACTION = 0.02
 MIN_LEVEL_DBFS = -75.0  # about 6 steps of 16 bits: below, the quantiser speaks
 MIN_SNR_DB = 0.0
+HELD_S = 60.0  # a longer recording is heard block by block
+LONG_BLOCK = 1 << 17
 
 
 class Embedder(Protocol):
@@ -62,14 +68,17 @@ class Refusal:
     Parameters
     ----------
     code : str
-        ``empty``, ``not_finite``, ``silent``, ``too_quiet``, ``too_short``, ``clipped``, ``too_noisy`` or
-        ``no_embedding``.
+        ``empty``, ``not_finite``, ``silent``, ``channels``, ``too_quiet``, ``too_short``, ``clipped``, ``too_noisy``
+        or ``no_embedding``.
     message : str
         The same in a sentence, with the cure.
     """
 
     code: str
     message: str
+
+
+SILENT = Refusal("silent", "silent: every sample is zero; is the microphone muted?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +88,7 @@ class Utterance:
     Parameters
     ----------
     speech : ndarray, shape (samples,), float32 in [-1, 1]
-        Pauses cut out, one channel, at the encoder's rate; empty where nothing was measured.
+        Pauses cut out, one channel, at the encoder's rate; empty where nothing was measured, or it was not kept.
     quality : SpeechQuality or None
         As far as it could be measured.
     embedding : Embedding or None
@@ -103,6 +112,7 @@ def hear(
     *,
     min_speech_s: float = MIN_SPEECH_S,
     min_snr_db: float = MIN_SNR_DB,
+    keep_speech: bool = True,
 ) -> Utterance:
     """Take one recording of one person.
 
@@ -116,6 +126,8 @@ def hear(
         8000 to 192000 Hz.
     min_speech_s, min_snr_db : float
         Less speech, or more noise, is refused.
+    keep_speech : bool
+        Without it the answer for a recording of more than a minute comes without its speech, and in little memory.
 
     Raises
     ------
@@ -127,13 +139,146 @@ def hear(
         if refusal is not None:
             return Utterance(np.empty(0, np.float32), None, None, refusal)
     rate = encoder.spec.sample_rate
-    mono = to_mono(waveform, sample_rate, rate)
+    try:
+        mono = to_mono(waveform, sample_rate, rate)
+    except ChannelError as error:
+        return _cancelled(error)
+    if len(mono) > HELD_S * rate:
+        steps = range(0, len(mono), LONG_BLOCK)
+        blocks = (mono[first : first + LONG_BLOCK] for first in steps)
+        return _hear_long(encoder, blocks, min_speech_s, min_snr_db, keep_speech)
     speech = speech_only(mono, rate)
     quality = measure_quality(mono, rate, speech)
     found = unusable(quality, min_speech_s, min_snr_db) or embed_speech(encoder, speech)
+    return _utterance(speech, quality, found, len(mono))
+
+
+def hear_blocks(encoder: Embedder, blocks: Iterable[NDArray[np.float32]]) -> Utterance:
+    """Take one recording that comes in blocks, and hold no more than a minute of it; otherwise as `hear`.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    blocks : iterable of ndarray, shape (samples,), float32 in [-1, 1]
+        Mono, finite, at the encoder's rate. Any error that they raise is passed on.
+
+    Returns
+    -------
+    Utterance
+        Of a recording of more than a minute without its speech.
+    """
+    rate = encoder.spec.sample_rate
+    held: list[NDArray[np.float32]] = []
+    coming = iter(blocks)
+    try:
+        for block in coming:
+            held.append(block)
+            if sum(map(len, held)) > HELD_S * rate:
+                whole = itertools.chain(held, coming)
+                return _hear_long(encoder, whole, MIN_SPEECH_S, MIN_SNR_DB, keep_speech=False)
+    except ChannelError as error:
+        return _cancelled(error)
+    return hear(encoder, np.concatenate([np.empty(0, np.float32), *held]), rate)
+
+
+def _cancelled(error: ChannelError) -> Utterance:
+    without_file = error.__cause__ or error
+    return Utterance(np.empty(0, np.float32), None, None, Refusal("channels", str(without_file)))
+
+
+def _utterance(
+    speech: NDArray[np.float32], quality: SpeechQuality, found: Embedding | Refusal, num_samples: int
+) -> Utterance:
     if isinstance(found, Refusal):
-        return Utterance(speech, quality, None, found, len(mono))
-    return Utterance(speech, quality.with_embedding_norm(found.norm), found, None, len(mono))
+        return Utterance(speech, quality, None, found, num_samples)
+    return Utterance(speech, quality.with_embedding_norm(found.norm), found, None, num_samples)
+
+
+def _hear_long(
+    encoder: Embedder,
+    blocks: Iterable[NDArray[np.float32]],
+    min_speech_s: float,
+    min_snr_db: float,
+    keep_speech: bool,
+) -> Utterance:
+    """As `hear`, for a long recording in blocks: beside the blocks it takes the memory of the longest embedding."""
+    rate = encoder.spec.sample_rate
+    segmenter, meter, windows = SpeechSegmenter(rate), BackgroundMeter(rate), _SpeechWindows(encoder)
+    kept: list[NDArray[np.float32]] = []
+    sounded = False
+    for block in blocks:
+        sounded |= bool(block.any())
+        meter.add(block)
+        for segment in segmenter.process(block):
+            windows.add(segment.waveform)
+            kept += [segment.waveform] if keep_speech else []
+    for segment in segmenter.flush():
+        windows.add(segment.waveform)
+        kept += [segment.waveform] if keep_speech else []
+    if not sounded:
+        return Utterance(np.empty(0, np.float32), None, None, SILENT)
+    quality = windows.quality()
+    level = quality.level_dbfs if quality.net_speech_s else meter.level_dbfs
+    quality = dataclasses.replace(
+        quality, snr_db=meter.snr_db, clipped_fraction=meter.clipped_fraction, level_dbfs=level
+    )
+    found = unusable(quality, min_speech_s, min_snr_db) or windows.embedding()
+    return _utterance(gather(kept), quality, found, meter.num_samples)
+
+
+class _SpeechWindows:
+    """The speech of a long recording as it comes: held whole up to `LONGEST_S`, embedded in windows beyond."""
+
+    def __init__(self, encoder: Embedder) -> None:
+        self._encoder = encoder
+        self._rate = encoder.spec.sample_rate
+        self._held: list[NDArray[np.float32]] = []
+        self._length = 0
+        self._long = False
+        self._qualities: list[SpeechQuality] = []
+        self._found: list[Embedding | Refusal] = []
+
+    def add(self, speech: NDArray[np.float32]) -> None:
+        self._held.append(speech)
+        self._length += len(speech)
+        self._long |= self._length > LONGEST_S * self._rate
+        window = round(WINDOW_S * self._rate)
+        if not self._long or self._length < 2 * window:  # what is left at the end can be halved
+            return
+        held = np.concatenate(self._held)
+        while len(held) >= 2 * window:
+            self._embed(held[:window])
+            held = held[window:]
+        self._held, self._length = [held.copy()], len(held)
+
+    def _embed(self, speech: NDArray[np.float32]) -> None:
+        self._qualities.append(measure_quality(speech, self._rate))
+        self._found.append(embed_speech(self._encoder, speech))
+
+    def quality(self) -> SpeechQuality:
+        """Of the speech alone, once all of it has come."""
+        if not self._long:
+            self._held = [gather(self._held)]
+            return measure_quality(self._held[0], self._rate)
+        held, self._held = np.concatenate(self._held), []
+        fits = len(held) <= round(WINDOW_S * self._rate)
+        for part in [held] if fits else np.array_split(held, 2):
+            self._embed(part)
+        return merge_qualities(self._qualities)
+
+    def embedding(self) -> Embedding | Refusal:
+        """Of all the speech, after `quality`, or why there is none."""
+        if not self._long:
+            return embed_speech(self._encoder, self._held[0])
+        embeddings = []
+        for found in self._found:
+            if isinstance(found, Refusal):
+                return found
+            embeddings.append(found)
+        try:
+            return combine(embeddings, [quality.net_speech_s for quality in self._qualities])
+        except EmoinvError as error:
+            return _no_embedding(error)
 
 
 def unusable(
@@ -179,18 +324,22 @@ def embed_speech(encoder: Embedder, speech: NDArray[np.float32]) -> Embedding | 
         if encoder.input == "waveform":
             return encoder.embed(speech, encoder.spec.sample_rate)
         return encoder.embed_features(log_mel(speech, encoder.spec) if speech.ndim == 1 else speech)
+    except OutOfMemoryError:  # no fault of the speech
+        raise
     except EmoinvError as error:
-        return Refusal("no_embedding", f"the model gave no usable embedding ({error})")
+        return _no_embedding(error)
+
+
+def _no_embedding(error: EmoinvError) -> Refusal:
+    return Refusal("no_embedding", f"the model gave no usable embedding ({error})")
 
 
 def _broken(waveform: NDArray[Any]) -> Refusal | None:
     """Why the values, not the form, of this waveform cannot be judged."""
     if waveform.size == 0:
         return Refusal("empty", "no audio: the recording is empty; record again")
-    if waveform.dtype.kind == "f" and not np.isfinite(waveform).all():
+    if waveform.dtype.kind == "f" and not (math.isfinite(waveform.max()) and math.isfinite(waveform.min())):
         return Refusal(
             "not_finite", "not finite: the recording holds a NaN or an infinity; find the fault in the recording chain"
         )
-    if not waveform.any():
-        return Refusal("silent", "silent: every sample is zero; is the microphone muted?")
-    return None
+    return None if waveform.any() else SILENT

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from .attempts import WITHIN_S, Session
+from .audio import gather
 from .decision import Comparator, Decision
 from .encoder import Embedding
 from .stream import VerificationStream
-from .utterance import hear
+from .utterance import Utterance, hear, hear_blocks
 
 __all__ = ["Verifier"]
 
@@ -82,15 +86,68 @@ class Verifier(Comparator):
 
     def examine(self, waveform: NDArray[Any], sample_rate: int) -> tuple[Decision, Embedding | None]:
         """`verify`, and the embedding behind the decision; None where there is none."""
-        heard = hear(self.encoder, waveform, sample_rate)
-        end = heard.num_samples
+        heard = hear(self.encoder, waveform, sample_rate, keep_speech=False)
+        return self.guard(self._decided(heard), waveform, sample_rate), heard.embedding
+
+    def examine_blocks(self, blocks: Iterable[NDArray[np.float32]]) -> tuple[Decision, Embedding | None]:
+        """`examine` for a recording in blocks, which is never held whole: an hour takes the memory of a minute.
+
+        With `heard_before` or a `countermeasure`, which look at the recording, it is held all the same.
+
+        Parameters
+        ----------
+        blocks : iterable of ndarray, shape (samples,), float32 in [-1, 1]
+            At the encoder's rate, e.g. from `emoinv_edge.audio.read_blocks`.
+        """
+        if self.guarded:
+            return self.examine(gather(blocks), self.encoder.spec.sample_rate)
+        heard = hear_blocks(self.encoder, blocks)
+        return self._decided(heard), heard.embedding
+
+    def scores(self, waveform: NDArray[Any], sample_rate: int) -> dict[str, float]:
+        """The LLR of every profile for one recording, the best first; empty where the audio cannot be judged.
+
+        A score alone is no decision: no threshold, no `heard_before` and no `countermeasure` was asked. Use `verify`
+        to open anything.
+
+        Parameters
+        ----------
+        waveform, sample_rate
+            As for `verify`.
+
+        Examples
+        --------
+        >>> verifier.scores(waveform, 16000)             # doctest: +SKIP
+        {'ana': 7.52, 'bob': -3.1}
+        """
+        heard = hear(self.encoder, waveform, sample_rate, keep_speech=False)
+        return self.scores_of(heard.embedding, heard.quality)
+
+    def _decided(self, heard: Utterance) -> Decision:
         if heard.refusal is not None:
-            decision = self.no_decision(heard.refusal, heard.quality, end=end)
-        else:
-            assert heard.embedding is not None and heard.quality is not None  # one of the two is there
-            decision = self.decide(heard.embedding, heard.quality, end=end)
-        return self.guard(decision, waveform, sample_rate), heard.embedding
+            return self.no_decision(heard.refusal, heard.quality, end=heard.num_samples)
+        assert heard.embedding is not None and heard.quality is not None  # one of the two is there
+        return self.decide(heard.embedding, heard.quality, end=heard.num_samples)
 
     def stream(self, sample_rate: int = 16000) -> VerificationStream:
         """A stream of decisions on audio that arrives in chunks; each stream has its own state."""
         return VerificationStream(self, sample_rate)
+
+    def session(self, attempts: int = 2, within_s: float = WITHIN_S, *, renew: bool = False) -> Session:
+        """Up to three utterances as one decision, at this verifier's false-accept rate over all of them.
+
+        Parameters
+        ----------
+        attempts, within_s, renew
+            As for `Session`.
+
+        Examples
+        --------
+        ::
+
+            session = verifier.session()
+            decision = session.add(first, 16000)
+            if not decision.accepted and not session.over:
+                decision = session.add(second, 16000)  # on both together
+        """
+        return Session(self, attempts, within_s, renew=renew)

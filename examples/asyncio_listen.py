@@ -11,17 +11,17 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-from emoinv_edge import Decision, EmoinvError, Encoder, Microphone, ProfileStore, Verifier
+from emoinv_edge import Decision, Encoder, Microphone, ProfileStore, Verifier
 from emoinv_edge.microphone import Gap
 
 
 async def decisions(verifier: Verifier, chunks: Iterable[Any]) -> AsyncIterator[Decision]:
     """Yield decisions on chunks, at the encoder's rate, which are read and judged in a thread."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[Decision | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[Decision | BaseException | None] = asyncio.Queue()
     stop = threading.Event()
 
-    def put(item: Decision | Exception | None) -> None:
+    def put(item: Decision | BaseException | None) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, item)
 
     def judge() -> None:
@@ -36,19 +36,19 @@ async def decisions(verifier: Verifier, chunks: Iterable[Any]) -> AsyncIterator[
             for decision in stream.flush():
                 put(decision)
             put(None)
-        except EmoinvError as error:
+        except BaseException as error:  # whatever it is, the consumer must not wait for ever
             put(error)
 
     thread = threading.Thread(target=judge, daemon=True)
     thread.start()
     try:
         while (item := await queue.get()) is not None:
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         stop.set()
-        await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(thread.join, 2.0)  # a source that says nothing more must not hold up the program
 
 
 async def main(name: str) -> None:

@@ -45,8 +45,8 @@ def name_of(path: Path) -> str:
 
 
 def sources(folder: str) -> dict[str, Path]:
-    """Every module below a folder, by its dotted name."""
-    return {name_of(path): path for path in sorted((ROOT / folder).rglob("*.py"))}
+    """Every module below a folder, by its dotted name; PyInstaller's hooks are scripts that nothing can import."""
+    return {name_of(path): path for path in sorted((ROOT / folder).rglob("*.py")) if "-" not in path.stem}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.enrolment import ENOUGH, MAX_UTTERANCES, PROMPTS, Enroller
+from emoinv_edge.enrolment import MAX_UTTERANCES, Enroller
 from emoinv_edge.errors import AudioError, CalibrationError, EmoinvError, EnrolmentError, ModelMismatchError
 from emoinv_edge.profiles import Profile
+from emoinv_edge.prompts import languages, read_prompts
 from tests.builders import ANA_HZ, BOB_HZ, RATE, calibrated_encoder, profile, synthesise, unit_vectors
 
 
@@ -35,15 +37,32 @@ def begun(encoder: Encoder) -> Enroller:
 
 def test_progress_rises_to_one_and_the_prompts_ask_for_other_emotions(encoder: Encoder) -> None:
     enroller = Enroller(encoder)
-    assert (enroller.progress, enroller.ready, enroller.prompt) == (0.0, False, PROMPTS[0])
-    answers = [enroller.add(synthesise(3.0, seed, ANA_HZ), RATE) for seed in range(len(PROMPTS))]
+    prompts = read_prompts("en")
+    assert (enroller.progress, enroller.ready, enroller.prompt) == (0.0, False, prompts["normal"])
+    assert enroller.coverage is None
+    answers = [enroller.add(synthesise(3.0, seed, ANA_HZ), RATE) for seed in range(6)]
     assert all(answer.accepted and answer.reason == "accepted" for answer in answers)
     progress = [answer.progress for answer in answers]
     assert progress == sorted(progress)
-    assert progress[0] == pytest.approx(0.3, abs=0.02)
+    assert progress[0] == pytest.approx(0.25)
     assert progress[3] == progress[-1] == 1.0
-    assert [answer.prompt for answer in answers] == [*PROMPTS[1:], ENOUGH]
+    assert prompts["normal"] not in [answer.prompt for answer in answers]
+    assert all(before.prompt != after.prompt for before, after in itertools.pairwise(answers))
+    shares = enroller.coverage
+    assert shares is not None and 0.0 < shares.share < 0.9 and enroller.prompt == answers[-1].prompt
     assert answers[-1].seconds == pytest.approx(18.0, abs=0.5)
+
+
+@pytest.mark.parametrize("language", languages())
+def test_an_enrolment_is_led_in_the_language_asked_for(encoder: Encoder, language: str) -> None:
+    enroller = Enroller(encoder, language=language)
+    assert enroller.prompt == read_prompts(language)["normal"]
+    assert enroller.add(synthesise(3.0, 1, ANA_HZ), RATE).prompt in read_prompts(language).values()
+
+
+def test_a_language_without_prompts_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match="language of de, en, es, fr, hi, zh, got 'xx'"):
+        Enroller(encoder, language="xx")
 
 
 def test_a_profile_keeps_every_exemplar_with_its_quality(begun: Enroller, encoder: Encoder) -> None:

@@ -71,6 +71,40 @@ def test_verifying_leaves_nothing_in_the_home_folder_and_opens_no_connection(tmp
         assert not re.search("AF_INET|events", trace.read_text(errors="replace"))
 
 
+@pytest.mark.parametrize(
+    "command", [["doctor"], ["compare", "A", "A"], ["demo"], ["model", "verify", "small"]], ids=" ".join
+)
+def test_a_command_leaves_nothing_in_the_home_folder_and_opens_no_socket(tmp_path, command):
+    """Sockets are watched by an audit hook, which sees what Python opens; strace, above, sees the rest."""
+    home, clip = tmp_path / "home", MODELS.parent / "demo" / "clips" / "awb" / "excited-1.ogg"
+    home.mkdir()
+    words = [str(clip) if word == "A" else word for word in command]
+    watched = (
+        "import sys\n"
+        "def watch(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'urllib.Request'):\n"
+        "        raise SystemExit(f'{event} {arguments}')\n"
+        "sys.addaudithook(watch)\n"
+        f"from emoinv_edge.cli import main\nsys.exit(main({words!r}))"
+    )
+    child(watched, home)
+    assert list(home.rglob("*")) == []
+
+
+@pytest.mark.parametrize("folder", ["emoinv_edge", "train", "export", "benchmarks", "examples"])
+def test_onnxruntime_is_imported_in_one_place_only(folder):
+    found = [
+        str(path.relative_to(MODELS.parents[1]))
+        for path in sorted((MODELS.parents[1] / folder).rglob("*.py"))
+        if re.search(
+            r"^(?! {4}from onnxruntime import InferenceSession)\s*(import|from) onnxruntime",
+            path.read_text("utf-8"),
+            re.M,
+        )
+    ]
+    assert found == (["emoinv_edge/session.py"] if folder == "emoinv_edge" else [])
+
+
 def test_processes_that_are_started_afterwards_send_nothing_either():
     import_onnxruntime()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

@@ -10,6 +10,9 @@
 130   stopped with ctrl-C
 ====  ==============================================================================
 
+With several recordings it is the highest of theirs; ``enroll`` and ``embed`` exit with 2 where
+only some of them were taken.
+
 Subcommands import what they need inside ``run``, so that ``emoinv --help`` answers at once.
 """
 
@@ -24,8 +27,23 @@ from types import ModuleType
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import EmoinvError
-from . import bench, calibrate, demo, doctor, enroll, identify, listen, model, profiles, terminal, verify, wyoming
+from ..errors import EmoinvError, OutOfMemoryError
+from . import (
+    bench,
+    calibrate,
+    compare,
+    demo,
+    doctor,
+    embed,
+    enroll,
+    identify,
+    listen,
+    model,
+    profiles,
+    terminal,
+    verify,
+    wyoming,
+)
 from .terminal import EXIT_ERROR, EXIT_INTERRUPTED
 
 __all__ = ["build_parser", "main"]
@@ -36,6 +54,8 @@ COMMANDS: tuple[ModuleType, ...] = (
     verify,
     identify,
     listen,
+    compare,
+    embed,
     profiles,
     calibrate,
     model,
@@ -51,7 +71,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 3."""
         self.print_usage(sys.stderr)
-        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}; see `{self.prog} --help`\n")
+        self.exit(EXIT_ERROR, terminal.legible(f"{self.prog}: error: {message}; see `{self.prog} --help`\n"))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,13 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``emoinv`` and return its exit status (the table in this module's docstring)."""
+    terminal.escape_unencodable()
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as exit_:  # --help, --version, or wrong usage
         return exit_.code if isinstance(exit_.code, int) else EXIT_ERROR
     try:
         status: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         terminal.print_error("stopped with ctrl-C")
@@ -84,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `emoinv ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
+    except MemoryError:
+        cure = "cut the recording, free some memory, or take --model small"
+        return terminal.report_failure(OutOfMemoryError(f"out of memory; {cure}"), as_json=getattr(args, "json", False))
     except (EmoinvError, OSError) as error:
         return terminal.report_failure(error, as_json=getattr(args, "json", False))
     except Exception as error:  # 1 would read as "rejected", so a defect exits with 3 too

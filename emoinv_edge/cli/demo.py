@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.resources
 import re
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,8 +134,24 @@ def run(args: argparse.Namespace) -> int:
     encoder = open_encoder(args)
     if args.clips is not None:
         return run_on(args.clips, args, encoder)
-    with importlib.resources.as_file(importlib.resources.files("emoinv_edge") / "demo" / "clips") as folder:
+    with bundled_clips() as folder:
         return run_on(folder, args, encoder)
+
+
+@contextlib.contextmanager
+def bundled_clips() -> Iterator[Path]:
+    """The folder of the bundled clips; where the library lies in a zip, a copy for the moment."""
+    clips = importlib.resources.files("emoinv_edge") / "demo" / "clips"
+    if isinstance(clips, Path):
+        yield clips
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for voice in clips.iterdir():
+            for clip in voice.iterdir() if voice.is_dir() else ():
+                copy = Path(temporary, voice.name, clip.name)
+                copy.parent.mkdir(exist_ok=True)
+                copy.write_bytes(clip.read_bytes())
+        yield Path(temporary)
 
 
 def run_on(folder: Path, args: argparse.Namespace, encoder: Encoder) -> int:
@@ -235,3 +254,4 @@ def print_report(report: dict[str, Any], trials: list[Trial]) -> None:
         f"other voices rejected in {sum(trial.right is True for trial in others)} of {len(others)}. "
         f"Median {milliseconds[len(milliseconds) // 2]:.0f} ms a decision on one thread."
     )
+    out.print("Next: emoinv enroll NAME FILE... (or --mic), then emoinv verify NAME FILE", soft_wrap=True)

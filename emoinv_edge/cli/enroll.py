@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
+from .coverage import add_language, coverage_fields, coverage_lines
 from .options import (
     add_command,
     add_json,
@@ -21,7 +22,8 @@ from .options import (
     parse_name,
     positive,
 )
-from .terminal import EXIT_ACCEPT, console, print_json, track
+from .recordings import add_audio, open_recording, waveform_of
+from .terminal import EXIT_ACCEPT, EXIT_NO_DECISION, console, print_json, track
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +44,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "enroll",
-        "Make a speaker's profile from recordings of one person, or at the microphone; more emotions make it better.",
+        "Make a speaker's profile from recordings of one person, or at the microphone; more emotions make it better.\n"
+        "Exit status 0: stored; 2: stored, but not every recording was taken; 3: nothing was stored.",
         "emoinv enroll ana calm.wav excited.wav soft.wav\n  emoinv enroll ana --mic",
     )
     parser.add_argument("name", type=parse_name, help="what the speaker is called")
@@ -50,10 +53,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "files", nargs="+", default=[], type=Path, metavar="file", help="recordings (WAV, FLAC, OGG, MP3, ...)"
     )
     files.required = False  # nargs="*" would not find files that stand behind an option
+    add_audio(parser)
     parser.add_argument("--mic", action="store_true", help="record here, with prompts, until there is enough")
     parser.add_argument(
         "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
     )
+    add_language(parser)
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="add the recordings to the profile that exists")
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
@@ -103,16 +108,16 @@ def finished_profile(enroller: Enroller, args: argparse.Namespace) -> Profile:
 
 def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
     """Enrol from the files of the command line; the answer for each."""
-    from ..audio import read_audio
-
     for path in track(args.files, f"enrolling {args.name}", show=not args.json):
-        try:
-            waveform, notes = read_audio(path, rate)
-        except AudioError as error:
-            message = str(error).removeprefix(f"{path}: ")
-            yield {"file": str(path), "notes": [], "accepted": False, "reason": "unreadable", "message": message}
-        else:
-            yield {"file": str(path), "notes": list(notes), **dataclasses.asdict(enroller.add(waveform, rate))}
+        for recording in open_recording(path, rate, args.channel, args.max_duration):
+            file = recording.file
+            try:
+                waveform = waveform_of(recording)
+            except AudioError as error:
+                message = str(error).removeprefix(f"{file}: ")
+                yield {"file": file, "notes": [], "accepted": False, "reason": "unreadable", "message": message}
+            else:
+                yield {"file": file, "notes": recording.notes, **dataclasses.asdict(enroller.add(waveform, rate))}
 
 
 def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
@@ -147,7 +152,7 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
 
 
 def run(args: argparse.Namespace) -> int:
-    """Enrol from files or at the microphone; 0 when the profile was stored, 3 when not."""
+    """Enrol from files or at the microphone; 0 when the profile was stored, 2 without some of the files, 3 when not."""
     from ..device_calibration import refined_calibration
     from ..enrolment import Enroller
     from ..heard import HeardBefore
@@ -160,7 +165,12 @@ def run(args: argparse.Namespace) -> int:
     calibration = refined_calibration(encoder, store.path)
     heard = HeardBefore() if args.refuse_replays else None
     enroller = Enroller(
-        encoder, calibration=calibration, profile=existing, keep_audio=args.keep_audio, heard_before=heard
+        encoder,
+        calibration=calibration,
+        profile=existing,
+        keep_audio=args.keep_audio,
+        heard_before=heard,
+        language=args.lang,
     )
     answers = []
     out = console(stderr=args.json)
@@ -185,6 +195,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if heard is not None:
         store.heard(profile.name).extend(heard)
+    refused = 0 if args.mic else sum(not each["accepted"] for each in answers)
+    status = EXIT_NO_DECISION if refused else EXIT_ACCEPT
+    coverage = enroller.coverage
     if args.json:
         print_json(
             {
@@ -196,19 +209,24 @@ def run(args: argparse.Namespace) -> int:
                 "seconds": enroller.seconds,
                 "progress": enroller.progress,
                 "prompt": enroller.prompt,
+                "coverage": None if coverage is None else coverage_fields(coverage, args.lang),
                 "expires": profile.expires.isoformat() if profile.expires else None,
                 "utterances": answers,
             }
         )
-        return EXIT_ACCEPT
+        return status
     out.print(
         f"{profile.name!r} is enrolled: {len(profile.exemplars)} recordings, {enroller.seconds:.1f} s of speech, "
         f"{enroller.progress:.0%} of what is advised; in {store.path}",
         markup=False,
         soft_wrap=True,
     )
-    out.print(f"To make it better: {enroller.prompt} (emoinv enroll {args.name} --add FILE)", markup=False)
-    return EXIT_ACCEPT
+    if refused:
+        out.print(f"{refused} of {len(answers)} recordings were left out; see why above.")
+    if coverage is not None:
+        for line in coverage_lines(coverage, args.name, args.lang):
+            out.print(line, markup=False, soft_wrap=True)
+    return status
 
 
 def print_answer(each: dict[str, Any], out: Console) -> None:

@@ -1,12 +1,11 @@
-"""``emoinv identify``: which of the enrolled speakers is this, if any?"""
+"""``emoinv identify``: which of the enrolled speakers is this, or each of several recordings, if any?"""
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
-from ..errors import ModelMismatchError, ProfileExpiredError, UnknownSpeakerError
+from ..errors import AudioError, ModelMismatchError, OutOfMemoryError, ProfileExpiredError, UnknownSpeakerError
 from .options import (
     add_command,
     add_far,
@@ -17,7 +16,18 @@ from .options import (
     open_encoder,
     open_store,
 )
-from .terminal import exit_status, print_decision, print_error
+from .recordings import (
+    Table,
+    add_audio,
+    add_csv,
+    add_recordings,
+    answer_failed,
+    explained,
+    is_one,
+    open_recordings,
+    print_decision,
+)
+from .terminal import EXIT_ACCEPT, exit_status, print_error
 
 __all__ = ["add_parser", "run"]
 
@@ -27,11 +37,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "identify",
-        "Decide which enrolled speaker a recording is, or nobody; exit status 0 somebody, 1 nobody, 2 no decision.",
+        "Decide which enrolled speaker a recording is, or nobody; exit status 0 somebody, 1 nobody, 2 no decision.\n"
+        "Several recordings are decided one by one; the exit status is then the highest of theirs.",
         "emoinv identify door.wav",
     )
-    parser.add_argument("file", type=Path, help="the recording (WAV, FLAC, OGG, MP3, ...)")
+    add_recordings(parser)
     parser.add_argument("--among", nargs="+", metavar="NAME", help="only these speakers (default: all)")
+    parser.add_argument("--all", action="store_true", help="print the score of every speaker too")
+    add_audio(parser, each=True)
+    add_csv(parser)
     add_far(parser)
     add_store(parser)
     add_model(parser)
@@ -40,8 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare one file with every profile and return the exit status of the decision."""
-    from ..audio import read_audio
+    """Compare each recording with every profile and return the highest exit status."""
     from ..device_calibration import refined_calibration
     from ..verifier import Verifier
 
@@ -59,12 +72,28 @@ def run(args: argparse.Namespace) -> int:
         raise UnknownSpeakerError(f"no profile to compare with in {store.path}; enrol a speaker first (emoinv enroll)")
     calibration = refined_calibration(encoder, store.path)
     verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
-    waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
-    start = time.perf_counter()
-    decision = verifier.verify(waveform, encoder.spec.sample_rate)
-    took_ms = 1000.0 * (time.perf_counter() - start)
-    if decision.accepted:
-        note_verified(store, decision.speaker, decision.verdict)
-    who = decision.speaker if decision.accepted else "nobody"
-    print_decision(args, decision, who, notes, took_ms, {"identified": decision.speaker if decision.accepted else None})
-    return exit_status(decision)
+    status = EXIT_ACCEPT
+    with Table(args.csv, verifier.speakers if args.all else ()) as table:
+        for recording in open_recordings(args, encoder.spec.sample_rate):
+            start = time.perf_counter()
+            try:
+                decision, embedding = verifier.examine_blocks(recording.blocks)
+            except (AudioError, OutOfMemoryError) as error:
+                if is_one(args):
+                    raise
+                status = max(status, answer_failed(args, recording, error, table))
+                continue
+            took_ms = 1000.0 * (time.perf_counter() - start)
+            decision = explained(decision, recording.notes)
+            if decision.accepted:
+                note_verified(store, decision.speaker, decision.verdict)
+            who = decision.speaker if decision.accepted else None
+            scores = verifier.scores_of(embedding, decision.quality) if args.all else {}
+            more = {"identified": who, **({"scores": scores} if args.all else {})}
+            print_decision(args, decision, who or "nobody", recording, took_ms, more)
+            if not args.json:
+                for name, score in scores.items():
+                    print(f"    {score:7.2f}  {name}")
+            table.add(recording, decision, scores)
+            status = max(status, exit_status(decision))
+    return status

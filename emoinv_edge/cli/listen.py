@@ -12,9 +12,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import AudioError, EnrolmentError
+from .attempts import add_session
 from .options import (
     add_command,
     add_far,
@@ -26,6 +27,7 @@ from .options import (
     open_store,
     parse_device,
 )
+from .recordings import add_audio
 from .terminal import (
     EXIT_ACCEPT,
     EXIT_NO_DECISION,
@@ -71,15 +73,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("names", nargs="+", metavar="name", help="the enrolled speakers to listen for")
     parser.add_argument("--file", type=Path, metavar="FILE", help="listen to this recording instead of a microphone")
+    add_audio(parser)
     parser.add_argument("--realtime", action="store_true", help="with --file: as slowly as it was spoken")
     parser.add_argument(
         "--device", type=parse_device, metavar="NAME|INDEX", help="the microphone (`emoinv doctor` lists them)"
     )
     parser.add_argument("--retry", action="store_true", help="wait for a microphone that was unplugged")
     parser.add_argument("--until-accept", action="store_true", help="stop at the first accepted utterance")
-    parser.add_argument(
-        "--vad", choices=("webrtc", "silero"), default="webrtc", help="what finds the speech (default: webrtc)"
-    )
+    add_session(parser)
+    detectors, help_ = ("webrtc", "silero"), "webrtc (default) or silero finds the speech"
+    parser.add_argument("--vad", choices=detectors, default="webrtc", metavar="NAME", help=help_)
     parser.add_argument(
         "--refuse-replays",
         action="store_true",
@@ -136,9 +139,9 @@ class Json(View):
                 "model": verifier.encoder.spec.name,
                 "fingerprint": verifier.encoder.fingerprint,
                 "sample_rate": self.rate,
-                "threshold": verifier.threshold.llr,
+                "threshold": stream.threshold.llr,
                 "target_far": verifier.threshold.target_far,
-                "extrapolated": verifier.threshold.extrapolated,
+                "extrapolated": stream.threshold.extrapolated,
             }
         )
 
@@ -264,7 +267,7 @@ class Screen(Lines):
         from rich.markup import escape
 
         decision = self._running
-        threshold = stream.verifier.threshold.llr
+        threshold = stream.threshold.llr
         if decision is None or decision.score is None:
             waiting = "listening" if decision is None else escape(decision.reason)
             return f"[dim]{waiting}; accepted from LLR {threshold:.1f} on[/]"
@@ -328,13 +331,16 @@ class Audited(View):
             note_verified(self._store, name, verdict, count)
 
 
-def file_chunks(path: Path, rate: int, realtime: bool) -> Iterator[NDArray[np.float32]]:
+def file_chunks(
+    path: Path, rate: int, realtime: bool, channel: int | Literal["mix"] = "mix", max_duration_s: float = 7200.0
+) -> Iterator[NDArray[np.float32]]:
     """A recording in chunks of 20 ms, as a microphone would give it, at once or as slowly as it was spoken."""
     from ..audio import read_audio
+    from ..decoding import shown
 
-    waveform, notes = read_audio(path, rate)
+    waveform, notes = read_audio(path, rate, channel=channel, max_duration_s=max_duration_s)
     for note in notes:
-        print_error(f"{path}: {note}")
+        print_error(f"{shown(path)}: {note}")
     step = round(CHUNK_S * rate)
     start = time.monotonic()  # the wall clock may jump
     for at in range(0, len(waveform), step):
@@ -396,7 +402,8 @@ def open_stream(args: argparse.Namespace, encoder: Encoder, store: ProfileStore)
         heard_before=store.heard(profiles[0].name) if args.refuse_replays else None,
     )
     detector = SileroDetector() if args.vad == "silero" else None
-    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector)
+    session = verifier.session(renew=True) if args.session else None
+    return VerificationStream(verifier, encoder.spec.sample_rate, detector=detector, session=session)
 
 
 @contextlib.contextmanager
@@ -419,6 +426,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def run(args: argparse.Namespace) -> int:
     """Listen until the file's end, ctrl-C, or, where asked, the first accept; the exit status is `listen`'s."""
+    from ..decoding import shown
     from ..microphone import Microphone
 
     if args.realtime and args.file is None:
@@ -435,8 +443,8 @@ def run(args: argparse.Namespace) -> int:
             chunks: Chunks = microphone
             source = microphone.name
         else:
-            chunks = file_chunks(args.file, rate, args.realtime)
-            source = str(args.file)
+            chunks = file_chunks(args.file, rate, args.realtime, args.channel, args.max_duration)
+            source = shown(args.file)
         stack.callback(view.end, stream)
         view.start(stream, source)
         return listen(chunks, stream, view, args.until_accept)

@@ -6,7 +6,7 @@ import argparse
 import getpass
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,16 +39,33 @@ DEFAULT_FAR = 0.01
 STORE_PASSPHRASE = "EMOINV_STORE_PASSPHRASE"
 
 
+class ShortUsage(argparse.RawDescriptionHelpFormatter):
+    """Help whose first line names what must be given; the options are listed once, below it."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        """Add the usage, with ``[options]`` for all that may be left out."""
+        needed = [action for action in actions if action.required or not action.option_strings]
+        if len(needed) < len(list(actions)) and usage is None:
+            self._prog += " [options]"
+        super().add_usage(usage, needed, (), prefix)
+
+
 def add_command(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
 ) -> argparse.ArgumentParser:
     """Add the parser of one subcommand, with an example at the end of its help."""
     return subparsers.add_parser(
         name,
-        help=summary[0].lower() + summary[1:].removesuffix("."),
+        help=(summary[0].lower() + summary[1:]).partition("\n")[0].removesuffix("."),
         description=summary,
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=ShortUsage,
     )
 
 

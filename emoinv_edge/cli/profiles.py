@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmoinvError, EnrolmentError, StoreError
+from .coverage import add_language, coverage_fields, coverage_lines
 from .options import add_command, add_json, add_model, add_store, ask_passphrase, open_encoder, open_store, parse_name
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json
 
 if TYPE_CHECKING:
-    from ..store import KeySource, ProfileInfo
+    from ..coverage import Coverage
+    from ..store import KeySource, ProfileInfo, ProfileStore
 
 __all__ = ["add_parser"]
 
@@ -97,7 +99,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for added in (listing, show, remove, export, import_, purge, rollback, upgrade, rotate):
         add_store(added)
         add_json(added)
-    for added in (import_, upgrade):
+    add_language(show)
+    for added in (show, import_, upgrade):
         add_model(added)
 
 
@@ -142,9 +145,11 @@ def run_show(args: argparse.Namespace) -> int:
     if info.problem.startswith("damaged"):
         raise StoreError(info.problem.removeprefix("damaged: "))
     audit = store.audit(info.name)
+    coverage = None if info.problem else profile_coverage(args, store, info)
     if args.json:
         events = [{"at": at.isoformat(), "event": event} for at, event in audit.events]
-        print_json({**fields(info), "events": events, "verified": audit.verified})
+        covered = None if coverage is None else coverage_fields(coverage, args.lang)
+        print_json({**fields(info), "coverage": covered, "events": events, "verified": audit.verified})
         return EXIT_ACCEPT
     lines = [
         f"name        {info.name}",
@@ -162,8 +167,20 @@ def run_show(args: argparse.Namespace) -> int:
             for day, counts in sorted(audit.verified.items())
         ),
     ]
+    if coverage is not None:
+        lines += coverage_lines(coverage, info.name, args.lang)
     console().print("\n".join(lines), markup=False, soft_wrap=True)
     return EXIT_ACCEPT
+
+
+def profile_coverage(args: argparse.Namespace, store: ProfileStore, info: ProfileInfo) -> Coverage | None:
+    """What a profile covers; how many rejects that leaves only with the model that made it."""
+    from ..coverage import coverage_of
+
+    encoder = open_encoder(args)
+    own = info.model_fingerprint == encoder.fingerprint
+    exemplars = store.get(info.name, audio=False).exemplars
+    return coverage_of([each.quality for each in exemplars], encoder.calibration if own else None)
 
 
 def run_remove(args: argparse.Namespace) -> int:

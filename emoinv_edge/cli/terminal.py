@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    import argparse
-
     from rich.console import Console
 
     from ..decision import Decision
@@ -23,9 +22,10 @@ __all__ = [
     "EXIT_REJECT",
     "console",
     "decision_fields",
+    "escape_unencodable",
     "exit_status",
+    "legible",
     "one_in",
-    "print_decision",
     "print_error",
     "print_json",
     "report_failure",
@@ -52,13 +52,25 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on one line; a number that is not finite is a defect, not JSON."""
-    print(json.dumps(value, allow_nan=False, ensure_ascii=False), flush=True)
+    """Print one JSON value on one line, in ASCII; a number that is not finite is a defect, not JSON."""
+    print(json.dumps(value, allow_nan=False), flush=True)
 
 
 def print_error(message: str) -> None:
-    """Print ``emoinv: message`` on standard error."""
-    print(f"emoinv: {message}", file=sys.stderr, flush=True)
+    """Print ``emoinv: message`` on standard error, with control characters escaped."""
+    print(f"emoinv: {legible(message)}", file=sys.stderr, flush=True)
+
+
+def legible(text: str) -> str:
+    """A text with what a terminal would act on, and what no encoding holds, escaped; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def escape_unencodable() -> None:
+    """Let standard output and error escape what their encoding lacks: a decision must not fail to be printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def report_failure(error: Exception, as_json: bool) -> int:
@@ -86,33 +98,6 @@ def decision_fields(decision: Decision) -> dict[str, Any]:
     fields = dataclasses.asdict(decision)
     fields["verdict"] = decision.verdict.name.lower()
     return fields
-
-
-def print_decision(
-    args: argparse.Namespace,
-    decision: Decision,
-    speaker: str,
-    notes: Sequence[str],
-    took_ms: float,
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """Print the decision on ``args.file``: one line, or one JSON object with ``--json``."""
-    if args.json:
-        fields = {**decision_fields(decision), **(more or {})}
-        print_json({**fields, "file": str(args.file), "notes": list(notes), "ms": round(took_ms, 1)})
-        return
-    for note in notes:
-        print_error(f"{args.file}: {note}")
-    line = decision.reason
-    if decision.score is not None and decision.quality is not None:
-        marked = ", extrapolated" if decision.extrapolated else ""
-        line += (
-            f"  (threshold for {one_in(args.far)} impostors{marked}; "
-            f"{decision.quality.net_speech_s:.1f} s of speech, {took_ms:.0f} ms)"
-        )
-    from rich.markup import escape
-
-    console().print(f"{verdict_text(decision)}  {escape(f'{speaker}  {line}')}", soft_wrap=True)
 
 
 def one_in(rate: float) -> str:

@@ -1,14 +1,31 @@
-"""``emoinv verify``: is this recording the enrolled speaker?"""
+"""``emoinv verify``: is this recording, or each of several, the enrolled speaker?"""
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import CalibrationError
+from ..errors import AudioError, CalibrationError, OutOfMemoryError
+from .attempts import add_session, run_session
 from .options import add_command, add_far, add_json, add_model, add_store, note_verified, open_encoder, open_store
-from .terminal import exit_status, print_decision, print_error
+from .recordings import (
+    Recording,
+    Table,
+    add_audio,
+    add_csv,
+    add_recordings,
+    answer_failed,
+    explained,
+    is_one,
+    open_recordings,
+    print_decision,
+    waveform_of,
+)
+from .terminal import EXIT_ACCEPT, exit_status, print_error
+
+if TYPE_CHECKING:
+    from ..decision import Decision
 
 __all__ = ["add_parser", "run"]
 
@@ -18,11 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "verify",
-        "Decide whether a recording is an enrolled speaker; exit status 0 accept, 1 reject, 2 no decision, 3 error.",
-        "emoinv verify ana door.wav && unlock",
+        "Decide whether a recording is an enrolled speaker; exit status 0 accept, 1 reject, 2 no decision, 3 error.\n"
+        "Several recordings are decided one by one; the exit status is then the highest of theirs.",
+        "emoinv verify ana door.wav && unlock\n  emoinv verify ana first.wav second.wav --session",
     )
     parser.add_argument("name", help="the enrolled speaker")
-    parser.add_argument("file", type=Path, help="the recording (WAV, FLAC, OGG, MP3, ...)")
+    add_recordings(parser)
+    add_session(parser)
     parser.add_argument(
         "--adapt", action="store_true", help="add a clear accept to the profile (undo: emoinv profiles rollback)"
     )
@@ -31,6 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="no decision on a played-back recording of an earlier attempt; keeps sealed fingerprints of the attempts",
     )
+    add_audio(parser, each=True)
+    add_csv(parser)
     add_far(parser)
     add_store(parser)
     add_model(parser)
@@ -39,10 +60,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify one file and return the exit status of the decision."""
-    from ..audio import read_audio
+    """Verify each recording and return the highest exit status."""
     from ..device_calibration import refined_calibration
+    from ..verifier import Verifier
 
+    if args.session:
+        return run_session(args)
     if args.adapt and args.extrapolate:
         raise CalibrationError("--adapt needs a supported false-accept rate; leave --extrapolate out")
     encoder = open_encoder(args)
@@ -50,29 +73,37 @@ def run(args: argparse.Namespace) -> int:
     profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
     calibration = refined_calibration(encoder, store.path)
     heard_before = store.heard(profile.name) if args.refuse_replays else None
-    waveform, notes = read_audio(args.file, encoder.spec.sample_rate)
-    start = time.perf_counter()
-    adapted = False
     if args.adapt:
         from ..adaptation import Adapter
 
         adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration, heard_before=heard_before)
-        decision, adapted = adapter.verify(waveform, encoder.spec.sample_rate)
-    else:
-        from ..verifier import Verifier
 
-        verifier = Verifier(
-            encoder,
-            profile,
-            args.far,
-            extrapolate=args.extrapolate,
-            calibration=calibration,
-            heard_before=heard_before,
-        )
-        decision = verifier.verify(waveform, encoder.spec.sample_rate)
-    took_ms = 1000.0 * (time.perf_counter() - start)
-    note_verified(store, profile.name, decision.verdict)
-    print_decision(args, decision, profile.name, notes, took_ms, {"adapted": adapted})
-    if adapted and not args.json:
-        print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {profile.name}")
-    return exit_status(decision)
+        def decide(recording: Recording) -> tuple[Decision, bool]:
+            return adapter.verify(waveform_of(recording), encoder.spec.sample_rate)
+    else:
+        options = {"extrapolate": args.extrapolate, "calibration": calibration, "heard_before": heard_before}
+        verifier = Verifier(encoder, profile, args.far, **options)
+
+        def decide(recording: Recording) -> tuple[Decision, bool]:
+            return verifier.examine_blocks(recording.blocks)[0], False
+
+    status = EXIT_ACCEPT
+    with Table(args.csv) as table:
+        for recording in open_recordings(args, encoder.spec.sample_rate):
+            start = time.perf_counter()
+            try:
+                decision, adapted = decide(recording)
+            except (AudioError, OutOfMemoryError) as error:
+                if is_one(args):
+                    raise
+                status = max(status, answer_failed(args, recording, error, table))
+                continue
+            took_ms = 1000.0 * (time.perf_counter() - start)
+            decision = explained(decision, recording.notes)
+            note_verified(store, profile.name, decision.verdict)
+            print_decision(args, decision, profile.name, recording, took_ms, {"adapted": adapted})
+            if adapted and not args.json:
+                print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {profile.name}")
+            table.add(recording, decision)
+            status = max(status, exit_status(decision))
+    return status

@@ -12,6 +12,7 @@ present schema, in the same transaction; a profile that is damaged stays so and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
@@ -32,13 +33,25 @@ PAGE_BYTES = 4096
 
 
 def default_store_path() -> pathlib.Path:
-    """``emoinv/profiles.db`` in the platform's folder for user data."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or pathlib.Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = pathlib.Path.home() / "Library" / "Application Support"
-    else:
-        base = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
+    """``emoinv/profiles.db`` in the platform's folder for user data.
+
+    Raises
+    ------
+    StoreError
+        If the user has no home folder, as in many containers.
+    """
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or pathlib.Path.home() / "AppData" / "Local"
+        elif sys.platform == "darwin":
+            base = pathlib.Path.home() / "Library" / "Application Support"
+        else:
+            base = os.environ.get("XDG_DATA_HOME") or pathlib.Path.home() / ".local" / "share"
+    except RuntimeError:  # neither HOME nor an entry in passwd
+        raise StoreError(
+            "expected a home folder to find the profiles in, got none: HOME is not set, and the user is not in passwd; "
+            "name a file with --store FILE (ProfileStore(path)), or set XDG_DATA_HOME to a folder that stays"
+        ) from None
     return pathlib.Path(base) / "emoinv" / "profiles.db"
 
 
@@ -50,7 +63,7 @@ class StoreFile:
         if sqlite3.sqlite_version_info < (3, 37):
             raise StoreError(
                 f"profiles need SQLite 3.37 or newer (strict tables), this Python has {sqlite3.sqlite_version}; "
-                "use a newer Python or system"
+                "use a Python that brings its own, e.g. `uv venv --managed-python`, conda's, or python.org's"
             )
         self.path = path
         self.key = key
@@ -251,7 +264,10 @@ class StoreFile:
         """The StoreError for an error of SQLite or of the system, with what it means and the cure."""
         text = str(error) if not isinstance(error, UnicodeDecodeError) else "its schema is not text"
         if isinstance(error, OSError):
-            return StoreError(f"store {self.path}: {error.strerror or text}; nothing was changed")
+            cure = ""
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+                cure = ". Give a file in a place that you may write to: --store FILE, or XDG_DATA_HOME"
+            return StoreError(f"store {self.path}: {error.strerror or text}; nothing was changed{cure}")
         if "locked" in text or "busy" in text:
             what = f"another process kept it locked for {self.timeout_s:g} s; nothing was changed, try again"
         elif "full" in text:

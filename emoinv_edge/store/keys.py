@@ -129,15 +129,16 @@ class KeyFile:
         path = pathlib.Path(f"{self.path}{suffix}")
         try:
             with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                about = os.fstat(file.fileno())
                 text = file.read(256)
         except OSError as error:
             raise StoreError(
                 f"key file {path}: {error.strerror}; restore it from a copy, or give the path of the key. "
                 "Without the key the profiles cannot be opened: enrol again into a new store"
             ) from None
-        if os.name == "posix" and mode & 0o077:
-            raise StoreError(f"key file {path}: mode {mode:04o} lets other users at the key; run chmod 600 {path}")
+        exposed = _exposed(path, about)
+        if exposed:
+            raise StoreError(f"key file {path}: {exposed}")
         return _key_from_text(text, f"key file {path}")
 
     def write_successor(self, key: bytes) -> None:
@@ -174,6 +175,27 @@ class KeyVariable:
 
 
 KeySource = bytes | Callable[[], bytes] | KeyFile | KeyVariable | Passphrase | Plaintext
+
+
+def _exposed(path: pathlib.Path, about: os.stat_result) -> str:
+    """Why a key file's mode lets others at the key, with the cure; empty if it does not, or was not ours to choose.
+
+    A container or service manager gives secrets as files of root, or on read-only mounts, whose mode nobody here
+    can change: such a file may be read by others, as whoever runs this machine decided, but not written by them.
+    """
+    mode = stat.S_IMODE(about.st_mode)
+    if os.name != "posix" or not mode & 0o077:
+        return ""
+    given = about.st_uid == 0 != os.geteuid() or bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    if given and not mode & 0o022:
+        return ""
+    cure = f"run chmod 600 {path}"
+    if given:
+        cure = "let nobody else write it"
+    return (
+        f"mode {mode:04o} lets other users at the key; {cure}, "
+        f'or give a secret of your container as the variable {KEY_VARIABLE}="$(cat {path})"'
+    )
 
 
 def _key_from_text(text: bytes, where: str) -> bytes:

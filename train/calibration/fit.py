@@ -19,8 +19,10 @@ from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 
 from ..prepare import PreparedSet
+from .coverage import coverage_rates
 from .emotion_axis import fit_axis
 from .select import select_terms
+from .sessions import session_rises
 from .speech import DevelopmentSpeech, measure, noises_of
 from .thresholds import impostor_speakers, with_thresholds
 from .trials import Evidence, draw_trials, teaching_trials, with_axis
@@ -72,7 +74,12 @@ def fit_speech(
     problem = problem_of(teaching)
     bare = calibration_of(problem, names, np.ones(len(problem.target), bool), axis)
     found = with_thresholds(bare, everyone + further, NUM_PROFILES)
-    return dataclasses.replace(found, source=source or _describe(everyone + further, teaching))
+    return dataclasses.replace(
+        found,
+        source=source or _describe(everyone + further, teaching),
+        session_rises=session_rises(speech, everyone, found),
+        coverage=coverage_rates(speech, found, {each.corpus for each in teaching}),
+    )
 
 
 def _describe(everyone: Sequence[Evidence], teaching: Sequence[Evidence]) -> str:

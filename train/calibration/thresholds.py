@@ -14,7 +14,16 @@ from emoinv_edge.calibration import RULE_OF_THREE, Calibration, FarTable
 from .trials import Evidence
 from .weights import calibration_of, problem_of
 
-__all__ = ["at_one_threshold", "draw_chances", "far_table", "impostor_speakers", "with_thresholds"]
+__all__ = [
+    "Attempts",
+    "at_one_threshold",
+    "attempts_of",
+    "draw_chances",
+    "far_table",
+    "impostor_speakers",
+    "table_of",
+    "with_thresholds",
+]
 
 RATES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
 
@@ -37,16 +46,35 @@ def far_table(trials: Sequence[Evidence], calibration: Calibration, num_profiles
     the M profiles is the k-th highest LLR with probability C(M - k, num_profiles - 1) / C(M, num_profiles),
     which is summed exactly instead of drawn.
     """
+    return table_of([attempts_of(each, calibration) for each in trials], num_profiles)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attempts:
+    """Impostors' trials: the LLR of each, which test of a corpus it belongs to, and the speaker of the test."""
+
+    llr: NDArray[np.float64]
+    test: NDArray[np.integer]
+    speaker: NDArray[np.str_]
+
+
+def attempts_of(trials: Evidence, calibration: Calibration) -> Attempts:
+    """The non-targets of some trials."""
+    some = trials.take(~trials.target)
+    names = np.array([f"{some.corpus} {name}" for name in some.names])
+    return Attempts(calibration.llr(some.terms), some.trials.test, names[some.speaker])
+
+
+def table_of(attempts: Sequence[Attempts], num_profiles: int) -> FarTable | None:
+    """`far_table` of trials whose LLRs are known."""
     llrs, weights, speakers = [], [], []
-    for each in trials:
-        some = each.take(~each.target)
-        llr = calibration.llr(some.terms)
-        order = np.lexsort((-llr, some.trials.test))
-        _, counts = np.unique(some.trials.test[order], return_counts=True)
+    for some in attempts:
+        order = np.lexsort((-some.llr, some.test))
+        _, counts = np.unique(some.test[order], return_counts=True)
         lookup = {int(count): draw_chances(int(count), num_profiles) for count in np.unique(counts)}
-        llrs.append(llr[order])
-        weights.append(np.concatenate([lookup[int(count)] for count in counts]))
-        speakers.append(np.array([f"{some.corpus} {name}" for name in some.names])[some.speaker[order]])
+        llrs.append(some.llr[order])
+        weights.append(np.concatenate([np.empty(0), *(lookup[int(count)] for count in counts)]))
+        speakers.append(some.speaker[order])
     llr, weight = np.concatenate(llrs), np.concatenate(weights)
     _, code = np.unique(np.concatenate(speakers), return_inverse=True)
     mass = np.bincount(code, weights=weight)
