@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emoinv_edge.calibration import Calibration, EmotionAxis, FarTable, Term
-from emoinv_edge.encoder import MIN_FRAMES, Encoder
+from emoinv_edge.encoder import LONGEST_S, MIN_FRAMES, Encoder
 from emoinv_edge.enrolment import (
     DUPLICATE_COSINE,
     MAX_UTTERANCES,
@@ -110,6 +110,7 @@ def calibration_values(encoder: Encoder) -> dict[str, Any]:
         "supported_far": encoder.calibration.supported_far,
         "refuse": {
             "least_speech_s": MIN_SPEECH_S,
+            "most_speech_s": LONGEST_S,  # Python embeds more in windows
             "least_snr_db": MIN_SNR_DB,
             "least_level_dbfs": MIN_LEVEL_DBFS,
             "most_clipped": MAX_CLIPPED_FRACTION,

@@ -208,8 +208,11 @@ def test_node_accepts_nothing_that_is_broken(
         assert done.returncode == 3 and message in done.stderr, done.stderr
     for far in ("0", "nan", "0.001", "x"):
         assert node(verify, folder, profile_file, owner, far, modules=modules).returncode == 3, far
-    for name in ("short", "clipped", "silent"):
-        done = node(verify, folder, profile_file, folder / "vectors" / f"{name}.wav", modules=modules)
+    steps = np.tile(np.rint(read_audio(owner)[0] * 32768.0).astype(np.int16), 9)
+    write_wav(tmp_path / "long.wav", steps, 16000)
+    for name in ("short", "clipped", "silent", "long"):
+        recording = (tmp_path if name == "long" else folder / "vectors") / f"{name}.wav"
+        done = node(verify, folder, profile_file, recording, modules=modules)
         assert done.returncode == 2 and json.loads(done.stdout)["verdict"] == "NO_DECISION"
     assert node(verify, folder, profile_file, verify, modules=modules).returncode == 3
 
@@ -293,6 +296,8 @@ def test_cpp_decides_as_python_does_and_accepts_nothing_that_is_broken(
         else:
             assert run(verify_cpp, folder, profile_file, recordings / item["file"]).returncode == 2
     owner = recordings / "owner-speech.wav"
+    write_wav(tmp_path / "long.wav", np.tile(np.rint(read_audio(owner)[0] * 32768.0).astype(np.int16), 9), 16000)
+    assert run(verify_cpp, folder, profile_file, tmp_path / "long.wav").returncode == 2
     for values, _ in broken_profiles(expected["profile"]):
         path = tmp_path / "profile.json"
         path.write_text(json.dumps(values), encoding="utf-8")

@@ -1,4 +1,4 @@
-// Utterances of one speaker, until a profile can be made: emoinv_edge/enrolment.py for the page.
+// Utterances of one speaker, until a profile can be made: emoinv_edge/enrolment.py with prompts in a fixed order.
 
 import { embed, hear } from "./hear.js";
 import { llrOf, readProfile } from "./score.js";
@@ -40,24 +40,34 @@ export class Enroller {
   /** Take one utterance or refuse it: {accepted, message}. */
   async add(waveform) {
     const rules = this.rules;
-    const heard = await hear(this.model, waveform, { leastSpeechS: rules.least_speech_s, leastSnrDb: rules.least_snr_db });
+    const heard = await hear(this.model, waveform, {
+      leastSpeechS: rules.least_speech_s,
+      leastSnrDb: rules.least_snr_db,
+    });
     if (heard.refusal) return { accepted: false, message: heard.refusal.message };
     if (this.exemplars.length >= rules.most_utterances) return { accepted: false, message: "The profile is full." };
     const { vector, norm } = heard.embedding;
     const doubt = await this.doubt(heard);
     if (doubt) return { accepted: false, message: doubt };
-    this.exemplars.push({ embedding: Array.from(vector), seconds: heard.quality.seconds, log_norm: Math.log(norm) });
+    this.exemplars.push({
+      embedding: Array.from(vector),
+      seconds: heard.quality.seconds,
+      log_norm: Math.log(norm),
+    });
     return { accepted: true, message: `Good: ${heard.quality.seconds.toFixed(1)} s of speech.` };
   }
 
   /** The profile as JSON values. */
   profile(name) {
-    if (!this.ready) throw new Error(`expected ${this.rules.least_profile_s} s of speech, got ${this.seconds.toFixed(1)} s; say more`);
+    if (!this.ready)
+      throw new Error(`expected ${this.rules.least_profile_s} s of speech, got ${this.seconds.toFixed(1)} s; say more`);
     return { format: 1, name, model: this.model.calibration.model.fingerprint, exemplars: this.exemplars };
   }
 
   async doubt(heard) {
-    const cosines = this.exemplars.map((each) => each.embedding.reduce((sum, x, i) => sum + x * heard.embedding.vector[i], 0));
+    const cosines = this.exemplars.map((each) =>
+      each.embedding.reduce((sum, x, i) => sum + x * heard.embedding.vector[i], 0),
+    );
     if (cosines.some((cosine) => cosine > this.rules.duplicate_cosine)) {
       return "This recording, or a copy of it, was given before. Say something new.";
     }
@@ -91,7 +101,18 @@ export class Enroller {
       pieces.push({ embedding, seconds: length / rate });
       at += length;
     }
-    const exemplars = pieces.map(({ embedding: { vector, norm }, seconds }) => ({ embedding: Array.from(vector), seconds, log_norm: Math.log(norm) }));
-    return pieces.some(({ embedding, seconds }, i) => this.llr(exemplars.filter((_, k) => k !== i), embedding, seconds) < this.limit);
+    const exemplars = pieces.map(({ embedding: { vector, norm }, seconds }) => ({
+      embedding: Array.from(vector),
+      seconds,
+      log_norm: Math.log(norm),
+    }));
+    return pieces.some(
+      ({ embedding, seconds }, i) =>
+        this.llr(
+          exemplars.filter((_, k) => k !== i),
+          embedding,
+          seconds,
+        ) < this.limit,
+    );
   }
 }

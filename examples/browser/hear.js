@@ -98,16 +98,31 @@ function snrDb(waveform, sampleRate) {
 function unusable(quality, refuse, leastSpeechS, leastSnrDb) {
   const { seconds, snrDb: snr, levelDbfs, clippedFraction } = quality;
   if (!(levelDbfs >= refuse.least_level_dbfs)) {
-    return { code: "too_quiet", message: `Too quiet (${levelDbfs.toFixed(0)} dBFS): come closer, or raise the gain.` };
+    return {
+      code: "too_quiet",
+      message: `Too quiet (${levelDbfs.toFixed(0)} dBFS): come closer, or raise the gain.`,
+    };
   }
   if (!(seconds >= leastSpeechS)) {
-    return { code: "too_short", message: `Too little speech: ${seconds.toFixed(1)} s, ${leastSpeechS} s are needed.` };
+    return {
+      code: "too_short",
+      message: `Too little speech: ${seconds.toFixed(1)} s, ${leastSpeechS} s are needed.`,
+    };
+  }
+  if (!(seconds <= refuse.most_speech_s)) {
+    return {
+      code: "too_long",
+      message: `Too much speech: ${seconds.toFixed(1)} s, ${refuse.most_speech_s} s at most; cut it.`,
+    };
   }
   if (!(clippedFraction <= refuse.most_clipped)) {
     return { code: "clipped", message: "Clipped: lower the microphone's gain, or step back." };
   }
   if (!(snr >= leastSnrDb)) {
-    return { code: "too_noisy", message: `Too noisy (${snr.toFixed(0)} dB): come closer, or go where it is quieter.` };
+    return {
+      code: "too_noisy",
+      message: `Too noisy (${snr.toFixed(0)} dB): come closer, or go where it is quieter.`,
+    };
   }
   return null;
 }

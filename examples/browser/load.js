@@ -32,13 +32,19 @@ async function cutOff() {
   policy.httpEquiv = "Content-Security-Policy";
   policy.content = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'";
   document.head.append(policy);
-  const got = await fetch("model/calibration.json", { cache: "no-store" }).then(() => true, () => false);
+  const got = await fetch("model/calibration.json", { cache: "no-store" }).then(
+    () => true,
+    () => false,
+  );
   if (got) throw new Error("This browser does not keep the page from sending. The microphone stays off.");
 }
 
 async function time(model) {
   const seconds = 3;
-  const noise = Float32Array.from({ length: seconds * model.calibration.model.sample_rate }, () => 0.1 * (Math.random() - 0.5));
+  const noise = Float32Array.from(
+    { length: seconds * model.calibration.model.sample_rate },
+    () => 0.1 * (Math.random() - 0.5),
+  );
   let best = Infinity;
   for (let i = 0; i < 3; i++) {
     const start = performance.now();

@@ -3,7 +3,8 @@
 import { Resampler } from "./resample.js";
 
 const REASONS = {
-  NotAllowedError: "The microphone was refused. Allow it for this page in the address bar, then press the button again.",
+  NotAllowedError:
+    "The microphone was refused. Allow it for this page in the address bar, then press the button again.",
   NotFoundError: "No microphone was found. Connect one, then press the button again.",
   NotReadableError: "Another program holds the microphone. Close it, then press the button again.",
 };
@@ -36,7 +37,11 @@ export class Microphone {
     }
     const resampler = new Resampler(this.context.sampleRate, this.sampleRate);
     this.source = this.context.createMediaStreamSource(this.stream);
-    this.node = new AudioWorkletNode(this.context, "capture", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+    this.node = new AudioWorkletNode(this.context, "capture", {
+      numberOfOutputs: 0,
+      channelCount: 1,
+      channelCountMode: "explicit",
+    });
     this.node.port.onmessage = ({ data }) => this.stream && take(resampler.process(data));
     this.source.connect(this.node);
     for (const track of this.stream.getTracks()) track.onended = () => lost("The microphone went away.");

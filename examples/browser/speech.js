@@ -33,7 +33,9 @@ export class WebRtcDetector {
 
   reset() {
     this.fvad._fvad_reset(this.handle);
-    const wrong = this.fvad._fvad_set_mode(this.handle, AGGRESSIVENESS) || this.fvad._fvad_set_sample_rate(this.handle, this.sampleRate);
+    const wrong =
+      this.fvad._fvad_set_mode(this.handle, AGGRESSIVENESS) ||
+      this.fvad._fvad_set_sample_rate(this.handle, this.sampleRate);
     if (wrong) throw new RangeError(`expected a sample rate of 8000, 16000, 32000 or 48000, got ${this.sampleRate}`);
     this.level = null;
     this.peak = -120;
@@ -79,7 +81,10 @@ export class WebRtcDetector {
 
 /** Cuts a stream into segments {start, end, waveform, final, damaged}; positions are samples from its start. */
 export class SpeechSegmenter {
-  constructor(detector, { onsetMs = 90, onsetWindowMs = 150, preRollMs = 150, hangOverMs = 300, tailMs = 60, longestMs = 30000 } = {}) {
+  constructor(
+    detector,
+    { onsetMs = 90, onsetWindowMs = 150, preRollMs = 150, hangOverMs = 300, tailMs = 60, longestMs = 30000 } = {},
+  ) {
     const frames = (ms) => Math.round((ms * detector.sampleRate) / 1000 / detector.frameLength);
     this.detector = detector;
     this.length = detector.frameLength;
@@ -191,7 +196,8 @@ export class SpeechSegmenter {
 function sound(samples) {
   let damaged = 0;
   for (let i = 0; i < samples.length; i++) {
-    if (!(Math.abs(samples[i]) <= MAX_PEAK)) { // NaN too
+    if (!(Math.abs(samples[i]) <= MAX_PEAK)) {
+      // NaN too
       samples[i] = 0;
       damaged += 1;
     }

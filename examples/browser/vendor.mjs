@@ -22,5 +22,6 @@ for (const [name, version] of Object.entries(dependencies)) {
   const found = JSON.parse(fs.readFileSync(path.join(modules, name, "package.json"), "utf8")).version;
   if (found !== version) throw new Error(`${name}: expected ${version}, got ${found}; run npm install again`);
 }
-for (const [name, source] of Object.entries(files)) fs.copyFileSync(path.join(modules, source), path.join(vendor, name));
+for (const [name, source] of Object.entries(files))
+  fs.copyFileSync(path.join(modules, source), path.join(vendor, name));
 console.log(`wrote ${Object.keys(files).length} files to ${vendor}`);

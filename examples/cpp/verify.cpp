@@ -41,6 +41,7 @@ void refuseUnusable(const std::vector<float>& speech, const Json& refuse, double
   double power = 0, clipped = 0;
   for (float x : speech) power += double(x) * x, clipped += std::abs(x) >= refuse.at("clip_level").get<double>();
   require(speech.size() >= refuse.at("least_speech_s").get<double>() * rate, "too little speech");
+  require(speech.size() <= refuse.at("most_speech_s").get<double>() * rate, "too much speech; cut it");
   require(10 * std::log10(power / speech.size() + 1e-12) >= refuse.at("least_level_dbfs").get<double>(), "too quiet");
   require(clipped <= refuse.at("most_clipped").get<double>() * speech.size(), "clipped");
 }
@@ -108,7 +109,6 @@ int main(int count, char** given) try {
   require(std::isfinite(norm) && norm > 1e-6, "the model gave no usable embedding");
   for (double& x : unit) x /= norm;
   requireUnit(unit, model.at("embedding_dim"));
-
   const double llr = llrOf(calibration, profile, unit, norm, speech.size() / model.at("sample_rate").get<double>());
   const bool accepted = llr >= threshold;
   std::cout << Json{{"llr", llr}, {"threshold", threshold}, {"verdict", accepted ? "ACCEPT" : "REJECT"}} << "\n";

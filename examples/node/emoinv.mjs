@@ -29,11 +29,16 @@ export function readWav(file, sampleRate) {
   if (content.toString("latin1", 0, 4) !== "RIFF" || content.toString("latin1", 8, 12) !== "WAVE") {
     throw new Error(`${file}: expected a WAV file`);
   }
-  for (let at = 12; at + 8 <= content.length; ) {
+  for (let at = 12; at + 8 <= content.length;) {
     const [name, size] = [content.toString("latin1", at, at + 4), content.readUInt32LE(at + 4)];
     at += 8;
     if (name === "fmt ") {
-      format = [content.readUInt16LE(at), content.readUInt16LE(at + 2), content.readUInt32LE(at + 4), content.readUInt16LE(at + 14)];
+      format = [
+        content.readUInt16LE(at),
+        content.readUInt16LE(at + 2),
+        content.readUInt32LE(at + 4),
+        content.readUInt16LE(at + 14),
+      ];
     }
     if (name === "data") {
       if (String(format) !== String([1, 1, sampleRate, 16])) {

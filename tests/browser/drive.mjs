@@ -9,12 +9,25 @@ const { chromium } = createRequire(path.join(playwright, "x"))(playwright);
 const given = JSON.parse(fs.readFileSync(argumentsFile, "utf8"));
 const seen = { requests: [], errors: [] };
 
-const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-  "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream"];
+const flags = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--use-fake-device-for-media-stream",
+];
 if (!given.deny) flags.push("--use-fake-ui-for-media-stream");
 if (given.wav) flags.push(`--use-file-for-fake-audio-capture=${given.wav}`);
 const context = await chromium.launchPersistentContext(given.userData, {
-  executablePath, args: flags, headless: true, acceptDownloads: true, viewport: { width: given.width ?? 1000, height: 900 }, colorScheme: given.colours ?? "light",
+  executablePath,
+  args: flags,
+  headless: true,
+  acceptDownloads: true,
+  viewport: { width: given.width ?? 1000, height: 900 },
+  colorScheme: given.colours ?? "light",
 });
 const page = await context.newPage();
 page.on("requestfinished", (request) => seen.requests.push(request.url()));
@@ -45,12 +58,22 @@ const steps = {
     seen.enrolled = await text("prompt");
   },
   async export() {
-    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: /^Export/ }).first().click()]);
+    const [download] = await Promise.all([
+      page.waitForEvent("download"),
+      page
+        .getByRole("button", { name: /^Export/ })
+        .first()
+        .click(),
+    ]);
     await download.saveAs(given.exported);
   },
   async import() {
     await page.setInputFiles("#import", given.imported);
-    await page.waitForFunction(() => document.querySelector("#profiles li") || document.querySelector("#problem").textContent, null, { timeout: 10000 });
+    await page.waitForFunction(
+      () => document.querySelector("#profiles li") || document.querySelector("#problem").textContent,
+      null,
+      { timeout: 10000 },
+    );
     seen.problem = await text("problem");
     seen.profiles = await page.locator("#profiles li > span").allTextContents();
   },
@@ -78,21 +101,41 @@ const steps = {
     seen.blocked = await page.evaluate(async (elsewhere) => {
       const violations = [];
       document.addEventListener("securitypolicyviolation", (event) => violations.push(event.effectiveDirective));
-      const settled = async (promise) => promise.then(() => "sent", () => "blocked");
+      const settled = async (promise) =>
+        promise.then(
+          () => "sent",
+          () => "blocked",
+        );
       const found = {
         fetchElsewhere: await settled(fetch(elsewhere, { mode: "no-cors" })),
         fetchHome: await settled(fetch("model/calibration.json", { cache: "no-store" })),
       };
-      const add = (tag, key) => new Promise((resolve) => {
-        const made = document.createElement(tag);
-        made.onerror = made.onload = () => resolve();
-        made[key] = `${elsewhere}?${tag}`;
-        document.body.append(made);
-        setTimeout(resolve, 300);
-      });
-      for (const [tag, key] of [["img", "src"], ["script", "src"], ["iframe", "src"], ["video", "src"], ["object", "data"]]) await add(tag, key);
-      try { new WebSocket(elsewhere.replace("http", "ws")); } catch { /* as good */ }
-      try { new Worker("app.js"); } catch { /* as good */ }
+      const add = (tag, key) =>
+        new Promise((resolve) => {
+          const made = document.createElement(tag);
+          made.onerror = made.onload = () => resolve();
+          made[key] = `${elsewhere}?${tag}`;
+          document.body.append(made);
+          setTimeout(resolve, 300);
+        });
+      for (const [tag, key] of [
+        ["img", "src"],
+        ["script", "src"],
+        ["iframe", "src"],
+        ["video", "src"],
+        ["object", "data"],
+      ])
+        await add(tag, key);
+      try {
+        new WebSocket(elsewhere.replace("http", "ws"));
+      } catch {
+        /* as good */
+      }
+      try {
+        new Worker("app.js");
+      } catch {
+        /* as good */
+      }
       navigator.sendBeacon(elsewhere, "voice");
       const form = document.createElement("form");
       [form.action, form.method] = [elsewhere, "post"];
@@ -104,18 +147,29 @@ const steps = {
   },
   async layout() {
     seen.scrollWidth = await page.evaluate(() => document.documentElement.scrollWidth);
-    seen.nameless = await page.evaluate(() => Array.from(document.querySelectorAll("button, input, select, meter, progress, [role=img]"))
-      .filter((each) => !(each.labels?.length || each.textContent.trim() || each.getAttribute("aria-label")) || (each.labels && each.matches("input, select") && !each.labels.length))
-      .map((each) => each.outerHTML));
-    seen.small = await page.evaluate(() => Array.from(document.querySelectorAll("button, input, select"))
-      .filter((each) => each.getBoundingClientRect().height < 44).map((each) => each.id || each.textContent));
+    seen.nameless = await page.evaluate(() =>
+      Array.from(document.querySelectorAll("button, input, select, meter, progress, [role=img]"))
+        .filter(
+          (each) =>
+            !(each.labels?.length || each.textContent.trim() || each.getAttribute("aria-label")) ||
+            (each.labels && each.matches("input, select") && !each.labels.length),
+        )
+        .map((each) => each.outerHTML),
+    );
+    seen.small = await page.evaluate(() =>
+      Array.from(document.querySelectorAll("button, input, select"))
+        .filter((each) => each.getBoundingClientRect().height < 44)
+        .map((each) => each.id || each.textContent),
+    );
     await shot(`layout-${given.width}`);
   },
 };
 
 try {
   await page.goto(given.url);
-  await page.waitForFunction(() => !document.querySelector("#ready").textContent.startsWith("Loading"), null, { timeout: 60000 });
+  await page.waitForFunction(() => !document.querySelector("#ready").textContent.startsWith("Loading"), null, {
+    timeout: 60000,
+  });
   seen.ready = await text("ready");
   seen.problem = await text("problem");
   for (const [step, options] of given.steps) await steps[step](options ?? {});
