@@ -10,9 +10,10 @@ import pytest
 from emoinv_edge.calibration import Calibration
 from emoinv_edge.scoring import ProfileBank
 from tests.calibration.development import in_noise, speech
-from train.calibration.sessions import draw_sessions, session_rises, session_scores
+from train.calibration.sessions import draw_sessions, session_rises
 from train.calibration.speech import DevelopmentSpeech
 from train.calibration.trials import draw_trials
+from train.evaluation.sessions import session_scores
 
 
 def test_a_session_is_of_one_speaker_in_one_emotion_in_noise_or_not() -> None:
@@ -39,7 +40,7 @@ def test_unseen_impostors_keep_the_rate_over_the_whole_session(fitted: Calibrati
             owners, new.embeddings[index], [new.qualities[i] for i in index], list(map(len, profiles))
         )
         sessions = draw_sessions(new, np.unique(each.trials.test).tolist())
-        scores = session_scores(new, sessions, bank, fitted)
+        scores = session_scores(list(zip(new.embeddings, new.qualities, strict=True)), sessions, bank, fitted)
         names = [new.clips[clips[0]].speaker for clips in sessions]
         strange = np.array(
             [[owner != name and owner[0] == name[0] for owner in owners] for name in names]  # of one corpus

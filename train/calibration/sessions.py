@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emoinv_edge.attempts import MISSING_NATS, pooled
 from emoinv_edge.calibration import MAX_ATTEMPTS, Calibration, SessionRise
 from emoinv_edge.scoring import ProfileBank
 
+from ..evaluation.sessions import session_scores
 from .speech import DevelopmentSpeech
 from .thresholds import Attempts, table_of
 from .trials import Evidence
 
-__all__ = ["draw_sessions", "session_rises", "session_scores"]
+__all__ = ["draw_sessions", "session_rises"]
 
 SESSIONS = 3  # of one speaker, emotion and noise: who tries again does so at once, in the same voice
 NUM_PROFILES = (1, 4)  # the larger rise holds for any number
@@ -38,37 +37,6 @@ def draw_sessions(speech: DevelopmentSpeech, tests: Sequence[int], seed: int = 0
     ]
 
 
-def session_scores(
-    speech: DevelopmentSpeech, sessions: Sequence[tuple[int, ...]], bank: ProfileBank, calibration: Calibration
-) -> dict[int, NDArray[np.float64]]:
-    """The score of each session with each profile, as `emoinv_edge.attempts.Session` makes it.
-
-    Returns
-    -------
-    dict from number of attempts to ndarray, shape (sessions, profiles)
-        The first so many clips of each session; 1 is a clip alone, by its LLR.
-    """
-    known: dict[tuple[int, ...], NDArray[np.float64]] = {}
-
-    def llr(part: tuple[int, ...]) -> NDArray[np.float64]:
-        key = tuple(sorted(part))
-        if key not in known:
-            found = pooled([(speech.embeddings[i], speech.qualities[i]) for i in key])
-            known[key] = bank.score(calibration, *found)[0]
-        return known[key]
-
-    def score(clips: tuple[int, ...]) -> NDArray[np.float64]:
-        parts = [
-            llr(part) - MISSING_NATS * (len(clips) - count)
-            for count in range(1, len(clips) + 1)
-            for part in itertools.combinations(clips, count)
-        ]
-        return np.asarray(np.max(parts, axis=0))
-
-    longest = max(map(len, sessions), default=0)
-    return {count: np.array([score(clips[:count]) for clips in sessions]) for count in range(1, longest + 1)}
-
-
 def session_rises(
     speech: DevelopmentSpeech, trials: Sequence[Evidence], calibration: Calibration, seed: int = 0
 ) -> tuple[SessionRise, ...]:
@@ -82,6 +50,7 @@ def session_rises(
     calibration : Calibration
     seed : int
     """
+    utterances = list(zip(speech.embeddings, speech.qualities, strict=True))
     attempts: dict[int, list[Attempts]] = {count: [] for count in range(1, MAX_ATTEMPTS + 1)}
     for each in trials:
         profiles = each.trials.profiles
@@ -107,7 +76,7 @@ def session_rises(
         )
         test, row = np.nonzero(strange)
         names = np.array([f"{each.corpus} {name}" for name in speaker])[test]
-        for count, scores in session_scores(speech, sessions, bank, calibration).items():
+        for count, scores in session_scores(utterances, sessions, bank, calibration).items():
             attempts[count].append(Attempts(scores[test, row], test, names))
     return tuple(
         rise for count in range(2, MAX_ATTEMPTS + 1) if (rise := _rise(attempts[1], attempts[count], count)) is not None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..evaluation.clips import EvaluationSet, open_set, thin_set
 from ..evaluation.decisions import evaluate_decisions
 from ..evaluation.embeddings import EmbeddingCache, Model, default_cache, embed_set, hear_set, open_model
+from ..evaluation.enrolment import evaluate_enrolment, format_enrolment
 from ..evaluation.protocols import MAX_CLIPS, PROTOCOLS, evaluate_embeddings, make_trials
 from ..evaluation.report import det_points, format_table, write_report
 from ..progress import Progress
@@ -40,7 +41,8 @@ model carries a calibration, its log-likelihood ratios are judged as the runtime
 examples:
   python -m train evaluate emoinv_edge/models/base.onnx ../shared/eval/ravdess ../shared/eval/librispeech
   python -m train evaluate runs/base/best.pt prepared/nemo --json > figures.json
-  python -m train evaluate emoinv_edge/models/base.onnx ../shared/eval/ravdess --report report.html""",
+  python -m train evaluate emoinv_edge/models/base.onnx ../shared/eval/ravdess --report report.html
+  python -m train evaluate emoinv_edge/models/base.onnx ../shared/eval/ravdess prepared/emodb --enrolment""",
     )
     parser.add_argument("model", type=Path, help="an .onnx file, or a checkpoint of training")
     parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a folder with manifest.csv")
@@ -52,12 +54,15 @@ examples:
     parser.add_argument("--max-clips", type=int, default=None, help="thin a larger set evenly to so many clips (6000)")
     parser.add_argument("--cache", type=Path, help="folder for embeddings (the user's cache folder)")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write embeddings")
+    parser.add_argument("--enrolment", action="store_true", help="what enrolment is worth instead: one attempt and two")
     parser.add_argument("--no-llr", action="store_true", help="leave the log-likelihood ratios out")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print the figures."""
+    if arguments.enrolment and (arguments.report is not None or arguments.no_llr):
+        raise ValueError("--enrolment prints tables of the calibrated decisions; leave --report and --no-llr out")
     if arguments.resamples < 0:
         raise ValueError(f"expected --resamples of 0 or more, got {arguments.resamples}")
     results = evaluate_model(
@@ -70,9 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
         cache_folder=arguments.cache,
         use_cache=not arguments.no_cache,
         llr=not arguments.no_llr,
+        enrolment=arguments.enrolment,
         progress=lambda name: Progress(f"embed {name}"),
     )
     if results is None:  # another rank prints
+        return 0
+    if arguments.enrolment:
+        tables = {name: found["enrolment"] for name, found in results["sets"].items()}
+        print(json.dumps(results, indent=1, sort_keys=True) if arguments.json else format_enrolment(tables))
         return 0
     if arguments.report is not None:
         write_report(arguments.report, results)
@@ -118,9 +128,10 @@ def evaluate_model(
     cache_folder: Path | None = None,
     use_cache: bool = True,
     llr: bool = True,
+    enrolment: bool = False,
     progress: Callable[[str], Callable[[int, int], None]] = lambda name: lambda done, total: None,
 ) -> dict[str, Any] | None:
-    """Everything that the command prints: the model, and the figures of each set.
+    """Everything that the command prints: the model, and the figures of each set, or those of enrolment alone.
 
     Under ``torchrun`` each rank embeds its share of the clips into the cache; rank 0 goes on, the others return None.
 
@@ -155,6 +166,10 @@ def evaluate_model(
         if use_cache:
             known = stack.enter_context(EmbeddingCache(folder, model.fingerprint, model.embedding_dim, rank))
         for evaluation, everything in zip(sets, whole, strict=True):
+            if enrolment:
+                found = _enrolment(model, evaluation, known, resamples, seed, progress)
+                results["sets"][evaluation.name] = {"enrolment": found, "clips": len(everything.clips)}
+                continue
             figures = _evaluate(model, evaluation, known, resamples, seed, llr, progress)
             results["sets"][evaluation.name] = figures | {"clips": len(everything.clips)}
     return results
@@ -185,3 +200,25 @@ def _evaluate(
         if decisions is not None:
             out["llr"] = decisions
     return out
+
+
+def _enrolment(
+    model: Model,
+    evaluation: EvaluationSet,
+    cache: EmbeddingCache | None,
+    resamples: int,
+    seed: int,
+    progress: Callable[[str], Callable[[int, int], None]],
+) -> dict[str, Any]:
+    """What enrolment is worth on one set, as the runtime decides."""
+    calibration = None if model.encoder is None else model.encoder.calibration
+    if calibration is None:
+        raise ValueError(f"{model.name}: expected a model file with a calibration; without it nothing is decided")
+    heard = hear_set(model, evaluation, cache, progress(f"{evaluation.name}, speech alone"))
+    found = evaluate_enrolment(heard, evaluation.clips, calibration, resamples, seed)
+    if found is None:
+        raise ValueError(
+            f"{evaluation.name}: expected two speakers or more with four neutral clips, the other emotions that are "
+            "enrolled, and some that are not"
+        )
+    return found
