@@ -12,7 +12,7 @@ function demand(holds, message) {
 const finite = (values) => values.every((x) => typeof x === "number" && Number.isFinite(x));
 const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 
-function demandUnit(vector, dim, what) {
+function requireUnit(vector, dim, what) {
   demand(Array.from(vector).length === dim && finite(Array.from(vector)), `${what}: expected ${dim} finite numbers`);
   demand(Math.abs(Math.sqrt(dot(vector, vector)) - 1) < 1e-3, `${what}: expected unit norm`);
 }
