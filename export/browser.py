@@ -1,7 +1,8 @@
 """``python -m export browser``: a folder with what a page or another language needs of a model.
 
 The graph of the model file gets the front end put before it; its weights, and so its embeddings up to rounding, stay
-what they are. It keeps the fingerprint: profiles of the one are profiles of the other.
+what they are. In another language profiles are bound to the fingerprint of the model file that the flavour was made of,
+so that profiles of the one are profiles of the other.
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ def export_browser(
         draft = Path(name)
         encoder = _write_waveform_model(source, draft / MODEL, calibration)
         report(f"step  {_compare(source, encoder)}")
-        _write_vectors(encoder, draft)
-        (draft / "calibration.json").write_text(dump(calibration_values(encoder)), encoding="utf-8")
+        _write_vectors(encoder, source.fingerprint, draft)
+        (draft / "calibration.json").write_text(dump(calibration_values(encoder, source.fingerprint)), encoding="utf-8")
         for schema in SCHEMAS:
             shutil.copy(FOLDER / schema, draft / schema)
         if calibrating is not None:
@@ -125,12 +126,11 @@ def _write_waveform_model(source: Encoder, path: Path, calibration: Calibration)
     provenance = json.loads(held.get("emoinv.provenance", "{}"))
     values: dict[str, Any] = {"emoinv.spec": source.spec.to_json(), "emoinv.calibration": calibration.to_json()}
     write_model(path, graph, values)
-    inputs = golden_inputs(source.spec, "waveform")
+    inputs = golden_inputs(source.spec)
     values["emoinv.golden"] = make_golden(Encoder(path), inputs, processor()[0])
     values["emoinv.provenance"] = provenance | {
         "sealed": True,
         "flavour": "waveform",
-        "fingerprint": source.fingerprint,
         "parents": provenance.get("parents", {}) | {"features_flavour": source.file_sha256},
         **made_now(),
     }
@@ -150,7 +150,7 @@ def _compare(source: Encoder, encoder: Encoder) -> str:
     return gate.line()
 
 
-def _write_vectors(encoder: Encoder, folder: Path) -> None:
+def _write_vectors(encoder: Encoder, fingerprint: str, folder: Path) -> None:
     """Recordings and expected values from the bundled synthetic voices."""
     clips = Path(emoinv_edge.__file__).parent / "demo" / "clips"
     rate = encoder.spec.sample_rate
@@ -175,5 +175,6 @@ def _write_vectors(encoder: Encoder, folder: Path) -> None:
         "silent": np.zeros(2 * rate, np.int16),
     }
     (folder / "vectors").mkdir()
-    found = vectors(encoder, [clip(f"awb/neutral-{n}") for n in range(1, 5)], tests, folder / "vectors")
+    enrol = [clip(f"awb/neutral-{n}") for n in range(1, 5)]
+    found = vectors(encoder, fingerprint, enrol, tests, folder / "vectors")
     (folder / "vectors" / "vectors.json").write_text(dump(found), encoding="utf-8")

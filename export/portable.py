@@ -100,12 +100,20 @@ def calibration_of_values(values: Mapping[str, Any]) -> Calibration:
     )
 
 
-def calibration_values(encoder: Encoder) -> dict[str, Any]:
-    """The values of ``calibration.json`` for a model of the waveform flavour that holds such a calibration."""
+def calibration_values(encoder: Encoder, fingerprint: str) -> dict[str, Any]:
+    """The values of ``calibration.json`` for a model of the waveform flavour that holds such a calibration.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Of the waveform flavour.
+    fingerprint : str
+        What profiles are bound to: that of the model file that the flavour was made of.
+    """
     assert encoder.calibration is not None  # `export.browser` wrote it
     return {
         "format": PORTABLE_FORMAT,
-        "model": _model(encoder),
+        "model": _model(encoder, fingerprint),
         **scores_of(encoder.calibration),
         "supported_far": encoder.calibration.supported_far,
         "refuse": {
@@ -129,13 +137,13 @@ def calibration_values(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _model(encoder: Encoder) -> dict[str, Any]:
+def _model(encoder: Encoder, fingerprint: str) -> dict[str, Any]:
     spec: EncoderSpec = encoder.spec
     return {
         "name": spec.name,
         "file": encoder.path.name,
         "sha256": encoder.file_sha256,
-        "fingerprint": encoder.fingerprint,
+        "fingerprint": fingerprint,
         "input": "waveform",
         "output": "embedding",
         "sample_rate": spec.sample_rate,
@@ -144,12 +152,19 @@ def _model(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def profile_values(profile: Profile) -> dict[str, Any]:
-    """A profile as the plain JSON that a port reads: embeddings, seconds and norms; unencrypted biometric data."""
+def profile_values(profile: Profile, fingerprint: str | None = None) -> dict[str, Any]:
+    """A profile as the plain JSON that a port reads: embeddings, seconds and norms; unencrypted biometric data.
+
+    Parameters
+    ----------
+    profile : Profile
+    fingerprint : str, optional
+        Instead of the profile's own, for one that was enrolled with the waveform flavour.
+    """
     return {
         "format": PROFILE_FORMAT,
         "name": profile.name,
-        "model": profile.model_fingerprint,
+        "model": fingerprint or profile.model_fingerprint,
         "exemplars": [
             {
                 "embedding": _numbers(exemplar.embedding),
@@ -176,7 +191,11 @@ def write_wav(path: Path, samples: NDArray[np.int16], sample_rate: int) -> None:
 
 
 def vectors(
-    encoder: Encoder, enrol: Sequence[NDArray[np.int16]], tests: Mapping[str, NDArray[np.int16]], folder: Path
+    encoder: Encoder,
+    fingerprint: str,
+    enrol: Sequence[NDArray[np.int16]],
+    tests: Mapping[str, NDArray[np.int16]],
+    folder: Path,
 ) -> dict[str, Any]:
     """Test vectors of a port: recordings in `folder`, and the values of ``vectors.json`` that it must give for them.
 
@@ -184,6 +203,8 @@ def vectors(
     ----------
     encoder : Encoder
         Of the waveform flavour, with its calibration.
+    fingerprint : str
+        As for `calibration_values`.
     enrol : sequence of ndarray, int16, at the encoder's rate
         Utterances of one speaker, for the profile.
     tests : mapping from name to ndarray, int16
@@ -241,7 +262,7 @@ def vectors(
     return {
         "format": PORTABLE_FORMAT,
         "tolerance_llr": 0.05,
-        "profile": profile_values(profile),
+        "profile": profile_values(profile, fingerprint),
         "thresholds": thresholds,
         "items": items,
     }

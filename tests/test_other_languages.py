@@ -22,7 +22,7 @@ from emoinv_edge.verifier import Verifier
 from export.__main__ import main
 from export.browser import export_browser, kept_scores
 from export.chain import Calibrating
-from export.portable import PORTABLE_TERMS, scores_of, write_wav
+from export.portable import PORTABLE_TERMS, profile_values, scores_of, write_wav
 from tests.builders import calibrated_encoder, calibration
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -93,14 +93,15 @@ def test_the_files_say_what_their_schemas_demand(folder: Path, expected: dict[st
         assert not validator.is_valid({**held, "foreign": 1})
 
 
-def test_the_waveform_flavour_is_a_whole_model_and_keeps_the_fingerprint(folder: Path) -> None:
+def test_the_waveform_flavour_is_a_whole_model_and_profiles_are_bound_to_its_source(folder: Path) -> None:
     encoder, source = Encoder(folder / "model.onnx"), Encoder.open("base")
     assert encoder.input == "waveform"
-    assert encoder.fingerprint == source.fingerprint
     assert encoder.calibration == kept_scores(source)
     results = run_golden(encoder)
     assert results and all(result.passed for result in results)
-    assert json.loads((folder / "calibration.json").read_text())["model"]["sha256"] == encoder.file_sha256
+    model = json.loads((folder / "calibration.json").read_text())["model"]
+    assert model["sha256"] == encoder.file_sha256
+    assert model["fingerprint"] == source.fingerprint
 
 
 def test_the_vectors_are_what_the_verifier_decides(folder: Path, expected: dict[str, Any]) -> None:
@@ -122,13 +123,16 @@ def test_the_vectors_are_what_the_verifier_decides(folder: Path, expected: dict[
     assert refused >= 3
 
 
-def test_profiles_of_the_shipped_file_are_profiles_of_the_waveform_flavour(folder: Path) -> None:
+def test_profiles_of_the_shipped_file_are_profiles_of_the_port(folder: Path, modules: Path, tmp_path: Path) -> None:
     enroller = Enroller(Encoder.open("base"))
     for number in (1, 2):
         assert enroller.add(read_audio(folder / "vectors" / f"enrol-{number}.wav")[0], 16000).accepted
-    verifier = Verifier(Encoder(folder / "model.onnx"), enroller.profile("ana"))
-    assert verifier.verify(read_audio(folder / "vectors" / "owner.wav")[0], 16000).accepted
-    assert not verifier.verify(read_audio(folder / "vectors" / "other.wav")[0], 16000).accepted
+    path = tmp_path / "ana.json"
+    path.write_text(json.dumps(profile_values(enroller.profile("ana"))), encoding="utf-8")
+    for name, status in (("owner", 0), ("other", 1)):
+        recording = folder / "vectors" / f"{name}.wav"
+        done = node(EXAMPLES / "node" / "verify.mjs", folder, path, recording, modules=modules)
+        assert done.returncode == status, done.stderr
 
 
 def test_a_model_that_takes_waveforms_is_not_exported_again(folder: Path, tmp_path: Path) -> None:

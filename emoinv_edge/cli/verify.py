@@ -14,6 +14,7 @@ from .options import (
     add_model,
     add_session,
     add_store,
+    add_verbose,
     note_verified,
     open_encoder,
     open_store,
@@ -46,8 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "verify",
         "Decide whether a recording is an enrolled speaker; exit status 0 accept, 1 reject, 2 no decision, 3 error.\n"
         "Several recordings are decided one by one; the exit status is then the highest of theirs.",
-        "emoinv verify ana door.wav && unlock\n  emoinv verify ana *.wav --csv scores.csv\n"
-        "  emoinv verify ana first.wav second.wav --session",
+        "emoinv verify -- ana door.wav && unlock\n  emoinv verify --csv scores.csv -- ana *.wav\n"
+        "  emoinv verify --session -- ana first.wav second.wav",
     )
     parser.add_argument("name", help="the enrolled speaker")
     add_recordings(parser)
@@ -66,14 +67,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify each recording and return the highest exit status, or that of the session on them together."""
     from ..calibration import MAX_ATTEMPTS
-    from ..device_calibration import refined_calibration
-    from ..verifier import Verifier
 
     if args.session and (args.adapt or args.channel == "each" or len(args.files) > MAX_ATTEMPTS):
         raise CalibrationError(
@@ -84,26 +84,25 @@ def run(args: argparse.Namespace) -> int:
         raise CalibrationError("--adapt needs a supported false-accept rate; leave --extrapolate out")
     encoder = open_encoder(args)
     store = open_store(args)
-    profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
-    calibration = refined_calibration(encoder, store.path)
-    heard_before = store.heard(profile.name) if args.refuse_replays else None
+    name = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False).name
+    heard_before = store.heard(name) if args.refuse_replays else None
     session = None
     if args.adapt:
         from ..adaptation import Adapter
 
-        adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration, heard_before=heard_before)
+        adapter = Adapter(encoder, store, name, args.far, heard_before=heard_before)
 
         def decide(recording: Recording) -> tuple[Decision, bool]:
-            return adapter.verify(waveform_of(recording), encoder.spec.sample_rate)
+            outcome = adapter.verify(waveform_of(recording), encoder.spec.sample_rate)
+            return outcome.decision, outcome.added
     else:
-        options = {"extrapolate": args.extrapolate, "calibration": calibration, "heard_before": heard_before}
-        verifier = Verifier(encoder, profile, args.far, **options)
+        verifier = store.verifier(name, encoder, args.far, extrapolate=args.extrapolate, heard_before=heard_before)
         session = verifier.session(max(2, len(args.files))) if args.session else None
 
         def decide(recording: Recording) -> tuple[Decision, bool]:
             if session is not None:
                 return session.add(waveform_of(recording), encoder.spec.sample_rate), False
-            return verifier.examine_blocks(recording.blocks)[0], False
+            return verifier.examine_blocks(recording.blocks).decision, False
 
     status = EXIT_ACCEPT
     with Table(args.csv) as table:
@@ -118,15 +117,15 @@ def run(args: argparse.Namespace) -> int:
                 continue
             took_ms = 1000.0 * (time.perf_counter() - start)
             decision = explained(decision, recording.notes)
-            if session is None:
-                note_verified(store, profile.name, decision.verdict)
-            print_decision(args, decision, profile.name, recording, took_ms, {"adapted": adapted})
+            print_decision(args, decision, name, recording, took_ms, {"adapted": adapted})
             if adapted and not args.json:
-                print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {profile.name}")
+                print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {name}")
+            if session is None:
+                note_verified(store, name, decision.verdict)
             table.add(recording, decision)
             if session is None or session.decision is None:
                 status = max(status, exit_status(decision))
     if session is not None and session.decision is not None:
-        note_verified(store, profile.name, session.decision.verdict)
+        note_verified(store, name, session.decision.verdict)
         return status if status == EXIT_ERROR else exit_status(session.decision)
     return status

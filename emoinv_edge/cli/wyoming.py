@@ -8,7 +8,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EmoinvError, EnrolmentError, ProfileExpiredError, StoreError
+from ..errors import EmoinvError, EnrolmentError, StoreError
 from .options import add_command, add_far, add_model, add_store, note_verified, open_encoder, open_store, parse_name
 from .terminal import EXIT_ACCEPT
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from ..decision import Decision
     from ..encoder import Encoder
-    from ..profiles import Profile
     from ..store import ProfileStore
 
 __all__ = ["add_parser", "run"]
@@ -72,44 +71,27 @@ class StoredSpeakers:
 
     def __call__(self, waveform: NDArray[Any], sample_rate: int) -> Decision:
         """The decision on one utterance; counted in the audit trail of the profile."""
-        from ..device_calibration import refined_calibration
         from ..verifier import Verifier
 
+        profiles, _ = self._store.usable(self._encoder.fingerprint, self._args.require)
         verifier = Verifier(
-            self._encoder,
-            self._profiles(),
-            self._args.far,
-            extrapolate=self._args.extrapolate,
-            calibration=refined_calibration(self._encoder, self._store.path),
+            self._encoder, profiles, self._args.far, extrapolate=self._args.extrapolate, store=self._store
         )
         decision = verifier.verify(waveform, sample_rate)
         if decision.speaker:
             note_verified(self._store, decision.speaker, decision.verdict)
         return decision
 
-    def _profiles(self) -> list[Profile]:
-        """The profiles of the moment, without those that have expired unless there is no other."""
-        found, expired = [], None
-        for name in self._args.require or self._store.names():
-            try:
-                found.append(self._store.get(name, model_fingerprint=self._encoder.fingerprint, audio=False))
-            except ProfileExpiredError as error:
-                expired = error
-        if not found and expired is not None:
-            raise expired
-        return found
-
 
 class StoredEnrolment:
     """Enrols one speaker from the utterances of a satellite, and stores the profile when there is enough."""
 
     def __init__(self, encoder: Encoder, store: ProfileStore, name: str, consent: str) -> None:
-        from ..device_calibration import refined_calibration
         from ..enrolment import Enroller
 
         if name in store.names():
             raise StoreError(f"{name!r} is enrolled already; remove the profile first: emoinv profiles remove {name}")
-        self._enroller = Enroller(encoder, calibration=refined_calibration(encoder, store.path))
+        self._enroller = Enroller(encoder, calibration=store.calibration(encoder))
         self._store = store
         self._name = name
         self._consent = consent
