@@ -1,4 +1,4 @@
-"""``python -m export make | calibrate | study``: model files of checkpoints."""
+"""``python -m export make | calibrate | browser | study``: model files of checkpoints, and for other languages."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ EPILOG = """examples:
   python -m export make runs/base/best.pt -o base.onnx --speech prepared/speechocean762 prepared/emogator \\
       --calibrate prepared/ased prepared/nemo
   python -m export calibrate base.onnx prepared/ased prepared/nemo -o new.onnx
+  python -m export browser base -o examples/browser/model
   python -m export study runs/base/best.pt --speech prepared/speechocean762 -o quantisation.md"""
 
 
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_make(commands)
     _add_calibrate(commands)
+    _add_browser(commands)
     _add_study(commands)
     return parser
 
@@ -99,6 +101,23 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
     _add_calibration(parser)
     parser.set_defaults(run=_calibrate)
+
+
+def _add_browser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = (
+        "Write what a page or another language needs: the model with its front end inside, the calibration of a score "
+        "without pitch as JSON, its schema, and test vectors."
+    )
+    parser = commands.add_parser("browser", help="a model for a page or another language", description=what)
+    parser.add_argument("model", metavar="MODEL", help="base, small, or the path of an .onnx file that takes features")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--calibrate", type=Path, nargs="+", default=[], metavar="SET",
+        help="fit the scores anew on these prepared sets, and write scores.json beside "
+        "(default: those kept in export/portable_scores)",
+    )  # fmt: skip
+    _add_calibration(parser)
+    parser.set_defaults(run=_browser)
 
 
 def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -201,6 +220,19 @@ def _calibrate(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
     calibrating = _calibrating(parser, arguments)
     assert calibrating is not None  # the sets are required
     recalibrate(arguments.model, arguments.output, calibrating, _report)
+
+
+def _browser(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from emoinv_edge.encoder import Encoder
+
+    from .browser import export_browser
+    from .portable import PORTABLE_GROUPS
+
+    arguments.terms = arguments.terms or (list(PORTABLE_GROUPS) if arguments.calibrate else None)
+    foreign = set(arguments.terms or ()) - set(PORTABLE_GROUPS)
+    if foreign:
+        parser.error(f"expected --terms of {', '.join(PORTABLE_GROUPS)}, got {', '.join(sorted(foreign))}")
+    export_browser(Encoder.open(arguments.model), arguments.output, _calibrating(parser, arguments), _report)
 
 
 def _study(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import emoinv_edge
 from emoinv_edge.audio import read_audio
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.files import write_atomically
 from emoinv_edge.golden import make_golden
@@ -43,7 +44,16 @@ from .graph import encoder_graph
 from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
 from .speech import Portion, take_portion
 
-__all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "quantise", "recalibrate", "write_model"]
+__all__ = [
+    "Calibrating",
+    "Options",
+    "export_model",
+    "golden_inputs",
+    "made_now",
+    "quantise",
+    "recalibrate",
+    "write_model",
+]
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 0.6
@@ -167,8 +177,8 @@ class Calibrating:
     channels: bool = False
     labels: Path | None = None
 
-    def fit(self, encoder: Encoder) -> str:
-        """The calibration of `encoder` as JSON."""
+    def calibration(self, encoder: Encoder) -> Calibration:
+        """The calibration of `encoder`."""
         names = None if self.terms is None else term_names(self.terms)
         noises = noises_of(self.noise, encoder.spec.sample_rate)
         sets = [PreparedSet(path) for path in self.sets]
@@ -176,7 +186,7 @@ class Calibrating:
             correct_labels(sets, read_corrections(self.labels))
         return fit_calibration(
             encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora, channels=self.channels
-        ).to_json()
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What the file's provenance keeps of it."""
@@ -255,7 +265,7 @@ def export_model(
         encoder = Encoder(draft)
         if calibrating is not None:
             report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-            values["emoinv.calibration"] = calibrating.fit(encoder)
+            values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
             provenance |= calibrating.provenance()
         values["emoinv.golden"] = make_golden(encoder, golden_inputs(spec), processor()[0])
         check(gates.file_size(spec.name, draft.stat().st_size + len(json.dumps(values))))
@@ -285,7 +295,7 @@ def _provenance(
         "flavour": options.flavour,
         "fitted_on": sorted(set(fit.corpus)),
         "machine": processor()[0],
-        **_made_now(),
+        **made_now(),
     }
 
 
@@ -346,10 +356,10 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     if not golden.passed:
         raise GateFailed(golden)
     report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-    values["emoinv.calibration"] = calibrating.fit(encoder)
+    values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
-    provenance |= {**_made_now(), **calibrating.provenance()}
+    provenance |= {**made_now(), **calibrating.provenance()}
     values["emoinv.provenance"] = provenance
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
@@ -367,7 +377,8 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     report(_written(out, final))
 
 
-def _made_now() -> dict[str, str]:
+def made_now() -> dict[str, str]:
+    """Version and time, for a file's provenance."""
     return {
         "version": emoinv_edge.__version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
