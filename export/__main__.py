@@ -1,8 +1,9 @@
-"""``python -m export make | calibrate | browser | study``: model files of checkpoints, and for other languages."""
+"""``python -m export make | calibrate | guards | browser | study``: model files, and for other languages."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from train.progress import Progress, time_left
 
 from .chain import Calibrating, Options, export_model, recalibrate
 from .gates import GateFailed
+from .guards import add_guards
 from .quantise import CORRECTIONS, Scheme
 
 EXIT_GATE = 1
@@ -21,6 +23,7 @@ EPILOG = """examples:
       --calibrate prepared/ased prepared/nemo
   python -m export calibrate base.onnx prepared/ased prepared/nemo -o new.onnx
   python -m export browser base -o examples/browser/model
+  python -m export guards new.onnx --speech prepared/ased prepared/nemo --sounds sounds/esc10
   python -m export study runs/base/best.pt --speech prepared/speechocean762 -o quantisation.md"""
 
 
@@ -36,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_make(commands)
     _add_calibrate(commands)
     _add_browser(commands)
+    _add_guards(commands)
     _add_study(commands)
     return parser
 
@@ -118,6 +122,31 @@ def _add_browser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     _add_calibration(parser)
     parser.set_defaults(run=_browser)
+
+
+def _add_guards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = (
+        "Fit what a model file knows of sounds that are no voice, of a second voice and of a stranger's clip, after "
+        "its calibration; its embeddings, scores and profiles stay as they are."
+    )
+    parser = commands.add_parser("guards", help="guards at enrolment and at the door", description=what)
+    parser.add_argument("model", type=Path, metavar="FILE", help="the .onnx file, with a calibration")
+    parser.add_argument(
+        "--speech", type=Path, nargs="+", required=True, metavar="SET",
+        help="prepared sets of two corpora or more that the encoder was not trained on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sounds", type=Path, nargs="+", required=True, metavar="FOLDER", help="recorded sounds that are no speech"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the .onnx file to write (default: the same)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep there what the model heard, for the next fit after a calibration",
+    )
+    parser.add_argument("--figures", type=Path, metavar="FILE", help="write what the guards find and mistake, as JSON")
+    parser.set_defaults(run=_guards)
 
 
 def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -233,6 +262,16 @@ def _browser(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     if foreign:
         parser.error(f"expected --terms of {', '.join(PORTABLE_GROUPS)}, got {', '.join(sorted(foreign))}")
     export_browser(Encoder.open(arguments.model), arguments.output, _calibrating(parser, arguments), _report)
+
+
+def _guards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    out = arguments.output or arguments.model
+    figures = add_guards(arguments.model, out, arguments.speech, arguments.sounds, arguments.cache, _report)
+    for name, shares in figures.items():
+        parts = ", ".join(f"{label} {share:.1%}" for label, share in shares.items() if label != "all")
+        print(f"{name}: {shares['all']:.1%} ({parts})")
+    if arguments.figures is not None:
+        arguments.figures.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _study(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

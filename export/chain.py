@@ -45,6 +45,7 @@ from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise
 from .speech import Portion, take_portion
 
 __all__ = [
+    "KEYS",
     "Calibrating",
     "Options",
     "export_model",
@@ -53,12 +54,13 @@ __all__ = [
     "quantise",
     "recalibrate",
     "write_model",
+    "written",
 ]
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 0.6
 # Metadata in this order: a file cut anywhere behind the spec still holds the mark that a digest should end it.
-KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.calibration", "emoinv.spec")
+KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.guards", "emoinv.calibration", "emoinv.spec")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -276,7 +278,7 @@ def export_model(
         final = Encoder(draft)
         check(gates.golden(final))
         os.replace(draft, out)
-    report(_written(out, final))
+    report(written(out, final))
     return passed
 
 
@@ -349,7 +351,7 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     encoder = Encoder(model)
     graph = onnx.load_from_string(model.read_bytes())
     values: dict[str, Any] = {entry.key: entry.value for entry in graph.metadata_props if entry.key in KEYS}
-    missing = set(KEYS) - values.keys() - {"emoinv.calibration"}
+    missing = set(KEYS) - values.keys() - {"emoinv.calibration", "emoinv.guards"}
     if missing:
         raise ValueError(f"{model}: expected a file of `python -m export`, but it lacks {', '.join(sorted(missing))}")
     golden = gates.golden(encoder)
@@ -374,7 +376,7 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
                 f"{final.fingerprint}; use the version of the package onnx that wrote the file"
             )
         os.replace(draft, out)
-    report(_written(out, final))
+    report(written(out, final))
 
 
 def made_now() -> dict[str, str]:
@@ -385,6 +387,7 @@ def made_now() -> dict[str, str]:
     }
 
 
-def _written(out: Path, encoder: Encoder) -> str:
+def written(out: Path, encoder: Encoder) -> str:
+    """The line on a file that was written."""
     size_mb = out.stat().st_size / gates.MEGABYTE
     return f"wrote {out}: {size_mb:.2f} MB, SHA-256 {encoder.file_sha256}, fingerprint {encoder.fingerprint}"
