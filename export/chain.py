@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 import emoinv_edge
 from emoinv_edge.audio import read_audio
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.files import write_atomically
 from emoinv_edge.golden import make_golden
 from emoinv_edge.machine import processor
 from emoinv_edge.model_file import seal
 from emoinv_edge.spec import EncoderSpec
+from train.audit import correct_labels, read_corrections
+from train.calibration.channels import CHANNELS
 from train.calibration.fit import fit_calibration
 from train.calibration.speech import noises_of
 from train.calibration.weights import term_names
@@ -163,19 +166,29 @@ class Calibrating:
         Folders of recorded noise, which half of the tests are heard in, beside pink noise.
     axis_corpora : sequence of str
         Corpora among the sets that give the emotion axis; none leaves it out.
+    channels : bool
+        Whether a few clips of each speaker are heard through telephones, codecs and rooms too.
+    labels : Path, optional
+        Corrections of the sets' labels, from `python -m train audit`.
     """
 
     sets: Sequence[Path]
     terms: Sequence[str] | None = None
     noise: Sequence[Path] = ()
     axis_corpora: Sequence[str] = ()
+    channels: bool = False
+    labels: Path | None = None
 
-    def fit(self, encoder: Encoder) -> str:
-        """The calibration of `encoder` as JSON."""
+    def calibration(self, encoder: Encoder) -> Calibration:
+        """The calibration of `encoder`."""
         names = None if self.terms is None else term_names(self.terms)
         noises = noises_of(self.noise, encoder.spec.sample_rate)
         sets = [PreparedSet(path) for path in self.sets]
-        return fit_calibration(encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora).to_json()
+        if self.labels is not None:
+            correct_labels(sets, read_corrections(self.labels))
+        return fit_calibration(
+            encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora, channels=self.channels
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What the file's provenance keeps of it."""
@@ -183,6 +196,8 @@ class Calibrating:
             "calibration_terms": "chosen by the Cllr of unseen corpora" if self.terms is None else "named by the user",
             "calibration_noise": ["pink", *(folder.name for folder in self.noise)],
             "calibration_axis": list(self.axis_corpora),
+            "calibration_channels": list(CHANNELS) if self.channels else [],
+            "calibration_labels": "" if self.labels is None else hashlib.sha256(self.labels.read_bytes()).hexdigest(),
         }
 
 
@@ -252,7 +267,7 @@ def export_model(
         encoder = Encoder(draft)
         if calibrating is not None:
             report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-            values["emoinv.calibration"] = calibrating.fit(encoder)
+            values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
             provenance |= calibrating.provenance()
         values["emoinv.golden"] = make_golden(encoder, golden_inputs(spec), processor()[0])
         check(gates.file_size(spec.name, draft.stat().st_size + len(json.dumps(values))))
@@ -343,7 +358,7 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     if not golden.passed:
         raise GateFailed(golden)
     report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-    values["emoinv.calibration"] = calibrating.fit(encoder)
+    values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
     provenance |= {**made_now(), **calibrating.provenance()}
@@ -365,7 +380,7 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
 
 
 def made_now() -> dict[str, str]:
-    """By which version a file was written, and when."""
+    """Version and time, for a file's provenance."""
     return {
         "version": emoinv_edge.__version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
