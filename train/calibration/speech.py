@@ -117,16 +117,13 @@ def measure(
         if channels is None:
             continue
         for part in choose_parts(clips, list(heard)):
-            index, heard_clip = heard[part.index], clips[part.index]
+            index = heard[part.index]
+            clip = each.clips[index]
             roles |= dict.fromkeys((part.index, copies.get(part.index, part.index)), part.role)
             for condition in CHANNELS:
-                rng = np.random.default_rng(
-                    (zlib.crc32(f"{heard_clip.corpus}/{heard_clip.path}/{condition}".encode()), index)
-                )
-                waveform = channels.hear(
-                    each.waveform(index), condition, (number, heard_clip.corpus), part.variant, rng
-                )
-                if add(heard_clip, waveform, part.index, condition):
+                rng = np.random.default_rng((zlib.crc32(f"{clip.corpus}/{clip.path}/{condition}".encode()), index))
+                waveform = channels.hear(each.waveform(index), condition, (number, clip.corpus), part.variant, rng)
+                if add(clip, waveform, part.index, condition):
                     roles[len(clips) - 1] = part.role
     if not clips:
         raise ValueError("no usable clip in the development speech; prepare it with `python -m train prepare`")
