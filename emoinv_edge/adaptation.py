@@ -9,12 +9,16 @@ comes to cover the owner's other emotions and rooms. What keeps an impostor from
   evidence for others, so that each of a chain of impostors, every one a little further off, is measured against
   the owner and not against the one before;
 - the speech must be good, and no duplicate of an exemplar;
-- at most `limit` adapted exemplars are kept, the oldest goes first, the enrolment's never;
+- at most `per_day` utterances are added in 24 hours, and at most `limit` adapted exemplars are kept, the oldest
+  goes first, the enrolment's never;
+- however many they are, together they weigh at most half of what the enrolment weighs (`scoring`);
+- an utterance joins only the very profile that it was judged by (`ProfileStore.adapt`);
 - every change is in the store's audit trail, and ``emoinv profiles rollback`` undoes it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +29,7 @@ from .calibration import Calibration
 from .decision import Decision, require_calibration
 from .encoder import Embedding, Encoder
 from .enrolment import DUPLICATE_COSINE
+from .errors import DailyLimitError, ProfileChangedError
 from .heard import HeardBefore
 from .profiles import Exemplar, Profile
 from .quality import SpeechQuality
@@ -34,12 +39,31 @@ from .verifier import Verifier
 if TYPE_CHECKING:
     from .store import ProfileStore
 
-__all__ = ["Adapter", "admissible"]
+__all__ = ["Adapted", "Adapter", "admissible"]
 
 MARGIN = 1.0  # nats above the strictest supported threshold
 MIN_SPEECH_S = 1.5
 MIN_SNR_DB = 10.0
 LIMIT = 8
+PER_DAY = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Adapted:
+    """A decision, and whether its utterance was added to the profile; true for an accept only, as the decision is.
+
+    Parameters
+    ----------
+    decision : Decision
+    added : bool
+    """
+
+    decision: Decision
+    added: bool
+
+    def __bool__(self) -> bool:
+        """Whether the verdict is ACCEPT."""
+        return self.decision.accepted
 
 
 def admissible(
@@ -92,8 +116,10 @@ class Adapter:
         Adapted exemplars kept beside those of the enrolment.
     margin : float
         Nats above the strictest supported threshold that an utterance must reach to be kept.
+    per_day : int
+        Utterances that are added within 24 hours, at most.
     calibration : Calibration, optional
-        Instead of the model's own.
+        Instead of the store's and the model's own.
     heard_before : HeardBefore, optional
         As for `Verifier`.
     """
@@ -107,9 +133,12 @@ class Adapter:
         *,
         limit: int = LIMIT,
         margin: float = MARGIN,
+        per_day: int = PER_DAY,
         calibration: Calibration | None = None,
         heard_before: HeardBefore | None = None,
     ) -> None:
+        if per_day < 1:
+            raise ValueError(f"expected per_day of 1 or more, got {per_day}")
         if limit < 1:
             raise ValueError(f"expected a limit of 1 or more adapted exemplars, got {limit}")
         if not margin >= 0.0:
@@ -120,51 +149,66 @@ class Adapter:
         self._target_far = target_far
         self._limit = limit
         self._margin = margin
-        self._calibration = require_calibration(encoder, calibration)
         self._heard_before = heard_before
+        self._per_day = per_day
+        if calibration is None:
+            calibration = store.calibration(encoder)
+        self._calibration = require_calibration(encoder, calibration)
         self._load(store.get(name, model_fingerprint=encoder.fingerprint, audio=False))
 
     def _load(self, profile: Profile) -> None:
         self._profile = profile
-        self._num_enrolled = self._store.info(self._name).num_enrolled
         self._verifier = Verifier(
             self._encoder,
             profile,
             self._target_far,
             calibration=self._calibration,
             heard_before=self._heard_before,
+            store=self._store,
         )
 
     @property
     def profile(self) -> Profile:
-        """The profile as it is now."""
+        """The profile that is judged by."""
         return self._profile
 
     @property
     def verifier(self) -> Verifier:
-        """The verifier of the profile as it is now."""
+        """The verifier of that profile."""
         return self._verifier
 
-    def verify(self, waveform: NDArray[Any], sample_rate: int) -> tuple[Decision, bool]:
-        """Decide as `Verifier.verify` does, and whether the utterance was added to the profile."""
-        decision, embedding = self._verifier.examine(waveform, sample_rate)
-        return decision, embedding is not None and self.consider(decision, embedding)
+    def verify(self, waveform: NDArray[Any], sample_rate: int) -> Adapted:
+        """Decide as `Verifier.verify` does, and add the utterance to the profile if it may be."""
+        examined = self._verifier.examine(waveform, sample_rate)
+        embedding = examined.embedding
+        added = embedding is not None and self.consider(examined.decision, embedding)
+        return Adapted(examined.decision, added)
 
     def consider(self, decision: Decision, embedding: Embedding) -> bool:
-        """Add the utterance behind a decision to the profile if it may be; whether it was."""
+        """Add the utterance behind a decision to the profile if it may be; whether it was.
+
+        Where the store's profile is no longer the one that was judged, nothing is added, and the next utterance is
+        judged by the present one.
+
+        Raises
+        ------
+        UnknownSpeakerError, ProfileExpiredError
+            If the profile was removed meanwhile, or its expiry has passed.
+        """
         if not (decision.accepted and decision.final) or decision.quality is None:
             return False
-        held = self._profile.exemplars
-        enrolled = held[: self._num_enrolled]
+        held, enrolled = self._profile.exemplars, self._profile.enrolled
         if not admissible(self._calibration, enrolled, held, embedding.vector, decision.quality, self._margin):
             return False
         exemplar = Exemplar(embedding.vector, decision.quality, datetime.datetime.now(datetime.timezone.utc))
-        self._load(
-            self._store.adapt(
-                self._name,
-                exemplar,
-                model_fingerprint=self._encoder.fingerprint,
-                limit=self._num_enrolled + self._limit,
+        try:
+            adapted = self._store.adapt(
+                self._profile, exemplar, limit=len(enrolled) + self._limit, per_day=self._per_day
             )
-        )
+        except ProfileChangedError:
+            self._load(self._store.get(self._name, model_fingerprint=self._encoder.fingerprint, audio=False))
+            return False
+        except DailyLimitError:
+            return False
+        self._load(adapted)
         return True

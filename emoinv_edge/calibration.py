@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from .errors import CalibrationError, ModelFormatError
 from .fields import is_finite, read_fields, read_json, read_list, read_number, read_text
+from .plausible import check_plausible
 
 __all__ = [
     "CALIBRATION_FORMAT",
@@ -378,7 +379,9 @@ class Calibration:
             If a key is missing or unknown, the format number is not known, or a value is out of range.
         """
         try:
-            return _read(read_json(text))
+            found = _read(read_json(text))
+            check_plausible(found.bias, found.terms, found.far_tables)
+            return found
         except ModelFormatError:
             raise
         except ValueError as error:

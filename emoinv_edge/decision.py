@@ -7,27 +7,25 @@ threshold. `Verifier` hands it whole recordings, `VerificationStream` the uttera
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .calibration import Calibration, Threshold, bayes_threshold
-from .encoder import Encoder
-from .errors import CalibrationError, ModelMismatchError, ProfileExpiredError
+from .encoder import Embedding, Encoder
+from .errors import CalibrationError, EmoinvError, ModelMismatchError, StoreError
 from .heard import HeardBefore, heard
+from .permission import Permitted, ProfileSource
 from .profiles import Profile
 from .quality import SpeechQuality
-from .scoring import ProfileBank
 from .utterance import Refusal, unusable
 
-if TYPE_CHECKING:
-    from .store import ProfileStore
-
-__all__ = ["Comparator", "Countermeasure", "Decision", "Verdict", "require_calibration", "require_model"]
+__all__ = ["Comparator", "Countermeasure", "Decision", "Examined", "Verdict", "require_calibration", "require_model"]
 
 # Takes the waveform and its rate; a reason, or anything else that is true, turns an accept into no decision.
 Countermeasure: TypeAlias = Callable[[NDArray[Any], int], object]
@@ -73,8 +71,10 @@ class Decision:
     extrapolated : bool
         Whether the threshold lies beyond what the calibration data support.
     code : str
-        The reason of a NO_DECISION for programs: that of a `Refusal`, ``no_score``, ``gap``, ``heard_before`` or
-        ``countermeasure``; empty for ACCEPT and REJECT.
+        The reason of a NO_DECISION for programs: that of a `Refusal`, ``no_score``, ``no_profile``, ``gap``,
+        ``heard_before`` or ``countermeasure``; empty for ACCEPT and REJECT.
+    expires : datetime or None
+        From when on the speaker's profile is refused; None where it never is, and with NO_DECISION.
     """
 
     verdict: Verdict
@@ -90,11 +90,35 @@ class Decision:
     final: bool
     extrapolated: bool = False
     code: str = ""
+    expires: datetime.datetime | None = None
+
+    def __bool__(self) -> bool:
+        """Only ACCEPT is true, so that ``if verifier.verify(...)`` cannot open on doubt."""
+        return self.accepted
 
     @property
     def accepted(self) -> bool:
         """Whether the verdict is ACCEPT."""
         return self.verdict is Verdict.ACCEPT
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Examined:
+    """A decision and what it was made from; true for an accept only, as the decision is.
+
+    Parameters
+    ----------
+    decision : Decision
+    embedding : Embedding or None
+        Of the speech; None where there is none.
+    """
+
+    decision: Decision
+    embedding: Embedding | None
+
+    def __bool__(self) -> bool:
+        """Whether the verdict is ACCEPT."""
+        return self.decision.accepted
 
 
 def require_calibration(encoder: Encoder, calibration: Calibration | None) -> Calibration:
@@ -118,19 +142,19 @@ def require_model(encoder: Encoder, profile: Profile) -> None:
 
 
 class Comparator:
-    """Compares embeddings with profiles and decides; immutable, and safe to share between threads.
+    """Compares embeddings with profiles and decides; safe to share between threads.
 
     Parameters
     ----------
     encoder, profiles, target_far, prior, cost_miss, cost_false_accept, extrapolate, calibration, heard_before,
-    countermeasure
+    countermeasure, store
         As for `Verifier`, whose constructor this is.
     """
 
     def __init__(
         self,
         encoder: Encoder,
-        profiles: Profile | Iterable[Profile] | ProfileStore,
+        profiles: Profile | Iterable[Profile] | ProfileSource,
         target_far: float = 0.01,
         *,
         prior: float | None = None,
@@ -140,18 +164,29 @@ class Comparator:
         calibration: Calibration | None = None,
         heard_before: HeardBefore | None = None,
         countermeasure: Countermeasure | None = None,
+        store: ProfileSource | None = None,
     ) -> None:
         self._encoder = encoder
         self._extrapolate = extrapolate
         self._heard_before = heard_before
         self._countermeasure = countermeasure
-        self._calibration = require_calibration(encoder, calibration)
-        found = tuple(_each(profiles, encoder))
+        left_out: dict[str, EmoinvError] = {}
+        if isinstance(profiles, Profile):
+            found = [profiles]
+        elif isinstance(profiles, Iterable):
+            found = list(profiles)
+        else:
+            store = profiles
+            found, left_out = store.usable(encoder.fingerprint)
         for profile in found:
             require_model(encoder, profile)
-        self._bank = ProfileBank(found, self._calibration.emotion_axis)
+        if store is not None and calibration is None:
+            calibration = store.calibration(encoder)
+            store.note_model(encoder)
+        self._calibration = require_calibration(encoder, calibration)
+        self._permitted = Permitted(found, left_out, self._calibration.emotion_axis, store, encoder.fingerprint)
         if prior is None:
-            self._threshold = self._calibration.threshold(target_far, len(found), extrapolate)
+            self._threshold = self._calibration.threshold(target_far, len(self.speakers), extrapolate)
         else:
             self._threshold = Threshold(bayes_threshold(prior, cost_miss, cost_false_accept), None, extrapolated=False)
 
@@ -167,7 +202,7 @@ class Comparator:
 
     @property
     def threshold(self) -> Threshold:
-        """The threshold in use."""
+        """The threshold in use; it stays when a profile is left out."""
         return self._threshold
 
     def session_threshold(self, attempts: int) -> Threshold:
@@ -176,8 +211,13 @@ class Comparator:
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """The names of the profiles."""
-        return self._bank.names
+        """The names of the profiles that can be accepted now."""
+        return self._permitted.names
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """By name, which profiles cannot be accepted, and why: expired, removed, damaged, of another model."""
+        return self._permitted.left_out
 
     @property
     def guarded(self) -> bool:
@@ -232,30 +272,40 @@ class Comparator:
         """Decide on an embedding and the quality of the speech behind it.
 
         Anything that cannot be scored (a NaN, a zero or foreign embedding, too little speech) is
-        NO_DECISION.
+        NO_DECISION, and so is everything once no profile is left that may be used.
         """
         refusal = unusable(quality)
         if refusal is not None:
             return self.no_decision(refusal, quality, start=start, end=end, final=final)
         try:
-            llrs, cosines = self._bank.score(self._calibration, np.asarray(embedding), quality)
+            bank, expires = self._permitted.now()
+            llrs, cosines = bank.score(self._calibration, np.asarray(embedding), quality)
+        except StoreError as error:
+            refusal = Refusal("no_profile", str(error))
+            return self.no_decision(refusal, quality, start=start, end=end, final=final)
         except ValueError as error:
-            return self.no_decision(
-                Refusal("no_score", f"no score: {error}"), quality, start=start, end=end, final=final
-            )
+            refusal = Refusal("no_score", f"no score: {error}")
+            return self.no_decision(refusal, quality, start=start, end=end, final=final)
         best = int(np.argmax(llrs))
         score, threshold = float(llrs[best]), self._threshold.llr
         if not math.isfinite(score):
             refusal = Refusal("no_score", "no score: it is not finite")
             return self.no_decision(refusal, quality, start=start, end=end, final=final)
         accepted = score >= threshold
-        return dataclasses.replace(
-            self.no_decision(Refusal("", ""), quality, start=start, end=end, final=final),
+        return Decision(
             verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,
             score=score,
             reason=f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}",
-            speaker=self._bank.names[best],
+            threshold=threshold,
+            target_far=self._threshold.target_far,
+            speaker=bank.names[best],
             cosine=float(cosines[best]),
+            quality=quality,
+            start=start,
+            end=end,
+            final=final,
+            extrapolated=self._threshold.extrapolated,
+            expires=expires[best],
         )
 
     def scores_of(self, embedding: ArrayLike | None, quality: SpeechQuality | None) -> dict[str, float]:
@@ -263,12 +313,13 @@ class Comparator:
         if embedding is None or quality is None or unusable(quality) is not None:
             return {}
         try:
-            llrs, _ = self._bank.score(self._calibration, np.asarray(embedding), quality)
-        except ValueError:
+            bank, _ = self._permitted.now()
+            llrs, _ = bank.score(self._calibration, np.asarray(embedding), quality)
+        except (StoreError, ValueError):
             return {}
         if not np.isfinite(llrs).all():
             return {}
-        return {self._bank.names[place]: float(llrs[place]) for place in np.argsort(-llrs, kind="stable")}
+        return {bank.names[place]: float(llrs[place]) for place in np.argsort(-llrs, kind="stable")}
 
     def no_decision(
         self,
@@ -286,7 +337,7 @@ class Comparator:
             reason=refusal.message,
             threshold=self._threshold.llr,
             target_far=self._threshold.target_far,
-            speaker=self._bank.names[0] if len(self._bank) == 1 else "",
+            speaker=self._permitted.only,
             cosine=None,
             quality=quality,
             start=start,
@@ -295,17 +346,3 @@ class Comparator:
             extrapolated=self._threshold.extrapolated,
             code=refusal.code,
         )
-
-
-def _each(profiles: Profile | Iterable[Profile] | ProfileStore, encoder: Encoder) -> Iterator[Profile]:
-    """Every profile that has not expired; a store is asked for each in turn, without the clips."""
-    if isinstance(profiles, Profile):
-        yield profiles
-    elif isinstance(profiles, Iterable):
-        yield from profiles
-    else:
-        for name in profiles.names():
-            try:
-                yield profiles.get(name, model_fingerprint=encoder.fingerprint, audio=False)
-            except ProfileExpiredError:  # as if it were not there any more; nobody is identified as its speaker
-                continue

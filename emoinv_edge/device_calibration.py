@@ -1,30 +1,27 @@
 """Refine a model's calibration for one device: its room, its microphone, its likely impostors.
 
 What a device adds is a `Refinement`: one shift of the LLR and, where its impostors score higher than
-those behind the model's thresholds, raised thresholds. It is kept in a small file beside the
-profiles, applied to the model's own calibration when that is read, and undone by removing the file.
-The file cannot open a door wide even when it is forged: the shift is bounded, thresholds only rise.
+those behind the model's thresholds, raised thresholds. It is kept in the sealed store of the profiles
+(`store.device`) and applied to the model's own calibration when that is read. Even a forged one could not open a door
+wide: the shift is bounded, thresholds only rise.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import Calibration, FarTable
-from .encoder import Encoder
-from .errors import CalibrationError, StoreError
-from .fields import read_count, read_fields, read_json, read_list, read_number, read_text
-from .files import write_atomically
+from .errors import CalibrationError
+from .fields import read_count, read_fields, read_list, read_number, read_text
 
-__all__ = ["Refinement", "read_refinement", "refine", "refined_calibration", "refinement_path", "write_refinement"]
+__all__ = ["Refinement", "refine"]
 
 FORMAT = 1
 MAX_SHIFT = 2.0  # nats, either way
@@ -73,6 +70,40 @@ class Refinement:
         if self.num_impostor_speakers < MIN_IMPOSTORS or self.num_genuine < 0:
             raise ValueError(f"expected {MIN_IMPOSTORS} impostor speakers or more, got {self.num_impostor_speakers}")
 
+    def to_values(self) -> dict[str, Any]:
+        """The refinement as a JSON object with its format number."""
+        return {"format": FORMAT, **dataclasses.asdict(self), "created": self.created.isoformat()}
+
+    @classmethod
+    def from_values(cls, values: Any) -> Refinement:
+        """Read a refinement from what `to_values` gave.
+
+        Raises
+        ------
+        CalibrationError
+            If it is damaged, of another version, or holds values out of range.
+        """
+        keys = [field.name for field in dataclasses.fields(cls)]
+        try:
+            fields = read_fields(values, ("format", *keys), "refinement")
+            if fields["format"] != FORMAT:
+                raise ValueError(f"expected format {FORMAT}, got {fields['format']!r}")
+            raises = [read_list(entry, "raises") for entry in read_list(fields["raises"], "raises")]
+            return cls(
+                model_fingerprint=read_text(fields["model_fingerprint"], "model_fingerprint"),
+                shift=read_number(fields["shift"], "shift"),
+                raises=tuple((read_number(rate, "rate"), read_number(rise, "rise")) for rate, rise in raises),
+                num_impostor_speakers=read_count(fields["num_impostor_speakers"], "num_impostor_speakers"),
+                num_genuine=read_count(fields["num_genuine"], "num_genuine"),
+                created=datetime.datetime.fromisoformat(read_text(fields["created"], "created")),
+                file_sha256=read_text(fields["file_sha256"], "file_sha256"),
+            )
+        except ValueError as error:
+            raise CalibrationError(
+                f"not a device's calibration of this version ({error}); calibrate again, or go back to the model's own "
+                "with `emoinv calibrate --reset`"
+            ) from None
+
     def apply(self, calibration: Calibration) -> Calibration:
         """The model's calibration with this refinement."""
         tables = []
@@ -103,7 +134,7 @@ def refine(
     impostors: Mapping[str, Sequence[float]],
     genuine: Sequence[float] = (),
     *,
-    file_sha256: str | None = None,
+    file_sha256: str,
 ) -> Refinement:
     """Fit a refinement to LLRs that a device measured with the model's own calibration.
 
@@ -117,8 +148,8 @@ def refine(
         Of attempts by people who are not enrolled; every speaker weighs the same.
     genuine : sequence of float
         LLRs of attempts by the enrolled speakers, against their own profiles.
-    file_sha256 : str, optional
-        `Encoder.file_sha256`, where it is not the fingerprint.
+    file_sha256 : str
+        `Encoder.file_sha256`.
 
     Raises
     ------
@@ -153,7 +184,7 @@ def refine(
             rise = _quantile(scores, weights, rate) + shift - calibration.threshold(rate, extrapolate=True).llr
             raises.append((float(rate), max(0.0, float(rise) + ROUNDING)))
     now = datetime.datetime.now(datetime.timezone.utc)
-    return Refinement(fingerprint, shift, tuple(raises), len(groups), len(own), now, file_sha256 or fingerprint)
+    return Refinement(fingerprint, shift, tuple(raises), len(groups), len(own), now, file_sha256)
 
 
 def _quantile(scores: NDArray[np.float64], weights: NDArray[np.float64], rate: float) -> float:
@@ -191,79 +222,3 @@ def _fit_shift(
         if abs(step) < 1e-9:
             break
     return shift
-
-
-def refinement_path(store_path: Path) -> Path:
-    """Where the refinement of a store's device lies."""
-    return store_path.with_name(store_path.name + ".calibration.json")
-
-
-def write_refinement(path: Path, refinement: Refinement) -> None:
-    """Write the file atomically."""
-    values = {"format": FORMAT, **dataclasses.asdict(refinement), "created": refinement.created.isoformat()}
-    try:
-        write_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise StoreError(f"{path}: the device's calibration cannot be written ({error})") from error
-
-
-def read_refinement(path: Path) -> Refinement | None:
-    """The refinement in a file, or None where there is no file.
-
-    Raises
-    ------
-    CalibrationError
-        If the file is damaged, of another version, or holds values out of range: no verification
-        goes on as if it were not there.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error}); remove it with `emoinv calibrate --reset`") from None
-    keys = [field.name for field in dataclasses.fields(Refinement)]
-    try:
-        values = read_fields(read_json(text), ("format", *keys), "refinement")
-        if values["format"] != FORMAT:
-            raise ValueError(f"expected format {FORMAT}, got {values['format']!r}")
-        raises = [read_list(entry, "raises") for entry in read_list(values["raises"], "raises")]
-        return Refinement(
-            model_fingerprint=read_text(values["model_fingerprint"], "model_fingerprint"),
-            shift=read_number(values["shift"], "shift"),
-            raises=tuple((read_number(rate, "rate"), read_number(rise, "rise")) for rate, rise in raises),
-            num_impostor_speakers=read_count(values["num_impostor_speakers"], "num_impostor_speakers"),
-            num_genuine=read_count(values["num_genuine"], "num_genuine"),
-            created=datetime.datetime.fromisoformat(read_text(values["created"], "created")),
-            file_sha256=read_text(values["file_sha256"], "file_sha256"),
-        )
-    except ValueError as error:
-        raise CalibrationError(
-            f"{path}: not a device's calibration of this version ({error}); "
-            "calibrate again, or remove it with `emoinv calibrate --reset`"
-        ) from None
-
-
-def refined_calibration(encoder: Encoder, store_path: Path) -> Calibration | None:
-    """The encoder's calibration as this device refined it; the model's own where it did not.
-
-    A refinement made for another model does not apply to this one and is left alone.
-
-    Raises
-    ------
-    CalibrationError
-        If the refinement cannot be read, or was made for another calibration of this same model: its shift and its
-        thresholds do not fit these scores, and without them the device might accept more than was asked for.
-    """
-    own = encoder.calibration
-    path = refinement_path(store_path)
-    refinement = read_refinement(path)
-    if own is None or refinement is None or refinement.model_fingerprint != encoder.fingerprint:
-        return own
-    if refinement.file_sha256 != encoder.file_sha256:
-        raise CalibrationError(
-            f"{path}: this device refined the scores of model file {refinement.file_sha256[:12]}, and "
-            f"{encoder.file_sha256[:12]} has other scores; calibrate again with `emoinv calibrate`, or go back to "
-            "the model's own calibration with `emoinv calibrate --reset`"
-        )
-    return refinement.apply(own)

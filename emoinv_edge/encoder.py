@@ -19,7 +19,6 @@ import importlib.resources
 import itertools
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -33,8 +32,10 @@ from .calibration import Calibration
 from .errors import AudioError, EmoinvError, ModelFormatError, ModelMismatchError
 from .features import log_mel, mean_normalise
 from .fields import read_json
+from .files import read_regular
 from .model_file import DIGEST_KEY, check_digest
-from .session import open_session, run_session
+from .model_graph import check_graph, fingerprint_of
+from .session import FORKS, open_session, run_session
 from .spec import EncoderSpec
 
 __all__ = ["LONGEST_S", "MIN_FRAMES", "MODEL_NAMES", "Embedding", "Encoder", "combine"]
@@ -56,6 +57,8 @@ _PREFIX = "emoinv."
 _SPEC = "emoinv.spec"
 _CALIBRATION = "emoinv.calibration"
 _PROVENANCE = "emoinv.provenance"
+MAX_FILE_BYTES = 256 << 20
+MAX_METADATA_CHARACTERS = 1 << 20  # of one value
 _KEYS = frozenset({_SPEC, _CALIBRATION, _PROVENANCE, "emoinv.golden", DIGEST_KEY})
 
 
@@ -135,7 +138,8 @@ class Encoder:
         An ``.onnx`` file made by ``python -m export``.
     num_threads : int
         Threads of one inference. One is the right number on small devices, and where several
-        threads share the encoder.
+        threads share the encoder. With more, an encoder cannot be used in a process forked from the one that opened
+        it: open it there.
 
     Raises
     ------
@@ -159,7 +163,7 @@ class Encoder:
         self._opened_as: str | Path = self._path.absolute()
         self._num_threads = num_threads
         try:
-            content = self._path.read_bytes()
+            content = read_regular(self._path, MAX_FILE_BYTES)
         except FileNotFoundError:
             names = " and ".join(MODEL_NAMES)
             raise ModelFormatError(
@@ -169,8 +173,10 @@ class Encoder:
             raise ModelFormatError(f"{self._path}: the model file cannot be read ({error})") from error
         self._num_bytes = len(content)
         # The hash and the session see the same bytes, whatever happens to the file meanwhile.
+        self._generation, self._num_threads = FORKS.generation, num_threads
         self._file_sha256, sealed = check_digest(content, self._path)
         try:
+            check_graph(content)
             self._session = open_session(content, num_threads)
         except EmoinvError as error:
             raise type(error)(f"{self._path}: {error}") from error
@@ -194,7 +200,7 @@ class Encoder:
         except ModelFormatError as error:
             raise ModelFormatError(f"{self._path}: {error}") from error
         self._input = _check_graph(self._session, self._spec, self._path)
-        self._fingerprint = _first_exported(self._metadata, self._path) or self._file_sha256
+        self._fingerprint = fingerprint_of(content, self._spec)
 
     @classmethod
     def default(cls, num_threads: int = 1) -> Encoder:
@@ -260,8 +266,8 @@ class Encoder:
     def fingerprint(self) -> str:
         """What embeddings and profiles are bound to, in hexadecimal.
 
-        SHA-256 of the model file; where only the scores were calibrated anew since, of the file that was first
-        exported: the embeddings are the same and profiles stay good.
+        SHA-256 of what makes the embedding: graph, weights and spec. Nothing that the file says of itself is in it,
+        and a file whose scores were calibrated anew has the same: profiles stay good.
         """
         return self._fingerprint
 
@@ -362,6 +368,11 @@ class Encoder:
 
     def _run(self, batch: NDArray[np.float32], seconds: float) -> Embedding:
         """Run the session on one item; InferenceSession.run is safe from many threads at once."""
+        if self._num_threads > 1 and self._generation != FORKS.generation:
+            raise EmoinvError(
+                f"{self._path}: this encoder has {self._num_threads} threads, and a fork left them behind in the other "
+                "process; open it anew here, or give it num_threads=1"
+            )
         try:
             embedding = run_session(self._session, "embedding", {self._input: batch}, shrink=seconds > LONG_S)
         except EmoinvError as error:
@@ -411,24 +422,14 @@ def _read_metadata(session: Any, path: Path) -> Mapping[str, Any]:
     values = {}
     for key, text in ours.items():
         try:
+            if len(text) > MAX_METADATA_CHARACTERS:
+                raise ValueError(f"longer than {MAX_METADATA_CHARACTERS} characters")
             values[key] = read_json(text)
         except ValueError as error:
             raise ModelFormatError(
                 f"{path}: metadata key {key!r} is {error}; the file is damaged, export it again"
             ) from None
     return MappingProxyType(values)
-
-
-def _first_exported(metadata: Mapping[str, Any], path: Path) -> str | None:
-    """The fingerprint that a file with a new calibration keeps; None where the file is the first of its embeddings."""
-    provenance = metadata.get(_PROVENANCE)
-    found = provenance.get("fingerprint") if isinstance(provenance, dict) else None
-    if found is not None and not (isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found)):
-        raise ModelFormatError(
-            f"{path}: expected the provenance's fingerprint as 64 hexadecimal digits, got {found!r:.80}; "
-            "the file is damaged: export it again"
-        )
-    return found
 
 
 def _should_be_sealed(metadata: Mapping[str, Any]) -> bool:

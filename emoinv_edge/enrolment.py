@@ -84,6 +84,10 @@ class EnrolmentFeedback:
     prompt: str
     quality: SpeechQuality | None = None
 
+    def __bool__(self) -> bool:
+        """Whether it was accepted."""
+        return self.accepted
+
 
 class Enroller:
     """Collects utterances of one speaker until a profile can be made.
@@ -131,17 +135,24 @@ class Enroller:
         self._heard_before = heard_before
         self._base = profile
         self._exemplars: list[Exemplar] = []
+        self._held = 0  # of them, the profile's
         self._digests: set[bytes] = set()
         self._prompts = read_prompts(language)
         self._answered = ""  # the name of the last prompt that an accepted utterance followed
         if profile is not None:
             require_model(encoder, profile)
             self._exemplars.extend(profile.exemplars)
+            self._held = len(profile.exemplars)
 
     @property
     def seconds(self) -> float:
         """Net speech accepted so far."""
         return sum(exemplar.quality.net_speech_s for exemplar in self._exemplars)
+
+    @property
+    def added(self) -> tuple[Exemplar, ...]:
+        """The exemplars of the utterances that were accepted."""
+        return tuple(self._exemplars[self._held :])
 
     @property
     def progress(self) -> float:
@@ -223,7 +234,8 @@ class Enroller:
                 f"{len(self._exemplars)} utterances; add more (each answer of add() holds the next prompt)"
             )
         if self._base is not None:
-            return dataclasses.replace(self._base, name=name, exemplars=tuple(self._exemplars))
+            exemplars = (*self._base.enrolled, *self.added, *self._base.adapted)
+            return dataclasses.replace(self._base, name=name, exemplars=exemplars)
         return Profile(
             name,
             self._encoder.fingerprint,

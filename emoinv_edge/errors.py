@@ -13,6 +13,9 @@
      ├── StoreError            the profile store cannot be read or written
      │    ├── SealError            wrong key, or bytes that were altered
      │    ├── SchemaError          a store made by a newer or unknown version
+     │    ├── DailyLimitError      an adaptation too many within 24 hours
+     │    ├── StoreBusyError       another process kept the store locked
+     │    ├── ProfileChangedError  a profile that is no longer the one that was judged
      │    └── ProfileExpiredError  a profile past its expiry
      ├── MicrophoneError       no PortAudio, no device, or the device went away
      └── OutOfMemoryError      there is not memory enough for a model or a recording
@@ -27,15 +30,18 @@ __all__ = [
     "AudioError",
     "CalibrationError",
     "ChannelError",
+    "DailyLimitError",
     "EmoinvError",
     "EnrolmentError",
     "MicrophoneError",
     "ModelFormatError",
     "ModelMismatchError",
     "OutOfMemoryError",
+    "ProfileChangedError",
     "ProfileExpiredError",
     "SchemaError",
     "SealError",
+    "StoreBusyError",
     "StoreError",
     "UnknownSpeakerError",
 ]
@@ -77,12 +83,24 @@ class StoreError(EmoinvError):
     """The profile store cannot be read or written."""
 
 
+class StoreBusyError(StoreError):
+    """Another process kept the store locked for longer than the time limit; nothing was changed, try again."""
+
+
 class SealError(StoreError):
     """Sealed bytes do not open: the key is wrong or the bytes were altered."""
 
 
 class SchemaError(StoreError):
     """The store was written by a newer or unknown version of this library."""
+
+
+class DailyLimitError(StoreError):
+    """The profile was adapted as often within 24 hours as may be."""
+
+
+class ProfileChangedError(StoreError):
+    """The profile in the store is no longer the one that was judged; judge the present one."""
 
 
 class ProfileExpiredError(StoreError):

@@ -11,13 +11,17 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+MAX_DEPTH = 64
+
 __all__ = ["is_finite", "read_count", "read_fields", "read_json", "read_list", "read_number", "read_text"]
 
 
 def read_json(text: str | bytes) -> Any:
-    """The value of a JSON text; NaN, infinities and anything that is not UTF-8 are refused."""
+    """The value of a JSON text; NaN, infinities, anything that is not UTF-8 and deep nesting are refused."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        _refuse_depth(value)
+        return value
     except RecursionError:
         raise ValueError("not JSON (nested too deep)") from None
     except ValueError as error:
@@ -26,6 +30,27 @@ def read_json(text: str | bytes) -> Any:
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is beyond what a number can hold")
+    return value
+
+
+def _refuse_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            each
+            for values in level
+            for each in (values.values() if isinstance(values, dict) else values if isinstance(values, list) else ())
+            if isinstance(each, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH}")
 
 
 def read_fields(values: Any, keys: Collection[str], what: str, optional: Collection[str] = ()) -> dict[str, Any]:
@@ -55,7 +80,12 @@ def read_text(value: Any, what: str) -> str:
 
 def is_finite(value: object) -> bool:
     """Whether this is a number, and neither NaN nor infinite; a bool is no number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def read_number(value: Any, what: str) -> float:

@@ -1,6 +1,6 @@
-"""The golden test in a model file: a few inputs with the embeddings that the exporting machine computed from them.
+"""The golden test in a model file: a few waveforms with the embeddings that the exporting machine computed from them.
 
-A device that reproduces them computes the same voice.
+A device that reproduces them computes the same voice, from its own front end to the embedding.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from .encoder import Encoder
 from .errors import ModelFormatError
+from .fields import read_count, read_fields, read_list, read_number, read_text
 
 __all__ = ["GOLDEN_FORMAT", "GoldenResult", "make_golden", "run_golden"]
 
-GOLDEN_FORMAT = 1
-# Rounding differs between processors (0.998 and more between x86 and ARM); less means damage.
+GOLDEN_FORMAT = 2
+# Rounding differs between processors (0.998 and more between x86 and ARM); less means damage. No file may ask for less.
 GOLDEN_COSINE = 0.995
-FEATURE_STEP = 1.0 / 4.0  # golden log-mels are stored as int8 of this step
+STEP = 1.0 / 128.0  # golden waveforms are stored as int8 of this step
+MAX_ITEMS = 16
+MAX_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,34 +41,33 @@ class GoldenResult:
         """Whether this machine computes the same voice."""
         return self.cosine >= self.least
 
+    def __bool__(self) -> bool:
+        """Whether it passed."""
+        return self.passed
 
-def make_golden(encoder: Encoder, inputs: Sequence[NDArray[np.float32]], machine: str) -> dict[str, Any]:
+
+def make_golden(encoder: Encoder, waveforms: Sequence[NDArray[np.float32]], machine: str) -> dict[str, Any]:
     """The golden test of a model: what ``emoinv.golden`` holds.
 
     Parameters
     ----------
-    inputs : sequence of ndarray
-        Log-mels (frames, bins), or for a model of the waveform flavour mono waveforms in [-1, 1] at the
-        model's rate. They are rounded (to 1/4, or to int16) before they are embedded.
+    encoder : Encoder
+    waveforms : sequence of ndarray, shape (samples,), float32 in [-1, 1]
+        At the model's rate. They are rounded to 1/128 before they are embedded.
     machine : str
         What computed the embeddings, e.g. a processor's name.
     """
-    kind = "features" if inputs[0].ndim == 2 else "waveform"
     items = []
-    for values in inputs:
-        if kind == "features":
-            steps: NDArray[Any] = np.clip(np.rint(values / FEATURE_STEP), -128, 127).astype(np.int8)
-        else:
-            steps = np.clip(np.rint(values * 32767.0), -32768, 32767).astype("<i2")
-        embedding = _embed(encoder, kind, steps)
+    for waveform in waveforms:
+        steps = np.clip(np.rint(waveform / np.float32(STEP)), -128, 127).astype(np.int8)
         items.append(
             {
-                "shape": list(steps.shape),
+                "samples": len(steps),
                 "input": base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode(),
-                "embedding": base64.b64encode(embedding.astype("<f4").tobytes()).decode(),
+                "embedding": base64.b64encode(_embed(encoder, steps).astype("<f4").tobytes()).decode(),
             }
         )
-    return {"format": GOLDEN_FORMAT, "kind": kind, "cosine": GOLDEN_COSINE, "machine": machine, "items": items}
+    return {"format": GOLDEN_FORMAT, "cosine": GOLDEN_COSINE, "machine": machine, "items": items}
 
 
 def run_golden(encoder: Encoder) -> list[GoldenResult]:
@@ -80,13 +82,17 @@ def run_golden(encoder: Encoder) -> list[GoldenResult]:
     if golden is None:
         return []
     try:
-        if golden["format"] != GOLDEN_FORMAT:
+        if isinstance(golden, dict) and golden.get("format") != GOLDEN_FORMAT:
             raise ModelFormatError(
-                f"{encoder.path}: expected a golden test of format {GOLDEN_FORMAT}, got {golden['format']!r}; "
-                "install the emoinv-edge version that wrote this model"
+                f"{encoder.path}: expected a golden test of format {GOLDEN_FORMAT}, got {golden.get('format')!r:.40}; "
+                "install the emoinv-edge version that wrote this model, or calibrate it again (python -m export)"
             )
-        least = float(golden["cosine"])
-        return [GoldenResult(_compare(encoder, str(golden["kind"]), item), least) for item in golden["items"]]
+        read_fields(golden, ("format", "cosine", "machine", "items"), "golden test")
+        items = read_list(golden["items"], "items")
+        if not 0 < len(items) <= MAX_ITEMS:
+            raise ValueError(f"expected 1 to {MAX_ITEMS} items, got {len(items)}")
+        least = max(read_number(golden["cosine"], "cosine"), GOLDEN_COSINE)
+        return [GoldenResult(_compare(encoder, item), least) for item in items]
     except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
         if isinstance(error, ModelFormatError):
             raise
@@ -95,16 +101,20 @@ def run_golden(encoder: Encoder) -> list[GoldenResult]:
         ) from error
 
 
-def _compare(encoder: Encoder, kind: str, item: Mapping[str, Any]) -> float:
-    raw = zlib.decompress(base64.b64decode(item["input"], validate=True))
-    steps = np.frombuffer(raw, np.int8 if kind == "features" else "<i2").reshape(item["shape"])
-    expected = np.frombuffer(base64.b64decode(item["embedding"], validate=True), "<f4")
-    if expected.shape != (encoder.spec.embedding_dim,) or abs(float(np.linalg.norm(expected)) - 1.0) > 1e-3:
+def _compare(encoder: Encoder, item: Mapping[str, Any]) -> float:
+    read_fields(item, ("samples", "input", "embedding"), "golden input")
+    samples = read_count(item["samples"], "samples", least=1)
+    if samples > MAX_SECONDS * encoder.spec.sample_rate:
+        raise ValueError(f"expected at most {MAX_SECONDS:g} s of input, got {samples} samples")
+    packed = base64.b64decode(read_text(item["input"], "input"), validate=True)
+    raw = zlib.decompressobj().decompress(packed, samples + 1)  # no more, whatever it would grow to
+    if len(raw) != samples:
+        raise ValueError(f"expected {samples} samples, got {len(raw)}")
+    expected = np.frombuffer(base64.b64decode(read_text(item["embedding"], "embedding"), validate=True), "<f4")
+    if expected.shape != (encoder.spec.embedding_dim,) or not abs(float(np.linalg.norm(expected)) - 1.0) <= 1e-3:
         raise ValueError(f"expected a unit embedding of {encoder.spec.embedding_dim}, got shape {expected.shape}")
-    return float(_embed(encoder, kind, steps) @ expected)
+    return float(_embed(encoder, np.frombuffer(raw, np.int8)) @ expected)
 
 
-def _embed(encoder: Encoder, kind: str, steps: NDArray[Any]) -> NDArray[np.float32]:
-    if kind == "features":
-        return encoder.embed_features(steps.astype(np.float32) * np.float32(FEATURE_STEP)).vector
-    return encoder.embed(steps.astype(np.int16), encoder.spec.sample_rate).vector
+def _embed(encoder: Encoder, steps: NDArray[np.int8]) -> NDArray[np.float32]:
+    return encoder.embed(steps.astype(np.float32) * np.float32(STEP), encoder.spec.sample_rate).vector

@@ -12,15 +12,31 @@ import os
 
 from .errors import ModelFormatError
 
-__all__ = ["DIGEST_KEY", "check_digest", "seal", "sealed_body"]
+__all__ = ["DIGEST_KEY", "check_digest", "present_fingerprint", "seal", "sealed_body"]
 
 DIGEST_KEY = "emoinv.digest"
+
+# What base and small were called before a fingerprint was computed from what computes the embedding (`model_graph`),
+# and what it is now. Only a model that computes the very same has the fingerprint on the right.
+RENAMED = {
+    "bbe2c7230ef8e9331bfe13f3ed874aca090f26a28cb72464561a46b05abb7e04": (
+        "de6498d55c958dea0dfb8fe0f5d1393cd9650bf7c6287232e3a4ef4a5e9462db"
+    ),
+    "97dbf3825e0bc9934001cabd1bc367642d1e6176bf359e1c3a9042f4e97479e9": (
+        "57124822e27c5851100ac966729741b0e102a338b507441cfb3cd3cf0b9329ab"
+    ),
+}
 
 # ModelProto.metadata_props (field 14) holding {key (1): DIGEST_KEY, value (2): 64 hex digits in quotes}.
 _KEY = DIGEST_KEY.encode()
 _VALUE_LENGTH = 66
 _HEAD = bytes([0x72, 4 + len(_KEY) + _VALUE_LENGTH, 0x0A, len(_KEY)]) + _KEY + bytes([0x12, _VALUE_LENGTH, 0x22])
 _TAIL_LENGTH = len(_HEAD) + _VALUE_LENGTH - 1
+
+
+def present_fingerprint(fingerprint: str) -> str:
+    """The fingerprint that a shipped model has now, for the one that it had once; any other as it is."""
+    return RENAMED.get(fingerprint, fingerprint)
 
 
 def seal(content: bytes) -> bytes:

@@ -29,6 +29,7 @@ __all__ = ["ProfileBank"]
 # towards 0 where there is little speech: so many seconds make up for what the words do to an envelope.
 ENVELOPE_UNIT_DB = 4.5
 ENVELOPE_SETTLES_S = 2.0
+ADAPTED_SHARE = 1.0 / 3.0
 
 
 class ProfileBank:
@@ -59,6 +60,7 @@ class ProfileBank:
             [exemplar.quality for profile in kept for exemplar in profile.exemplars],
             [len(profile.exemplars) for profile in kept],
             emotion_axis,
+            [profile.num_adapted for profile in kept],
         )
 
     @classmethod
@@ -97,6 +99,7 @@ class ProfileBank:
         qualities: Sequence[SpeechQuality],
         counts: Sequence[int],
         emotion_axis: EmotionAxis | None,
+        adapted: Sequence[int] | None = None,
     ) -> None:
         if emotion_axis is not None and emotion_axis.dim != embeddings.shape[1]:
             raise ValueError(
@@ -107,12 +110,14 @@ class ProfileBank:
         self.emotion_axis = emotion_axis
         sizes = np.asarray(counts, np.int64)
         self._starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
-        self._seconds = np.add.reduceat([quality.net_speech_s for quality in qualities], self._starts)
+        self._weights = _weights(sizes, adapted)
+        seconds = np.array([quality.net_speech_s for quality in qualities])
+        self._seconds = np.add.reduceat(seconds * self._weights, self._starts)
         self._f0 = self._mean([quality.log_f0_mean for quality in qualities])
         shapes = [quality.envelope or (math.nan,) * ENVELOPE_SIZE for quality in qualities]
         self._envelope = np.stack([self._mean(column) for column in zip(*shapes, strict=True)], axis=1)
         self._norm = self._mean([quality.log_embedding_norm for quality in qualities])
-        self._centroids = self._means(np.ascontiguousarray(embeddings, np.float32), sizes)
+        self._centroids = self._means(np.ascontiguousarray(embeddings, np.float32))
         self._axis = None if emotion_axis is None else emotion_axis.array()
         self._on_axis = None if self._axis is None else self._centroids @ self._axis
 
@@ -123,13 +128,16 @@ class ProfileBank:
         """Mean over each profile's known values, NaN where none is known."""
         array = np.array([math.nan if value is None else value for value in values])
         known = np.isfinite(array)
-        count = np.add.reduceat(known.astype(np.float64), self._starts)
-        total = np.add.reduceat(np.where(known, array, 0.0), self._starts)
-        return np.where(count > 0, total / np.maximum(count, 1.0), math.nan)
+        weight = np.add.reduceat(np.where(known, self._weights, 0.0), self._starts)
+        total = np.add.reduceat(np.where(known, array * self._weights, 0.0), self._starts)
+        return np.where(weight > 0, total / np.maximum(weight, 1e-9), math.nan)
 
-    def _means(self, embeddings: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _means(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """The mean embedding of each profile, scaled to unit norm: its dot product with a test is the cosine."""
-        means = np.add.reduceat(embeddings, self._starts, axis=0) / counts[:, None].astype(np.float32)
+        if (self._weights != 1.0).any():
+            embeddings = embeddings * self._weights[:, None].astype(np.float32)
+        totals = np.add.reduceat(self._weights, self._starts)[:, None].astype(np.float32)
+        means = np.add.reduceat(embeddings, self._starts, axis=0) / totals
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
         return np.asarray(means, np.float32)
 
@@ -220,3 +228,15 @@ class ProfileBank:
             raise ValueError("expected a bank made with this calibration's emotion axis, got another; make it anew")
         evidence = self.evidence(embedding, quality, calibration.term_names)
         return calibration.llr(evidence), evidence["cosine"]
+
+
+def _weights(counts: NDArray[np.int64], adapted: Sequence[int] | None) -> NDArray[np.float64]:
+    """What each exemplar weighs: 1, but the adapted ones of a profile together at most `ADAPTED_SHARE` of it."""
+    weights = np.ones(int(counts.sum()))
+    end = 0
+    for count, num_adapted in zip(counts, adapted or (), strict=False):
+        end += int(count)
+        if num_adapted:
+            enrolled = int(count) - num_adapted
+            weights[end - num_adapted : end] = min(1.0, ADAPTED_SHARE / (1.0 - ADAPTED_SHARE) * enrolled / num_adapted)
+    return weights

@@ -7,11 +7,13 @@ before; everything in this project that needs ONNX Runtime comes here for it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,9 @@ from .errors import EmoinvError, ModelFormatError, OutOfMemoryError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["import_onnxruntime", "open_session", "run_session"]
+__all__ = ["FORKS", "import_onnxruntime", "open_session", "run_session"]
+
+FORK_WAIT_S = 10.0
 
 # What ONNX Runtime's allocators say, and the C++ library's exception, when there is no more memory.
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
@@ -89,6 +93,48 @@ def open_session(
         ) from error
 
 
+class _Forks:
+    """Keeps a fork from coming into the middle of an inference, whose locks the child would never see opened.
+
+    A fork waits for the inferences that are under way, and new ones wait for the fork.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self.generation = 0  # how many forks lie between this process and the one that loaded this module
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._wait, after_in_parent=self._go_on, after_in_child=self._begin_anew)
+
+    @contextlib.contextmanager
+    def kept_off(self) -> Iterator[None]:
+        """Within this block no fork happens."""
+        with self._changed:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _wait(self) -> None:
+        self._changed.acquire()
+        # An inference that takes longer may deadlock in the child; the parent must not wait for ever.
+        self._changed.wait_for(lambda: self._running == 0, FORK_WAIT_S)
+
+    def _go_on(self) -> None:
+        self._changed.release()
+
+    def _begin_anew(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self.generation += 1
+
+
+FORKS = _Forks()
+
+
 def run_session(
     session: InferenceSession, output: str, feeds: Mapping[str, NDArray[np.float32]], *, shrink: bool = False
 ) -> NDArray[np.float32]:
@@ -116,7 +162,8 @@ def run_session(
         options = import_onnxruntime().RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     try:
-        (result,) = session.run([output], dict(feeds), options)
+        with FORKS.kept_off():
+            (result,) = session.run([output], dict(feeds), options)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
         if _is_out_of_memory(error):

@@ -35,6 +35,7 @@ BACKGROUND_S = 6.0  # noise is judged from this much audio before the end of the
 LEAST_S = 0.2  # of speech, for one embedding
 TAIL_S = 0.25  # less speech than this at the end of an utterance does not change the answer
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
+REPORT_S = 1.0  # damaged audio is reported so often at most
 GUARDED_S = 20.0  # of one utterance's speech is kept for `Comparator.guard`
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 
@@ -168,8 +169,7 @@ class VerificationStream:
                 return out
         mono = mono_chunk(chunk)
         if len(mono):
-            self._end_damage(out)
-            self._sound(mono, out)
+            self._undamaged(mono, out)
         return out
 
     def gap(self, num_samples: int) -> list[Decision]:
@@ -204,6 +204,8 @@ class VerificationStream:
             self._session.reset()
         self._taken = 0  # samples at the input's rate
         self._damage = 0  # samples of the run of damaged ones that is under way
+        self._merged = False  # whether sound samples are among them
+        self._merged_until = 0  # a loss was reported so recently that what is lost before here makes one report
         self._forget_background(0)
         self._forget_utterance()
 
@@ -269,20 +271,32 @@ class VerificationStream:
         edges = np.flatnonzero(np.diff(sound)) + 1
         for part, good in zip(np.split(chunk, edges), sound[np.concatenate(([0], edges))], strict=True):
             if good:
-                self._end_damage(out)
-                self._sound(mono_chunk(part), out)
+                self._undamaged(mono_chunk(part), out)
             else:
                 self._damage += len(part)
+
+    def _undamaged(self, mono: NDArray[np.float32], out: list[Decision]) -> None:
+        """Take sound samples; those between damaged ones of one second are lost with them, so that one report does."""
+        if self._damage:
+            lost = min(len(mono), max(0, self._merged_until - self._taken - self._damage))
+            self._damage += lost
+            self._merged |= lost > 0
+            mono = mono[lost:]
+            if not len(mono):
+                return
+            self._end_damage(out)
+        self._sound(mono, out)
 
     def _end_damage(self, out: list[Decision]) -> None:
         if self._damage:
             length, self._damage = self._damage, 0
+            merged, self._merged = self._merged, False
             self._lose(
                 length,
                 Refusal(
                     "not_finite",
-                    f"not finite: {length} samples were NaN, infinite or far beyond full scale; "
-                    "find the fault in the recording chain",
+                    f"not finite: {'some of ' if merged else ''}{length} samples were NaN, infinite or far beyond "
+                    "full scale; find the fault in the recording chain",
                 ),
                 out,
             )
@@ -291,6 +305,7 @@ class VerificationStream:
         self._feed(self._resampler.flush(), out)
         before = self._segmenter.position
         self._taken += num_samples
+        self._merged_until = self._taken + round(REPORT_S * self._in_rate)
         after = max(before, round(self._taken * self._rate / self._in_rate))
         self._segmenter.gap(after - before)  # its segment is dropped: the utterance is not known to the end
         start = before if self._utterance_start is None else self._utterance_start

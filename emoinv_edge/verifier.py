@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from .attempts import WITHIN_S, Session
 from .audio import gather
-from .decision import Comparator, Decision
-from .encoder import Embedding
+from .decision import Comparator, Decision, Examined
 from .stream import VerificationStream
 from .utterance import Utterance, hear, hear_blocks
 
@@ -21,14 +20,16 @@ __all__ = ["Verifier"]
 class Verifier(Comparator):
     """Decides whether speech is an enrolled speaker's, at a false-accept rate asked for.
 
-    Immutable once built and safe to share between threads.
+    Safe to share between threads. Whether a profile may be used is looked at in every decision: one that has expired
+    is left out from then on. With a store, so is one that was removed from it, and one that was enrolled anew there is
+    judged as it is there.
 
     Parameters
     ----------
     encoder : Encoder
     profiles : Profile, iterable of Profile, or ProfileStore
-        Read once: build a new verifier after enrolments and removals. With several, the decision's ``speaker`` is
-        the one whose profile fits best. Expired profiles in a store are left out.
+        Build a new verifier after the enrolment of somebody else. With several, the decision's ``speaker`` is the one
+        whose profile fits best. Expired profiles, and damaged ones in a store, are left out (`left_out`).
     target_far : float
         Impostor attempts accepted, e.g. 0.01 for one in 100; against several profiles an impostor accepted as any of
         them counts once, and the threshold rises with their number.
@@ -42,7 +43,7 @@ class Verifier(Comparator):
         Beyond the numbers measured the union bound (m times the profiles, at most m times the rate) keeps the
         threshold on the safe side.
     calibration : Calibration, optional
-        Instead of the model's own, e.g. one refined for this device (``emoinv calibrate``).
+        Instead of the device's own and the model's.
     heard_before : HeardBefore, optional
         What this device has heard. A recording of it is NO_DECISION with the code ``heard_before``, and every attempt
         is added to it. `ProfileStore.heard` gives one that is sealed with a profile.
@@ -50,6 +51,9 @@ class Verifier(Comparator):
         A detector of spoofed speech of your own, ``(waveform, sample_rate) -> object``, asked about every accept.
         Anything true that it returns (a string is the reason), or raises, makes it NO_DECISION with the code
         ``countermeasure``; it can make nothing an accept.
+    store : ProfileStore, optional
+        Where the profiles come from: what ``emoinv calibrate`` found for this device applies, and changes of the
+        profiles are noticed. A profile that did not come out of the store is not looked for in it.
 
     Raises
     ------
@@ -59,6 +63,14 @@ class Verifier(Comparator):
         If a profile was made by another model.
     EnrolmentError
         If there is no profile.
+    ProfileExpiredError
+        If all of them have expired.
+
+    Examples
+    --------
+    >>> verifier = ProfileStore().verifier("ana")                    # doctest: +SKIP
+    >>> if verifier.verify(waveform, sample_rate):                   # doctest: +SKIP
+    ...     open_the_door()
     """
 
     def verify(self, waveform: NDArray[Any], sample_rate: int) -> Decision:
@@ -82,14 +94,14 @@ class Verifier(Comparator):
         TypeError, AudioError
             If the array's type, dtype, shape or rate is wrong: a fault of the program, not of the speech.
         """
-        return self.examine(waveform, sample_rate)[0]
+        return self.examine(waveform, sample_rate).decision
 
-    def examine(self, waveform: NDArray[Any], sample_rate: int) -> tuple[Decision, Embedding | None]:
-        """`verify`, and the embedding behind the decision; None where there is none."""
+    def examine(self, waveform: NDArray[Any], sample_rate: int) -> Examined:
+        """`verify`, and the embedding behind the decision."""
         heard = hear(self.encoder, waveform, sample_rate, keep_speech=False)
-        return self.guard(self._decided(heard), waveform, sample_rate), heard.embedding
+        return Examined(self.guard(self._decided(heard), waveform, sample_rate), heard.embedding)
 
-    def examine_blocks(self, blocks: Iterable[NDArray[np.float32]]) -> tuple[Decision, Embedding | None]:
+    def examine_blocks(self, blocks: Iterable[NDArray[np.float32]]) -> Examined:
         """`examine` for a recording in blocks, which is never held whole: an hour takes the memory of a minute.
 
         With `heard_before` or a `countermeasure`, which look at the recording, it is held all the same.
@@ -102,7 +114,7 @@ class Verifier(Comparator):
         if self.guarded:
             return self.examine(gather(blocks), self.encoder.spec.sample_rate)
         heard = hear_blocks(self.encoder, blocks)
-        return self._decided(heard), heard.embedding
+        return Examined(self._decided(heard), heard.embedding)
 
     def scores(self, waveform: NDArray[Any], sample_rate: int) -> dict[str, float]:
         """The LLR of every profile for one recording, the best first; empty where the audio cannot be judged.

@@ -54,7 +54,7 @@ async def decisions(verifier: Verifier, chunks: Iterable[Any]) -> AsyncIterator[
 async def main(name: str) -> None:
     """Print who speaks while another task does its own work."""
     encoder = Encoder.default()
-    verifier = Verifier(encoder, ProfileStore().get(name, model_fingerprint=encoder.fingerprint))
+    verifier = ProfileStore().verifier(name, encoder)
 
     async def other_work() -> None:
         while True:

@@ -30,7 +30,7 @@ def listen_to_all(verifier: Verifier, paths: list[Path], num_threads: int = 4) -
 if __name__ == "__main__":
     name, *files = sys.argv[1:]
     encoder = Encoder.default()  # one thread an inference: the streams share the cores among themselves
-    owner = Verifier(encoder, ProfileStore().get(name, model_fingerprint=encoder.fingerprint))
+    owner = ProfileStore().verifier(name, encoder)
     for path, decisions in listen_to_all(owner, [Path(file) for file in files]).items():
         for decision in decisions:
             seconds = decision.start / encoder.spec.sample_rate

@@ -2,14 +2,14 @@
 
 import sys
 
-from emoinv_edge import Encoder, Microphone, ProfileStore, Verifier
+from emoinv_edge import Encoder, Microphone, ProfileStore
 from emoinv_edge.microphone import Gap
 
 
 def wait_for(name: str, store: ProfileStore, encoder: Encoder) -> None:
     """Return when `name` has been heard and accepted."""
-    profile = store.get(name, model_fingerprint=encoder.fingerprint)
-    stream = Verifier(encoder, profile, target_far=0.01).stream(encoder.spec.sample_rate)
+    # Follows the store: who is removed from it, or whose profile expires, opens nothing from then on.
+    stream = store.verifier(name, encoder, target_far=0.01).stream(encoder.spec.sample_rate)
     with Microphone(encoder.spec.sample_rate, retry=True) as microphone:
         for item in microphone:
             decisions = stream.gap(item.num_samples) if isinstance(item, Gap) else stream.process(item)

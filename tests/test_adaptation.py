@@ -91,13 +91,13 @@ def test_a_replay_does_not_join() -> None:
 
 
 def test_the_owners_speech_joins_and_can_be_rolled_back(encoder: Encoder, store: ProfileStore) -> None:
-    adapter = Adapter(encoder, store, "ana", limit=2, margin=0.0)
+    adapter = Adapter(encoder, store, "ana", limit=2, margin=0.0, per_day=100)
     added = []
     for seed in range(40, 60):
-        decision, took = adapter.verify(synthesise(2.0, seed, ANA_HZ), RATE)
-        assert decision.verdict is not Verdict.NO_DECISION
-        assert decision.accepted or not took
-        added.append(took)
+        outcome = adapter.verify(synthesise(2.0, seed, ANA_HZ), RATE)
+        assert outcome.decision.verdict is not Verdict.NO_DECISION
+        assert outcome.decision.accepted or not outcome.added
+        added.append(outcome.added)
     assert sum(added) >= 3
     stored = store.get("ana")
     assert len(stored.exemplars) == 2 + 2
@@ -112,7 +112,7 @@ def test_the_owners_speech_joins_and_can_be_rolled_back(encoder: Encoder, store:
 def test_a_strangers_voice_and_a_fault_do_not_join(encoder: Encoder, store: ProfileStore) -> None:
     adapter = Adapter(encoder, store, "ana")
     for wave in (synthesise(3.0, 1, 110.0), synthesise(0.5, 1, ANA_HZ), np.zeros(RATE, np.float32)):
-        assert adapter.verify(wave, RATE)[1] is False
+        assert adapter.verify(wave, RATE).added is False
     assert len(store.get("ana").exemplars) == 2
 
 

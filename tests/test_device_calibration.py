@@ -1,4 +1,4 @@
-"""What a device adds to its model's calibration: bounded, only ever stricter, and gone with its file."""
+"""What a device adds to its model's calibration: bounded, only ever stricter, sealed, and gone with a reset."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emoinv_edge.adaptation import Adapter
 from emoinv_edge.calibration import FarTable
 from emoinv_edge.cli import main
 from emoinv_edge.device_calibration import (
     MAX_SHIFT,
     Refinement,
-    read_refinement,
     refine,
-    refined_calibration,
-    refinement_path,
-    write_refinement,
 )
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import CalibrationError
 from emoinv_edge.store import PLAINTEXT, ProfileStore
 from emoinv_edge.verifier import Verifier
-from tests.builders import ANA_HZ, NOW, RATE, build_encoder, calibration, enrolled, in_file, synthesise
+from tests.builders import (
+    ANA_HZ,
+    NOW,
+    RATE,
+    build_encoder,
+    calibration,
+    enrolled,
+    in_file,
+    profile,
+    synthesise,
+    unit_vectors,
+)
 
 CALIBRATION = calibration(
     far_tables=(
@@ -51,14 +59,14 @@ def impostors(shift: float, speakers: int = 40, seed: int = 0) -> dict[str, list
 
 
 def test_a_device_like_the_model_changes_little() -> None:
-    found = refine(CALIBRATION, "f", impostors(0.0))
+    found = refine(CALIBRATION, "f", impostors(0.0), file_sha256="e")
     assert abs(found.shift) < 0.25
     assert max(rise for _, rise in found.raises) < 0.4
 
 
 @pytest.mark.parametrize("shift", [-1.5, 1.5])
 def test_impostors_that_score_higher_pull_scores_down_and_lower_ones_up(shift: float) -> None:
-    found = refine(CALIBRATION, "f", impostors(shift))
+    found = refine(CALIBRATION, "f", impostors(shift), file_sha256="e")
     assert found.shift * shift < 0
     assert 0.5 < abs(found.shift) < 1.5  # as far as the evidence of 40 speakers weighs
 
@@ -70,7 +78,7 @@ def test_whatever_was_measured_the_refinement_is_bounded_and_keeps_the_rates(
 ) -> None:
     attempts = impostors(shift, speakers, seed)
     own = [shift + 6.0 + 0.1 * k for k in range(8)] if genuine else []
-    found = refine(CALIBRATION, "f", attempts, own)
+    found = refine(CALIBRATION, "f", attempts, own, file_sha256="e")
     assert abs(found.shift) <= MAX_SHIFT
     refined = found.apply(CALIBRATION)
     for before, after in zip(CALIBRATION.far_tables, refined.far_tables, strict=True):
@@ -84,32 +92,36 @@ def test_whatever_was_measured_the_refinement_is_bounded_and_keeps_the_rates(
 
 
 def test_genuine_recordings_move_the_scores_to_where_both_agree() -> None:
-    low = refine(CALIBRATION, "f", impostors(-3.0), [-1.0, -0.5, 0.0, 0.3, 0.6, 1.0])
+    low = refine(CALIBRATION, "f", impostors(-3.0), [-1.0, -0.5, 0.0, 0.3, 0.6, 1.0], file_sha256="e")
     assert low.shift > 0.3
     assert low.num_genuine == 6
 
 
 def test_contradictory_or_scarce_recordings_are_refused() -> None:
     with pytest.raises(CalibrationError, match="5 impostor speakers or more, got 4"):
-        refine(CALIBRATION, "f", impostors(0.0, 4))
+        refine(CALIBRATION, "f", impostors(0.0, 4), file_sha256="e")
     with pytest.raises(CalibrationError, match="5 genuine recordings or more, or none, got 2"):
-        refine(CALIBRATION, "f", impostors(0.0), [3.0, 4.0])
+        refine(CALIBRATION, "f", impostors(0.0), [3.0, 4.0], file_sha256="e")
     with pytest.raises(CalibrationError, match="swapped"):
-        refine(CALIBRATION, "f", impostors(5.0), [-9.0] * 6)
+        refine(CALIBRATION, "f", impostors(5.0), [-9.0] * 6, file_sha256="e")
     with pytest.raises(CalibrationError, match="not finite"):
-        refine(CALIBRATION, "f", {**impostors(0.0), "x": [math.nan]})
+        refine(CALIBRATION, "f", {**impostors(0.0), "x": [math.nan]}, file_sha256="e")
 
 
 def refinement() -> Refinement:
     return Refinement("f" * 64, -0.5, ((0.5, 0.0), (0.1, 0.3)), 12, 0, NOW, "e" * 64)
 
 
-def test_a_refinement_survives_its_file_and_is_gone_with_it(tmp_path: Path) -> None:
-    path = refinement_path(tmp_path / "profiles.db")
-    assert read_refinement(path) is None
-    write_refinement(path, refinement())
-    assert read_refinement(path) == refinement()
-    assert [file.name for file in tmp_path.iterdir()] == ["profiles.db.calibration.json"]
+def test_a_refinement_lies_in_the_sealed_store_and_is_gone_after_a_reset(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path / "profiles.db", bytes(32))
+    assert store.device.refinements() == {} and not store.device.reset()
+    store.put(profile("ana", *unit_vectors(1, 0), model="f" * 64))
+    store.device.keep(refinement())
+    anew = ProfileStore(tmp_path / "profiles.db", bytes(32))
+    assert anew.device.refinements() == {"f" * 64: refinement()}
+    assert [file.name for file in tmp_path.iterdir()] == ["profiles.db"]
+    assert b"shift" not in (tmp_path / "profiles.db").read_bytes()
+    assert anew.device.reset() and store.device.refinements() == {}
 
 
 def test_rates_below_those_measured_inherit_the_rise() -> None:
@@ -132,15 +144,13 @@ def test_rates_below_those_measured_inherit_the_rise() -> None:
         {"created": "yesterday"},
     ],
 )
-def test_a_forged_or_damaged_file_is_refused_not_ignored(tmp_path: Path, changes: dict[str, object]) -> None:
-    path = tmp_path / "file.json"
-    write_refinement(path, refinement())
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def test_a_damaged_refinement_is_refused_not_ignored(changes: dict[str, object]) -> None:
+    values = json.loads(json.dumps(refinement().to_values()))
+    assert Refinement.from_values(values) == refinement()
     with pytest.raises(CalibrationError, match="--reset"):
-        read_refinement(path)
-    path.write_bytes(b"\xff\xfe{")
+        Refinement.from_values({**values, **changes})
     with pytest.raises(CalibrationError, match="--reset"):
-        read_refinement(path)
+        Refinement.from_values(None)
 
 
 # --- the command ------------------------------------------------------------------------------------
@@ -156,6 +166,10 @@ def store(tmp_path: Path, model: Path) -> Path:
     path = tmp_path / "profiles.db"
     ProfileStore(path, PLAINTEXT).put(enrolled(Encoder(model), "ana", ANA_HZ))
     return path
+
+
+def opened(path: Path) -> ProfileStore:
+    return ProfileStore(path, PLAINTEXT)
 
 
 @pytest.fixture
@@ -180,12 +194,12 @@ def test_calibrate_refines_shows_and_resets(
     assert main(arguments) == 0
     assert "6 impostor speakers and 5 genuine" in capsys.readouterr().out
     encoder = Encoder(model)
-    refined = refined_calibration(encoder, store)
+    refined = opened(store).calibration(encoder)
     assert refined is not None and refined != encoder.calibration
     assert main(["calibrate", "--show", "--json", *common]) == 0
     assert json.loads(capsys.readouterr().out)["shift"] == pytest.approx(refined.bias + 7.0)
     assert main(["calibrate", "--reset", *common]) == 0
-    assert refined_calibration(encoder, store) == encoder.calibration
+    assert opened(store).calibration(encoder) == encoder.calibration
     assert main(["calibrate", "--show", *common]) == 0
     assert "model's own calibration" in capsys.readouterr().out
 
@@ -197,7 +211,7 @@ def test_calibrate_with_too_few_visitors_changes_nothing(
     visitors = folder("visitors", [100.0, 120.0, 140.0][:count])
     arguments = ["calibrate", "--impostors", str(visitors), "--model", str(model)]
     assert main([*arguments, "--store", str(store), "--plaintext"]) == 3
-    assert not refinement_path(store).exists()
+    assert opened(store).device.refinements() == {}
 
 
 def test_a_model_calibrated_anew_keeps_its_profiles_and_asks_for_the_devices_refinement_again(
@@ -211,13 +225,12 @@ def test_a_model_calibrated_anew_keeps_its_profiles_and_asks_for_the_devices_ref
     common = ["--model", str(model), "--store", str(store), "--plaintext"]
     assert main(["calibrate", "--impostors", str(visitors), *common]) == 0
     first = Encoder(model)
-    assert refined_calibration(first, store) != first.calibration
+    assert opened(store).calibration(first) != first.calibration
     stricter = dataclasses.replace(CALIBRATION, bias=CALIBRATION.bias - 0.5)
-    metadata = {**in_file(stricter), "emoinv.provenance": {"fingerprint": first.fingerprint}}
-    anew = Encoder(build_encoder(tmp_path / "anew.onnx", metadata=metadata))
+    anew = Encoder(build_encoder(tmp_path / "anew.onnx", metadata=in_file(stricter)))
     # Going on with the model's own thresholds could accept more than the device was asked for.
     with pytest.raises(CalibrationError, match=r"calibrate again .* --reset"):
-        refined_calibration(anew, store)
+        opened(store).calibration(anew)
     clip = tmp_path / "ana.wav"
     soundfile.write(clip, synthesise(3.0, 9, ANA_HZ), RATE)
     there = ["--model", str(anew.path), "--store", str(store), "--plaintext"]
@@ -226,17 +239,51 @@ def test_a_model_calibrated_anew_keeps_its_profiles_and_asks_for_the_devices_ref
     assert main(["doctor", *there]) == 3
     assert "has other scores" in " ".join(capsys.readouterr().out.split())
     assert main(["calibrate", "--impostors", str(visitors), *there]) == 0
-    assert refined_calibration(anew, store) not in (None, stricter)
-    assert refined_calibration(Encoder(model), tmp_path / "none.db") == CALIBRATION
+    assert opened(store).calibration(anew) not in (None, stricter)
+    assert opened(tmp_path / "none.db").calibration(Encoder(model)) == CALIBRATION
     assert main(["calibrate", "--reset", "--store", str(store), "--plaintext"]) == 0
-    assert refined_calibration(anew, store) == stricter
+    assert opened(store).calibration(anew) == stricter
     profile = ProfileStore(store, PLAINTEXT).get("ana", model_fingerprint=anew.fingerprint)
     waveform = synthesise(3.0, 9, ANA_HZ)
     before, after = (Verifier(encoder, profile, prior=0.5).verify(waveform, RATE).score for encoder in (first, anew))
     assert before is not None and after == pytest.approx(before - 0.5)
 
 
-def test_a_refinement_of_another_model_is_left_alone(store: Path, model: Path) -> None:
-    write_refinement(refinement_path(store), refinement())
-    encoder = Encoder(model)
-    assert refined_calibration(encoder, store) == encoder.calibration
+def test_a_refinement_of_another_model_is_an_error_with_the_cure(store: Path, model: Path) -> None:
+    """Going on without it would accept more than the device was set to, and in silence."""
+    opened(store).device.keep(refinement())
+    with pytest.raises(CalibrationError, match=r"calibrated for another model.*--reset"):
+        opened(store).calibration(Encoder(model))
+
+
+def test_an_unsealed_calibration_of_an_older_version_is_an_error_with_the_cure(
+    store: Path, model: Path, folder: Callable[[str, list[float]], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was a file that everybody in the folder could change."""
+    old = store.with_name("profiles.db.calibration.json")
+    common = ["--store", str(store), "--plaintext"]
+    visitors = folder("visitors", [100.0, 112.0, 125.0, 140.0, 155.0, 168.0])
+    for cure in (["--reset"], ["--impostors", str(visitors), "--model", str(model)]):
+        old.write_text("{}")
+        with pytest.raises(CalibrationError, match=r"older version.*emoinv calibrate"):
+            opened(store).calibration(Encoder(model))
+        assert main(["calibrate", *cure, *common]) == 0
+        assert not old.exists() and opened(store).calibration(Encoder(model)) is not None
+
+
+def test_every_way_to_decide_with_a_store_applies_its_calibration(store: Path, model: Path) -> None:
+    encoder, held = Encoder(model), opened(store)
+    held.device.keep(
+        dataclasses.replace(refinement(), model_fingerprint=encoder.fingerprint, file_sha256=encoder.file_sha256)
+    )
+    refined = held.calibration(encoder)
+    assert refined is not None and refined.bias == CALIBRATION.bias - 0.5
+    ways = (
+        held.verifier("ana", encoder),
+        held.verifier(None, encoder),
+        Verifier(encoder, held),
+        Verifier(encoder, held.get("ana"), store=held),
+        Adapter(encoder, held, "ana").verifier,
+    )
+    assert all(way.calibration == refined for way in ways)
+    assert Verifier(encoder, held.get("ana"), calibration=CALIBRATION, store=held).calibration == CALIBRATION

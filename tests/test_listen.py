@@ -144,7 +144,7 @@ def test_the_accept_that_ends_listening_is_counted_once(house: House) -> None:
 def test_counts_are_written_once_a_minute_and_at_the_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, written = [0.0], []
     monkeypatch.setattr("emoinv_edge.cli.listen.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("emoinv_edge.cli.listen.note_verified", lambda store, *count: written.append(count))
+    monkeypatch.setattr("emoinv_edge.cli.listen.note_verified", lambda store, *count: written.append(count) or True)
     decision = types.SimpleNamespace(
         verdict=Verdict.REJECT, final=True, speaker="ana", score=-1.0, start=0, end=2 * RATE, reason=""
     )
@@ -165,7 +165,7 @@ def test_counts_are_written_once_a_minute_and_at_the_end(house: House, monkeypat
 def test_a_store_that_cannot_be_written_does_not_end_listening(
     house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StoreError("the disk is full")
 
     monkeypatch.setattr(ProfileStore, "note_verified", full)

@@ -116,9 +116,9 @@ def test_a_long_recording_of_the_owner_is_accepted_and_of_another_rejected(encod
     verifier = Verifier(encoder, enrolled(encoder, "ana", ANA_HZ, takes=3), 0.01)
     owner, stranger = talk(70.0), talk(70.0, BOB_HZ)
     assert verifier.verify(owner, RATE).accepted
-    assert verifier.examine_blocks(in_blocks(owner, 16000))[0].accepted
+    assert verifier.examine_blocks(in_blocks(owner, 16000)).decision.accepted
     assert verifier.verify(stranger, RATE).verdict.name == "REJECT"
-    assert verifier.examine_blocks(in_blocks(stranger, 16000))[0].verdict.name == "REJECT"
+    assert verifier.examine_blocks(in_blocks(stranger, 16000)).decision.verdict.name == "REJECT"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ with bundled_clips() as folder:
 start = resident_mb()
 open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
 if sys.argv[2] == "blocks":
-    decision, _ = verifier.examine_blocks(read_blocks(sys.argv[1]))
+    decision = verifier.examine_blocks(read_blocks(sys.argv[1])).decision
 else:
     decision = verifier.verify(read_audio(sys.argv[1])[0], 16000)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]

@@ -100,8 +100,8 @@ def test_a_sealed_file_loads_and_says_so(sealed: Path, tiny_encoder: Encoder) ->
     encoder = Encoder(sealed)
     features = np.random.default_rng(0).standard_normal((50, 80)).astype(np.float32)
     assert np.array_equal(encoder.embed_features(features), tiny_encoder.embed_features(features))
-    fingerprint, is_sealed = check_digest(sealed.read_bytes(), sealed)
-    assert is_sealed and encoder.fingerprint == fingerprint
+    sha256, is_sealed = check_digest(sealed.read_bytes(), sealed)
+    assert is_sealed and encoder.file_sha256 == sha256
     assert len(encoder.metadata[DIGEST_KEY]) == 64
 
 

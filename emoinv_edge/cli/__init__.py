@@ -3,10 +3,11 @@
 `main` returns the exit status:
 
 ====  ==============================================================================
-0     done; for ``verify``, ``identify`` and ``listen``: accepted
+0     done; for ``verify``, ``identify`` and ``listen``: accepted, and nothing else
 1     rejected
 2     no decision (too little speech, clipping, ...)
-3     an error: wrong usage, a missing file, an unknown speaker, a damaged model
+3     an error: wrong usage, a missing file, an unknown speaker, a damaged model; also
+      ``--help`` and ``--version`` beside a command that decides
 130   stopped with ctrl-C
 ====  ==============================================================================
 
@@ -19,12 +20,13 @@ Subcommands import what they need inside ``run``, so that ``emoinv --help`` answ
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import EmoinvError, OutOfMemoryError
@@ -48,6 +50,8 @@ from .terminal import EXIT_ERROR, EXIT_INTERRUPTED
 
 __all__ = ["build_parser", "main"]
 
+DECIDING = frozenset({"verify", "identify", "listen", "compare"})
+
 COMMANDS: tuple[ModuleType, ...] = (
     demo,
     enroll,
@@ -66,7 +70,11 @@ COMMANDS: tuple[ModuleType, ...] = (
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose usage errors exit with 3, since 2 means "no decision"."""
+    """An argument parser whose usage errors exit with 3, since 2 means "no decision"; it takes no abbreviations."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # `--he` would be --help, and `--vers` --version: what exits at once must be asked for in full.
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 3."""
@@ -90,11 +98,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``emoinv`` and return its exit status (the table in this module's docstring)."""
+    words = list(sys.argv[1:] if argv is None else argv)
     terminal.escape_unencodable()
     try:
-        args = build_parser().parse_args(argv)
+        args = build_parser().parse_args(words)
     except SystemExit as exit_:  # --help, --version, or wrong usage
-        return exit_.code if isinstance(exit_.code, int) else EXIT_ERROR
+        # Help decides nothing: a script that reads 0 as an accept must not find it where a decision was asked for.
+        return EXIT_ERROR if exit_.code != 0 or DECIDING.intersection(words) else 0
+    library = logging.getLogger("emoinv_edge")
+    shown = terminal.LoggedToTerminal(logging.WARNING)
+    library.addHandler(shown)
+    library.propagate = False
     try:
         status: int = args.run(args)
         if sys.stdout is not None:
@@ -114,3 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # 1 would read as "rejected", so a defect exits with 3 too
         traceback.print_exc()
         return terminal.report_failure(error, as_json=getattr(args, "json", False))
+    finally:
+        library.removeHandler(shown)
+        library.propagate = True

@@ -49,29 +49,38 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, reset or show, and return 0."""
     from ..decision import require_calibration
-    from ..device_calibration import read_refinement, refine, refinement_path, write_refinement
+    from ..device_calibration import refine
     from ..verifier import Verifier
 
     store = open_store(args)
-    path = refinement_path(store.path)
     if args.reset:
-        there = path.exists()
-        path.unlink(missing_ok=True)
+        there = store.device.reset()
         return _answer(
             args, {"reset": there}, "The model's own calibration holds again." if there else "Nothing to undo."
         )
     if args.show:
-        found = read_refinement(path)
-        if found is None:
+        refined = store.device.refinements()
+        if not refined:
             return _answer(args, {"refined": False}, "This device uses the model's own calibration.")
-        return _answer(args, {"refined": True, "shift": found.shift, "raises": found.raises}, _summary(found))
+        found = next(iter(refined.values())) if len(refined) == 1 else refined.get(open_encoder(args).fingerprint)
+        if found is None:
+            models = ", ".join(key[:12] for key in refined)
+            return _answer(args, {"refined": False}, f"This device was calibrated for models {models}, not for this.")
+        answer = {"refined": True, "model": found.model_fingerprint, "shift": found.shift, "raises": found.raises}
+        return _answer(args, answer, f"{_summary(found)}\nFor model {found.model_fingerprint[:12]}.")
 
     encoder = open_encoder(args)
     calibration = require_calibration(encoder, None)
-    profiles = {name: store.get(name, model_fingerprint=encoder.fingerprint, audio=False) for name in store.names()}
+    usable, left_out = store.usable(encoder.fingerprint)
+    for error in left_out.values():
+        print_error(f"left out: {error}")
+    profiles = {profile.name: profile for profile in usable}
     if not profiles:
         raise UnknownSpeakerError(f"no profile in {store.path} to try impostors on; enrol a speaker first")
-    verifiers = {name: Verifier(encoder, profile, prior=0.5) for name, profile in profiles.items()}
+    # Scores of the model's own calibration, whatever this device refined before.
+    verifiers = {
+        name: Verifier(encoder, profile, prior=0.5, calibration=calibration) for name, profile in profiles.items()
+    }
     impostors = {
         speaker: _scores(list(verifiers.values()), files)
         for speaker, files in _speakers(args.impostors).items()
@@ -86,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
                 )
             genuine += _scores([verifiers[speaker]], files)
     refinement = refine(calibration, encoder.fingerprint, impostors, genuine, file_sha256=encoder.file_sha256)
-    write_refinement(path, refinement)
-    answer = {"refined": True, "file": str(path), "shift": refinement.shift, "raises": refinement.raises}
-    return _answer(args, answer, f"{_summary(refinement)}\nKept in {path}; undo with `emoinv calibrate --reset`.")
+    store.device.keep(refinement)
+    answer = {"refined": True, "store": str(store.path), "shift": refinement.shift, "raises": refinement.raises}
+    return _answer(args, answer, f"{_summary(refinement)}\nKept in {store.path}; undo with `emoinv calibrate --reset`.")
 
 
 def _summary(refinement: Any) -> str:
@@ -132,7 +141,8 @@ def _scores(verifiers: Sequence[Verifier], files: Sequence[Path]) -> list[float]
         except AudioError as error:
             print_error(f"left out: {error}")
             continue
-        decision, embedding = verifiers[0].examine(waveform, verifiers[0].encoder.spec.sample_rate)
+        examined = verifiers[0].examine(waveform, verifiers[0].encoder.spec.sample_rate)
+        decision, embedding = examined.decision, examined.embedding
         if decision.score is None or embedding is None or decision.quality is None:
             print_error(f"left out: {file}: {decision.reason}")
             continue

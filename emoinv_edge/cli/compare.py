@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_command, add_far, add_json, add_model, open_encoder
+from .options import add_command, add_far, add_json, add_model, add_verbose, open_encoder
 from .recordings import add_audio, explained
 from .terminal import console, decision_fields, exit_status, one_in, print_error, print_json, verdict_text
 
@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "compare",
         "Decide whether two recordings are of one speaker; exit status 0 one, 1 two, 2 no decision, 3 error.\n"
         "Nobody is enrolled and nothing is stored.",
-        "emoinv compare monday.wav tuesday.wav",
+        "emoinv compare -- monday.wav tuesday.wav",
     )
     for name in ("first", "second"):
         parser.add_argument(name, type=Path, help="a recording (WAV, FLAC, OGG, MP3, ...); - is standard input")
@@ -34,6 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_far(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     files = [shown(path) for path in (args.first, args.second)]
     if args.json:
         same = None if decision.score is None else decision.accepted
-        fields = {**decision_fields(decision), "same_speaker": same, "files": files, "notes": notes}
+        fields = {**decision_fields(decision, args.verbose), "same_speaker": same, "files": files, "notes": notes}
         del fields["speaker"], fields["start"], fields["end"]
         print_json({**fields, "ms": round(took_ms, 1)})
     else:

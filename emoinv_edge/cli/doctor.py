@@ -22,10 +22,11 @@ from .. import __version__
 from ..errors import CalibrationError, EmoinvError, MicrophoneError, ModelFormatError
 from ..machine import installed_version, processor, usable_cores
 from .options import DEFAULT_FAR, add_command, add_json, add_store, open_store
-from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
+from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json, shown
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
+    from ..store import ProfileStore
 
 __all__ = ["Finding", "add_parser", "examine", "run"]
 
@@ -267,26 +268,28 @@ def check_model(name: str, load: Callable[[], Encoder]) -> Finding:
     return Finding(name, OK, value)
 
 
-def check_refinement(store_path: Path, file: str | None) -> list[Finding]:
+def check_refinement(store: ProfileStore, file: str | None) -> list[Finding]:
     """What `emoinv calibrate` changed for this device, if anything, and whether the models here still go with it."""
-    from ..device_calibration import read_refinement, refined_calibration, refinement_path
     from ..encoder import MODEL_NAMES, Encoder
 
+    findings = []
     try:
-        found = read_refinement(refinement_path(store_path))
-        for name in () if found is None else (*MODEL_NAMES, file):
+        found = store.device.refinements()
+        for name in (*MODEL_NAMES, file):
             with contextlib.suppress(ModelFormatError):  # reported with the models
                 if name is not None:
-                    refined_calibration(Encoder.open(name), store_path)
+                    encoder = Encoder.open(name)
+                    if not found or encoder.fingerprint in found:
+                        store.calibration(encoder)
     except CalibrationError as error:
         return [Finding("device calibration", FAULT, str(error), "emoinv calibrate --reset")]
-    if found is None:
-        return [Finding("device calibration", OK, "none: the model's own holds (emoinv calibrate)")]
-    value = (
-        f"scores shifted by {found.shift:+.2f} from {found.num_impostor_speakers} impostor speakers on "
-        f"{found.created:%Y-%m-%d}, for model {found.model_fingerprint[:12]}"
-    )
-    return [Finding("device calibration", OK, f"{value}; undo: emoinv calibrate --reset")]
+    for refinement in found.values():
+        value = (
+            f"scores shifted by {refinement.shift:+.2f} from {refinement.num_impostor_speakers} impostor speakers on "
+            f"{refinement.created:%Y-%m-%d}, for model {refinement.model_fingerprint[:12]}"
+        )
+        findings.append(Finding("device calibration", OK, f"{value}; undo: emoinv calibrate --reset"))
+    return findings or [Finding("device calibration", OK, "none: the model's own holds (emoinv calibrate)")]
 
 
 def check_store(args: argparse.Namespace) -> list[Finding]:
@@ -307,7 +310,7 @@ def check_store(args: argparse.Namespace) -> list[Finding]:
     for profile in profiles:
         makers.setdefault(profile.model_fingerprint[:12], []).append(profile.name)
     findings += [Finding(f"  by model {maker}", OK, ", ".join(names)) for maker, names in makers.items()]
-    findings += check_refinement(store.path, args.model)
+    findings += check_refinement(store, args.model)
     cure = "enrol the speaker again, or remove the profile: emoinv profiles remove NAME"
     findings += [Finding(f"  {profile.name}", NOTE, profile.problem, cure) for profile in profiles if profile.problem]
     return findings
@@ -320,7 +323,7 @@ def print_findings(findings: list[Finding], faults: int) -> None:
     columns = max(60, shutil.get_terminal_size().columns)
     for finding in findings:
         first = f"{finding.status:{len(FAULT)}}  {finding.name:{width}}  "
-        print(textwrap.fill(finding.value, columns, initial_indent=first, subsequent_indent=indent))
+        print(textwrap.fill(shown(finding.value), columns, initial_indent=first, subsequent_indent=indent))
         if finding.cure:
             print(textwrap.fill(finding.cure, columns, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "))
     if faults:

@@ -16,6 +16,7 @@ from .options import (
     add_json,
     add_model,
     add_store,
+    add_verbose,
     open_encoder,
     open_store,
     parse_device,
@@ -23,13 +24,13 @@ from .options import (
     positive,
 )
 from .recordings import add_audio, open_recording, waveform_of
-from .terminal import EXIT_ACCEPT, EXIT_NO_DECISION, console, print_json, track
+from .terminal import EXIT_ACCEPT, EXIT_NO_DECISION, console, print_json, quality_fields, track
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..encoder import Encoder
-    from ..enrolment import Enroller
+    from ..enrolment import Enroller, EnrolmentFeedback
     from ..profiles import Profile
     from ..store import ProfileStore
 
@@ -80,6 +81,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
@@ -117,7 +119,12 @@ def from_files(args: argparse.Namespace, enroller: Enroller, rate: int, out: Con
                 message = str(error).removeprefix(f"{file}: ")
                 yield {"file": file, "notes": [], "accepted": False, "reason": "unreadable", "message": message}
             else:
-                yield {"file": file, "notes": recording.notes, **dataclasses.asdict(enroller.add(waveform, rate))}
+                yield {"file": file, "notes": recording.notes, **answer(enroller.add(waveform, rate), args.verbose)}
+
+
+def answer(feedback: EnrolmentFeedback, verbose: bool) -> dict[str, Any]:
+    """The feedback on one utterance as a JSON object."""
+    return {**dataclasses.asdict(feedback), "quality": quality_fields(feedback.quality, verbose)}
 
 
 def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out: Console) -> Iterator[dict[str, Any]]:
@@ -146,14 +153,13 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
             if isinstance(take, Gap):
                 yield {"file": name, "notes": [], "accepted": False, "reason": "gap", "message": take.reason}
                 continue
-            yield {"file": name, "notes": [], **dataclasses.asdict(enroller.add(take, rate))}
+            yield {"file": name, "notes": [], **answer(enroller.add(take, rate), args.verbose)}
             if enroller.progress >= 1.0:
                 return
 
 
 def run(args: argparse.Namespace) -> int:
     """Enrol from files or at the microphone; 0 when the profile was stored, 2 without some of the files, 3 when not."""
-    from ..device_calibration import refined_calibration
     from ..enrolment import Enroller
     from ..heard import HeardBefore
 
@@ -162,8 +168,8 @@ def run(args: argparse.Namespace) -> int:
     encoder = open_encoder(args)
     store = open_store(args)
     existing = existing_profile(store, encoder, args)
-    calibration = refined_calibration(encoder, store.path)
     heard = HeardBefore() if args.refuse_replays else None
+    calibration = store.calibration(encoder)
     enroller = Enroller(
         encoder,
         calibration=calibration,
@@ -187,9 +193,8 @@ def run(args: argparse.Namespace) -> int:
         store.put(profile, replace=args.replace)
     else:  # on what is there by now: adaptation may have gone on while these were recorded
         profile = store.extend(
-            profile.name,
-            profile.exemplars[len(existing.exemplars) :],
-            model_fingerprint=encoder.fingerprint,
+            existing,
+            enroller.added,
             expires=profile.expires,
             consent=profile.consent,
         )

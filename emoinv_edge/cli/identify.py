@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 
-from ..errors import AudioError, ModelMismatchError, OutOfMemoryError, ProfileExpiredError, UnknownSpeakerError
+from ..errors import AudioError, OutOfMemoryError, UnknownSpeakerError
 from .options import (
     add_command,
     add_far,
     add_json,
     add_model,
     add_store,
+    add_verbose,
     note_verified,
     open_encoder,
     open_store,
@@ -27,7 +28,7 @@ from .recordings import (
     open_recordings,
     print_decision,
 )
-from .terminal import EXIT_ACCEPT, exit_status, print_error
+from .terminal import EXIT_ACCEPT, exit_status
 
 __all__ = ["add_parser", "run"]
 
@@ -39,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "identify",
         "Decide which enrolled speaker a recording is, or nobody; exit status 0 somebody, 1 nobody, 2 no decision.\n"
         "Several recordings are decided one by one; the exit status is then the highest of theirs.",
-        "emoinv identify door.wav",
+        "emoinv identify -- door.wav",
     )
     add_recordings(parser)
     parser.add_argument("--among", nargs="+", metavar="NAME", help="only these speakers (default: all)")
@@ -50,50 +51,40 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare each recording with every profile and return the highest exit status."""
-    from ..device_calibration import refined_calibration
-    from ..verifier import Verifier
 
     encoder = open_encoder(args)
     store = open_store(args)
-    profiles = []
-    for name in args.among or store.names():
-        try:
-            profiles.append(store.get(name, model_fingerprint=encoder.fingerprint, audio=False))
-        except (ModelMismatchError, ProfileExpiredError) as error:
-            if args.among:
-                raise
-            print_error(f"left out: {error}")
-    if not profiles:
+    if not store.names():
         raise UnknownSpeakerError(f"no profile to compare with in {store.path}; enrol a speaker first (emoinv enroll)")
-    calibration = refined_calibration(encoder, store.path)
-    verifier = Verifier(encoder, profiles, args.far, extrapolate=args.extrapolate, calibration=calibration)
+    verifier = store.verifier(args.among, encoder, args.far, extrapolate=args.extrapolate)
     status = EXIT_ACCEPT
     with Table(args.csv, verifier.speakers if args.all else ()) as table:
         for recording in open_recordings(args, encoder.spec.sample_rate):
             start = time.perf_counter()
             try:
-                decision, embedding = verifier.examine_blocks(recording.blocks)
+                examined = verifier.examine_blocks(recording.blocks)
             except (AudioError, OutOfMemoryError) as error:
                 if is_one(args):
                     raise
                 status = max(status, answer_failed(args, recording, error, table))
                 continue
             took_ms = 1000.0 * (time.perf_counter() - start)
-            decision = explained(decision, recording.notes)
-            if decision.accepted:
-                note_verified(store, decision.speaker, decision.verdict)
+            decision = explained(examined.decision, recording.notes)
             who = decision.speaker if decision.accepted else None
-            scores = verifier.scores_of(embedding, decision.quality) if args.all else {}
+            scores = verifier.scores_of(examined.embedding, decision.quality) if args.all else {}
             more = {"identified": who, **({"scores": scores} if args.all else {})}
             print_decision(args, decision, who or "nobody", recording, took_ms, more)
             if not args.json:
                 for name, score in scores.items():
                     print(f"    {score:7.2f}  {name}")
+            if decision.accepted:
+                note_verified(store, decision.speaker, decision.verdict)
             table.add(recording, decision, scores)
             status = max(status, exit_status(decision))
     return status

@@ -15,13 +15,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import AudioError, EnrolmentError
+from .attempts import add_session
 from .options import (
     add_command,
     add_far,
     add_json,
     add_model,
-    add_session,
     add_store,
+    add_verbose,
     note_verified,
     open_encoder,
     open_store,
@@ -36,6 +37,7 @@ from .terminal import (
     decision_fields,
     print_error,
     print_json,
+    shown,
     verdict_text,
 )
 
@@ -69,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "listen",
         "Listen to a microphone, or a file, and name the enrolled speaker who is speaking, until ctrl-C.",
-        "emoinv listen ana bob",
+        "emoinv listen -- ana bob",
     )
     parser.add_argument("names", nargs="+", metavar="name", help="the enrolled speakers to listen for")
     parser.add_argument("--file", type=Path, metavar="FILE", help="listen to this recording instead of a microphone")
@@ -92,6 +94,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
@@ -124,7 +127,8 @@ class View:
 class Json(View):
     """One JSON object a line: ``start``, ``speech``, ``decision``, ``gap``, ``end``."""
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = False) -> None:
+        self._verbose = verbose
         self._speaking = False
 
     def start(self, stream: VerificationStream, source: str) -> None:
@@ -154,7 +158,7 @@ class Json(View):
     def decided(self, decision: Decision) -> None:
         """Print the decision with its times in seconds too."""
         times = {"start_s": self._seconds(decision.start), "end_s": self._seconds(decision.end)}
-        print_json({"event": "decision", **decision_fields(decision), **times})
+        print_json({"event": "decision", **decision_fields(decision, self._verbose), **times})
 
     def lost(self, gap: Gap, stream: VerificationStream) -> None:
         """Print what was lost."""
@@ -191,7 +195,7 @@ class Lines(View):
         from rich.markup import escape
 
         times = f"{decision.start / self.rate:8.2f}-{decision.end / self.rate:.2f} s"
-        return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(decision.reason)}"
+        return f"{times}  {verdict_text(decision)}  {escape(decision.speaker)}  {escape(shown(decision.reason))}"
 
 
 class Screen(Lines):
@@ -253,7 +257,7 @@ class Screen(Lines):
         filled = round(BAR * min(1.0, max(0.0, 1.0 - self._level / METER_FLOOR_DB)))
         colour = "green" if stream.in_speech else "dim"
         lines = [
-            f"[bold]{escape(self._source)}[/]  {clock}  for {escape(', '.join(stream.verifier.speakers))}  "
+            f"[bold]{escape(shown(self._source))}[/]  {clock}  for {escape(', '.join(stream.verifier.speakers))}  "
             "[dim](ctrl-C ends)[/]",
             f"level  [{colour}]{'#' * filled}{'.' * (BAR - filled)}[/] {self._level:4.0f} dB  "
             f"[{colour}]{'speech' if stream.in_speech else 'silence'}[/]",
@@ -328,7 +332,8 @@ class Audited(View):
     def _write(self) -> None:
         counts, self._counts, self._written = self._counts, Counter(), time.monotonic()
         for (name, verdict), count in counts.items():
-            note_verified(self._store, name, verdict, count)
+            if not note_verified(self._store, name, verdict, count):
+                self._counts[name, verdict] += count  # for the next minute
 
 
 def file_chunks(
@@ -383,23 +388,18 @@ def listen(chunks: Chunks, stream: VerificationStream, view: View, until_accept:
 
 def open_stream(args: argparse.Namespace, encoder: Encoder, store: ProfileStore) -> VerificationStream:
     """The stream for the profiles and the detector that the command line names."""
-    from ..device_calibration import refined_calibration
     from ..stream import VerificationStream
     from ..vad import SileroDetector
-    from ..verifier import Verifier
 
-    names = dict.fromkeys(args.names)
-    profiles = [store.get(name, model_fingerprint=encoder.fingerprint, audio=False) for name in names]
-    calibration = refined_calibration(encoder, store.path)
-    if args.refuse_replays and len(profiles) > 1:
+    names = tuple(dict.fromkeys(args.names))
+    if args.refuse_replays and len(names) > 1:
         raise EnrolmentError("--refuse-replays listens for one speaker, whose profile keeps what was heard; name one")
-    verifier = Verifier(
+    verifier = store.verifier(
+        names,
         encoder,
-        profiles,
         args.far,
         extrapolate=args.extrapolate,
-        calibration=calibration,
-        heard_before=store.heard(profiles[0].name) if args.refuse_replays else None,
+        heard_before=store.heard(names[0]) if args.refuse_replays else None,
     )
     detector = SileroDetector() if args.vad == "silero" else None
     session = verifier.session(renew=True) if args.session else None
@@ -435,7 +435,7 @@ def run(args: argparse.Namespace) -> int:
     store = open_store(args)
     stream = open_stream(args, encoder, store)
     rate = encoder.spec.sample_rate
-    view = Audited(Json() if args.json else Screen() if sys.stdout.isatty() else Lines(), store)
+    view = Audited(Json(args.verbose) if args.json else Screen() if sys.stdout.isatty() else Lines(), store)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminated_as_interrupted())
         if args.file is None:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .options import add_command, add_json
-from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json
+from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json, shown
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
@@ -50,7 +50,7 @@ def show(args: argparse.Namespace) -> int:
         print_json(_names(encoder) | values)
         return EXIT_ACCEPT
     for line in _card(encoder):
-        print(line)
+        print(shown(line))
     return EXIT_ACCEPT
 
 
@@ -151,7 +151,7 @@ def verify(args: argparse.Namespace) -> int:
         print_json(_names(encoder) | {"passed": passed, "checks": checks})
     else:
         for check in checks:
-            print(f"{'ok  ' if check['passed'] else 'FAIL'}  {check['check']}: {check['detail']}")
+            print(shown(f"{'ok  ' if check['passed'] else 'FAIL'}  {check['check']}: {check['detail']}"))
         print(f"{encoder.path}: {'verified' if passed else 'NOT verified'}, sha256 {encoder.file_sha256}")
     return EXIT_ACCEPT if passed else EXIT_ERROR
 

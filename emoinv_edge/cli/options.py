@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import StoreError
+from ..errors import StoreError, UnknownSpeakerError
 from .terminal import print_error
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ __all__ = [
     "add_far",
     "add_json",
     "add_model",
-    "add_session",
     "add_store",
+    "add_verbose",
     "ask_passphrase",
     "note_verified",
     "open_encoder",
@@ -38,6 +38,7 @@ __all__ = [
 
 DEFAULT_FAR = 0.01
 STORE_PASSPHRASE = "EMOINV_STORE_PASSPHRASE"
+AUDIT_WAIT_S = 0.5  # a decision, and a microphone, wait no longer for their record
 
 
 class ShortUsage(argparse.RawDescriptionHelpFormatter):
@@ -77,15 +78,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_session(parser: argparse.ArgumentParser) -> None:
-    """Add ``--session``."""
-    parser.add_argument("--session", action="store_true", help="decide on attempts together, at --far over all of them")
-
-
 def add_store(parser: argparse.ArgumentParser) -> None:
     """Add ``--store`` and the choice of its key."""
     parser.add_argument(
-        "--store", type=Path, metavar="FILE", help="the file of profiles (default: in the user's data folder)"
+        "--store", type=Path, metavar="FILE", help="the file of profiles (default: in your data folder)"
     )
     key = parser.add_mutually_exclusive_group()
     key.add_argument(
@@ -116,6 +112,11 @@ def add_far(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add ``--verbose``."""
+    parser.add_argument("--verbose", action="store_true", help="with --json: pitch and envelope too")
 
 
 def parse_far(text: str) -> float:
@@ -191,22 +192,29 @@ def ask_passphrase(variable: str, prompt: str, twice: bool = False) -> Passphras
     """
     from ..store import Passphrase
 
-    text = os.environ.get(variable)
-    if text is None:
-        if not sys.stdin.isatty():
-            raise StoreError(f"a passphrase is needed, and there is no terminal to ask at; set {variable}")
-        text = getpass.getpass(prompt)
-        if twice and getpass.getpass("The same again: ") != text:
+    # No local holds the text where anything is raised: a traceback with locals would show it.
+    if variable in os.environ:
+        given = [os.environ[variable]]
+    elif not sys.stdin.isatty():
+        raise StoreError(f"a passphrase is needed, and there is no terminal to ask at; set {variable}")
+    else:
+        given = [getpass.getpass(prompt)]
+        if twice and getpass.getpass("The same again: ") != given[0]:
+            given.clear()
             raise StoreError("the two passphrases differ; nothing was done, try again")
     try:
-        return Passphrase(text)
+        return Passphrase(given.pop())
     except ValueError as error:
         raise StoreError(str(error)) from None
 
 
-def note_verified(store: ProfileStore, name: str, verdict: Verdict, count: int = 1) -> None:
-    """Count decisions in the audit trail of a profile; a store that refuses gets a warning, no more."""
+def note_verified(store: ProfileStore, name: str, verdict: Verdict, count: int = 1) -> bool:
+    """Count decisions in the audit trail of a profile; whether that is done. A store that refuses gets a warning."""
     try:
-        store.note_verified(name, verdict.name.lower(), count)
+        store.note_verified(name, verdict.name.lower(), count, timeout_s=AUDIT_WAIT_S)
+    except UnknownSpeakerError:  # removed meanwhile, and its trail with it
+        return True
     except StoreError as error:
         print_error(f"the audit trail was not written: {error}")
+        return False
+    return True

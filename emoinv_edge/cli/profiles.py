@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EmoinvError, EnrolmentError, StoreError
 from .coverage import add_language, coverage_fields, coverage_lines
 from .options import add_command, add_json, add_model, add_store, ask_passphrase, open_encoder, open_store, parse_name
-from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json
+from .terminal import EXIT_ACCEPT, EXIT_ERROR, console, print_error, print_json, shown
 
 if TYPE_CHECKING:
     from ..coverage import Coverage
@@ -169,7 +169,7 @@ def run_show(args: argparse.Namespace) -> int:
     ]
     if coverage is not None:
         lines += coverage_lines(coverage, info.name, args.lang)
-    console().print("\n".join(lines), markup=False, soft_wrap=True)
+    console().print("\n".join(map(shown, lines)), markup=False, soft_wrap=True)
     return EXIT_ACCEPT
 
 
@@ -285,7 +285,7 @@ def escaped(text: str) -> str:
     """Text that a rich table prints as it is."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(shown(text))
 
 
 def report(args: argparse.Namespace, done: str, names: list[str], **more: Any) -> int:
@@ -295,5 +295,5 @@ def report(args: argparse.Namespace, done: str, names: list[str], **more: Any) -
     else:
         what = ", ".join(names) if names else "nothing"
         where = f" ({more['file']})" if "file" in more else ""
-        console().print(f"{done}: {what}{where}", markup=False, soft_wrap=True)
+        console().print(shown(f"{done}: {what}{where}"), markup=False, soft_wrap=True)
     return EXIT_ACCEPT

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from ..errors import AudioError, EmoinvError
 from .options import positive
-from .terminal import EXIT_ERROR, console, decision_fields, one_in, print_error, print_json, verdict_text
+from .terminal import EXIT_ERROR, console, decision_fields, one_in, print_error, print_json, shown, verdict_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,7 +166,12 @@ def print_decision(
 ) -> None:
     """Print the decision on a recording: one line, or one JSON object with ``--json``."""
     if args.json:
-        fields = {**decision_fields(decision), **(more or {}), "file": recording.file, "channel": recording.channel}
+        fields = {
+            **decision_fields(decision, args.verbose),
+            **(more or {}),
+            "file": recording.file,
+            "channel": recording.channel,
+        }
         print_json({**fields, "notes": recording.notes, "ms": round(took_ms, 1)})
         return
     for note in recording.notes:
@@ -182,7 +187,7 @@ def print_decision(
 
     several = len(args.files) > 1 or recording.channel is not None
     line = escape(f"{speaker}  {line}" + (f"  {recording.label}" if several else ""))
-    console().print(f"{verdict_text(decision)}  {line}", soft_wrap=True)
+    console().print(f"{verdict_text(decision)}  {shown(line)}", soft_wrap=True)
 
 
 def explained(decision: Decision, notes: Sequence[str]) -> Decision:

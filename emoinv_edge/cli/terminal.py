@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..decision import Decision
+    from ..quality import SpeechQuality
 
 __all__ = [
     "EXIT_ACCEPT",
@@ -20,6 +22,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_NO_DECISION",
     "EXIT_REJECT",
+    "LoggedToTerminal",
     "console",
     "decision_fields",
     "escape_unencodable",
@@ -28,7 +31,9 @@ __all__ = [
     "one_in",
     "print_error",
     "print_json",
+    "quality_fields",
     "report_failure",
+    "shown",
     "track",
     "verdict_text",
 ]
@@ -39,6 +44,7 @@ EXIT_NO_DECISION = 2
 EXIT_ERROR = 3
 EXIT_INTERRUPTED = 130
 
+OF_THE_VOICE = frozenset({"log_f0_mean", "log_f0_std", "envelope"})
 STYLES = {"ACCEPT": "green", "REJECT": "red", "NO_DECISION": "yellow"}
 
 Item = TypeVar("Item")
@@ -49,6 +55,14 @@ def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
+
+
+def shown(text: str) -> str:
+    """A text from elsewhere (a note, a name, what a file says of itself) as a terminal may show it.
+
+    Whatever moves the cursor, changes colours or the direction of writing is written as an escape.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_json(value: Any) -> None:
@@ -73,6 +87,22 @@ def escape_unencodable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def quality_fields(quality: SpeechQuality | None, verbose: bool) -> dict[str, Any] | None:
+    """The circumstances of speech as a JSON object; pitch and envelope, which are the voice's, if `verbose`."""
+    if quality is None:
+        return None
+    fields = dataclasses.asdict(quality)
+    return fields if verbose else {name: value for name, value in fields.items() if name not in OF_THE_VOICE}
+
+
+class LoggedToTerminal(logging.Handler):
+    """Shows what the library has to say beside its answers as ``emoinv: ...`` on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        print_error(record.getMessage())
+
+
 def report_failure(error: Exception, as_json: bool) -> int:
     """Print an error for people on standard error, and for programs on standard output; return 3."""
     message = str(error) or type(error).__name__
@@ -93,10 +123,15 @@ def verdict_text(decision: Decision) -> str:
     return f"[{STYLES[name]}]{name.replace('_', ' ')}[/]"
 
 
-def decision_fields(decision: Decision) -> dict[str, Any]:
-    """A decision as a JSON object: its fields, with the verdict as "accept", "reject" or "no_decision"."""
+def decision_fields(decision: Decision, verbose: bool = False) -> dict[str, Any]:
+    """A decision as a JSON object: its fields, with the verdict as "accept", "reject" or "no_decision".
+
+    What tells of the voice itself is in it only if `verbose`.
+    """
     fields = dataclasses.asdict(decision)
+    fields["quality"] = quality_fields(decision.quality, verbose)
     fields["verdict"] = decision.verdict.name.lower()
+    fields["expires"] = decision.expires.isoformat() if decision.expires else None
     return fields
 
 

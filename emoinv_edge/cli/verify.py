@@ -7,13 +7,14 @@ import time
 from typing import TYPE_CHECKING
 
 from ..errors import AudioError, CalibrationError, OutOfMemoryError
+from .attempts import add_session, run_session
 from .options import (
     add_command,
     add_far,
     add_json,
     add_model,
-    add_session,
     add_store,
+    add_verbose,
     note_verified,
     open_encoder,
     open_store,
@@ -31,7 +32,7 @@ from .recordings import (
     print_decision,
     waveform_of,
 )
-from .terminal import EXIT_ACCEPT, EXIT_ERROR, exit_status, print_error
+from .terminal import EXIT_ACCEPT, exit_status, print_error
 
 if TYPE_CHECKING:
     from ..decision import Decision
@@ -46,8 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "verify",
         "Decide whether a recording is an enrolled speaker; exit status 0 accept, 1 reject, 2 no decision, 3 error.\n"
         "Several recordings are decided one by one; the exit status is then the highest of theirs.",
-        "emoinv verify ana door.wav && unlock\n  emoinv verify ana *.wav --csv scores.csv\n"
-        "  emoinv verify ana first.wav second.wav --session",
+        "emoinv verify -- ana door.wav && unlock\n  emoinv verify --session -- ana first.wav second.wav",
     )
     parser.add_argument("name", help="the enrolled speaker")
     add_recordings(parser)
@@ -66,44 +66,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_store(parser)
     add_model(parser)
     add_json(parser)
+    add_verbose(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify each recording and return the highest exit status, or that of the session on them together."""
-    from ..calibration import MAX_ATTEMPTS
-    from ..device_calibration import refined_calibration
-    from ..verifier import Verifier
+    """Verify each recording and return the highest exit status."""
 
-    if args.session and (args.adapt or args.channel == "each" or len(args.files) > MAX_ATTEMPTS):
-        raise CalibrationError(
-            f"--session decides on at most {MAX_ATTEMPTS} recordings of one person and learns nothing; leave "
-            "it, or --adapt and --channel each, out"
-        )
+    if args.session:
+        return run_session(args)
     if args.adapt and args.extrapolate:
         raise CalibrationError("--adapt needs a supported false-accept rate; leave --extrapolate out")
     encoder = open_encoder(args)
     store = open_store(args)
-    profile = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False)
-    calibration = refined_calibration(encoder, store.path)
-    heard_before = store.heard(profile.name) if args.refuse_replays else None
-    session = None
+    name = store.get(args.name, model_fingerprint=encoder.fingerprint, audio=False).name
+    heard_before = store.heard(name) if args.refuse_replays else None
     if args.adapt:
         from ..adaptation import Adapter
 
-        adapter = Adapter(encoder, store, profile.name, args.far, calibration=calibration, heard_before=heard_before)
+        adapter = Adapter(encoder, store, name, args.far, heard_before=heard_before)
 
         def decide(recording: Recording) -> tuple[Decision, bool]:
-            return adapter.verify(waveform_of(recording), encoder.spec.sample_rate)
+            outcome = adapter.verify(waveform_of(recording), encoder.spec.sample_rate)
+            return outcome.decision, outcome.added
     else:
-        options = {"extrapolate": args.extrapolate, "calibration": calibration, "heard_before": heard_before}
-        verifier = Verifier(encoder, profile, args.far, **options)
-        session = verifier.session(max(2, len(args.files))) if args.session else None
+        verifier = store.verifier(name, encoder, args.far, extrapolate=args.extrapolate, heard_before=heard_before)
 
         def decide(recording: Recording) -> tuple[Decision, bool]:
-            if session is not None:
-                return session.add(waveform_of(recording), encoder.spec.sample_rate), False
-            return verifier.examine_blocks(recording.blocks)[0], False
+            return verifier.examine_blocks(recording.blocks).decision, False
 
     status = EXIT_ACCEPT
     with Table(args.csv) as table:
@@ -118,15 +108,10 @@ def run(args: argparse.Namespace) -> int:
                 continue
             took_ms = 1000.0 * (time.perf_counter() - start)
             decision = explained(decision, recording.notes)
-            if session is None:
-                note_verified(store, profile.name, decision.verdict)
-            print_decision(args, decision, profile.name, recording, took_ms, {"adapted": adapted})
+            print_decision(args, decision, name, recording, took_ms, {"adapted": adapted})
             if adapted and not args.json:
-                print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {profile.name}")
+                print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {name}")
+            note_verified(store, name, decision.verdict)
             table.add(recording, decision)
-            if session is None or session.decision is None:
-                status = max(status, exit_status(decision))
-    if session is not None and session.decision is not None:
-        note_verified(store, profile.name, session.decision.verdict)
-        return status if status == EXIT_ERROR else exit_status(session.decision)
+            status = max(status, exit_status(decision))
     return status

@@ -71,17 +71,11 @@ class StoredSpeakers:
 
     def __call__(self, waveform: NDArray[Any], sample_rate: int) -> Decision:
         """The decision on one utterance; counted in the audit trail of the profile."""
-        from ..device_calibration import refined_calibration
         from ..verifier import Verifier
 
-        names = self._args.require or self._store.names()
-        profiles = [self._store.get(name, model_fingerprint=self._encoder.fingerprint, audio=False) for name in names]
+        profiles, _ = self._store.usable(self._encoder.fingerprint, self._args.require)
         verifier = Verifier(
-            self._encoder,
-            profiles,
-            self._args.far,
-            extrapolate=self._args.extrapolate,
-            calibration=refined_calibration(self._encoder, self._store.path),
+            self._encoder, profiles, self._args.far, extrapolate=self._args.extrapolate, store=self._store
         )
         decision = verifier.verify(waveform, sample_rate)
         if decision.speaker:
@@ -93,12 +87,11 @@ class StoredEnrolment:
     """Enrols one speaker from the utterances of a satellite, and stores the profile when there is enough."""
 
     def __init__(self, encoder: Encoder, store: ProfileStore, name: str, consent: str) -> None:
-        from ..device_calibration import refined_calibration
         from ..enrolment import Enroller
 
         if name in store.names():
             raise StoreError(f"{name!r} is enrolled already; remove the profile first: emoinv profiles remove {name}")
-        self._enroller = Enroller(encoder, calibration=refined_calibration(encoder, store.path))
+        self._enroller = Enroller(encoder, calibration=store.calibration(encoder))
         self._store = store
         self._name = name
         self._consent = consent

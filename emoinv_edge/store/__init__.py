@@ -24,31 +24,37 @@ The key decides who can read: the whole file opens wherever its key is, single r
 default key file lies beside the store, so that backups or thieves that take the whole folder take both: a
 passphrase, or a key from elsewhere, is safer. Without the key nobody reads the profiles, their owner included.
 
-One module each: `file` (the SQLite file and its transactions), `rows` (what it holds), `keys` (seals and
-where keys come from), `codec` (profiles in bytes), `portable` (the file for one profile).
+One module each: `file` (the SQLite file and its transactions), `rows` and `pages` (what it holds), `reading` (what only
+reads), `changes` (how a profile is adapted, extended and rolled back), `device` (calibration and model files), `keys`
+(seals and where keys come from), `codec` (profiles in bytes), `portable` (the file for one profile).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from ..errors import ModelMismatchError, ProfileExpiredError, StoreError, UnknownSpeakerError
+from ..errors import ProfileChangedError, StoreError
 from ..heard import FREE_SPEECH, HeardBefore
-from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, checked_name, reenrolled
+from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, new_name, reenrolled
+from . import changes
+from .changes import refuse_expired, refuse_other_model
 from .codec import refusing
-from .file import StoreFile, default_store_path
-from .keys import KEY_VARIABLE, PLAINTEXT, KeyFile, KeySource, KeyVariable, Passphrase
+from .device import Device
+from .file import default_store_path
+from .keys import PLAINTEXT, KeyFile, KeySource, KeyVariable, Passphrase
 from .portable import read_profile_file, write_profile_file
-from .rows import Rows, new_ids, noted
+from .reading import ReadableStore
+from .rows import noted
 
 if TYPE_CHECKING:
+    from ..calibration import Calibration
+    from ..decision import Countermeasure
     from ..encoder import Encoder
+    from ..verifier import Verifier
 
 __all__ = [
     "PLAINTEXT",
@@ -69,11 +75,10 @@ OUTCOMES = ("accept", "reject", "no_decision")
 
 # Inside the class `list` is the method.
 _Names = list[str]
-_Infos = list[ProfileInfo]
-_Log = list[tuple[datetime.datetime, str]]
+_Profiles = list[Profile]
 
 
-class ProfileStore:
+class ProfileStore(ReadableStore):
     """Profiles by name in one sealed SQLite file; safe between threads and between processes.
 
     Parameters
@@ -98,24 +103,78 @@ class ProfileStore:
         If a newer version of the library wrote the file. An older one is brought up to date by the first change.
     """
 
-    def __init__(
-        self, path: str | pathlib.Path | None = None, key: KeySource | None = None, *, timeout_s: float = 30.0
-    ) -> None:
-        path = pathlib.Path(path) if path is not None else default_store_path()
-        if key is None:
-            key = KeyVariable() if KEY_VARIABLE in os.environ else KeyFile(f"{path}.key")
-        self._file = StoreFile(path, key, timeout_s)
-
     @property
-    def path(self) -> pathlib.Path:
-        """The file."""
-        return self._file.path
+    def device(self) -> Device:
+        """What the store holds of its device: calibration and model files."""
+        return Device(self._file)
 
-    def __repr__(self) -> str:
-        return f"ProfileStore({str(self.path)!r})"
+    def calibration(self, encoder: Encoder) -> Calibration | None:
+        """The encoder's calibration as ``emoinv calibrate`` refined it for this device; else the model's own.
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a ProfileStore is not pickled, since it holds a key; open it anew in the other process")
+        Raises
+        ------
+        CalibrationError
+            If what the device refined does not fit this model or its calibration.
+        """
+        return self.device.calibration(encoder)
+
+    def note_model(self, encoder: Encoder) -> None:
+        """Remember the file behind a model, and say so where the last decision was made with another one."""
+        self.device.note_model(encoder)
+
+    def verifier(
+        self,
+        names: str | Iterable[str] | None = None,
+        encoder: Encoder | None = None,
+        target_far: float = 0.01,
+        *,
+        prior: float | None = None,
+        cost_miss: float = 1.0,
+        cost_false_accept: float = 1.0,
+        extrapolate: bool = False,
+        heard_before: HeardBefore | None = None,
+        countermeasure: Countermeasure | None = None,
+    ) -> Verifier:
+        """A verifier of the profiles of these names, with this device's calibration, that follows the store.
+
+        Parameters
+        ----------
+        names : str or iterable of str, optional
+            By default all that can be used; of those named, every one must be usable.
+        encoder : Encoder, optional
+            By default `Encoder.default`.
+        target_far, prior, cost_miss, cost_false_accept, extrapolate, heard_before, countermeasure
+            As for `Verifier`.
+
+        Raises
+        ------
+        UnknownSpeakerError, ProfileExpiredError, ModelMismatchError, SealError
+            If a profile that was named cannot be used.
+        EnrolmentError, CalibrationError
+            As for `Verifier`.
+        """
+        from ..encoder import Encoder
+        from ..verifier import Verifier
+
+        encoder = Encoder.default() if encoder is None else encoder
+        profiles: _Profiles | ProfileStore = self
+        if names is not None:
+            asked = [names] if isinstance(names, str) else [*names]
+            profiles, left_out = self.usable(encoder.fingerprint, asked)
+            for error in left_out.values():
+                raise error
+        return Verifier(
+            encoder,
+            profiles,
+            target_far,
+            prior=prior,
+            cost_miss=cost_miss,
+            cost_false_accept=cost_false_accept,
+            extrapolate=extrapolate,
+            heard_before=heard_before,
+            countermeasure=countermeasure,
+            store=self,
+        )
 
     # -- profiles ------------------------------------------------------------------------------------------
 
@@ -126,66 +185,23 @@ class ProfileStore:
         ------
         StoreError
             If there is one and `replace` is false.
+        ValueError
+            If nobody has the name yet and it holds characters that cannot be seen.
         """
         self._put(profile, "enrolled", replace=replace)
 
     def _put(self, profile: Profile, event: str, *, replace: bool) -> None:
         self._file.create()
         with self._file.transaction(write=True) as rows:
-            if profile.name in rows.entries:
+            if profile.name in rows:
                 if not replace:
                     raise StoreError(
                         f"there is a profile named {profile.name!r} already; remove it first, or replace it"
                     )
                 event = f"{event} anew"
+            else:
+                new_name(profile.name)
             rows.enrol(profile, event)
-
-    def get(self, name: str, *, model_fingerprint: str | None = None, audio: bool = True) -> Profile:
-        """The profile of that name.
-
-        Parameters
-        ----------
-        name : str
-        model_fingerprint : str, optional
-            `Encoder.fingerprint` of the model that is going to use it.
-        audio : bool
-            Whether to read the clips too, where they were kept. A profile read without them and put back has
-            lost them.
-
-        Raises
-        ------
-        UnknownSpeakerError
-            If there is none.
-        ProfileExpiredError
-            If its expiry has passed.
-        ModelMismatchError
-            If another model made it.
-        """
-        with self._profile(name) as (name, rows):
-            profile = rows.profile(name, audio=audio)
-        _refuse_expired(profile)
-        if model_fingerprint is not None:
-            _refuse_other_model(profile, model_fingerprint, "emoinv profiles upgrade")
-        return profile
-
-    def names(self) -> _Names:
-        """The names, sorted; those of expired and of damaged profiles too."""
-        if not self.path.exists():
-            return []
-        with self._file.transaction(write=False) as rows:
-            return sorted(rows.entries)
-
-    def list(self) -> _Infos:
-        """What is known of every profile, sorted by name. Each one is opened and checked."""
-        if not self.path.exists():
-            return []
-        with self._file.transaction(write=False) as rows:
-            return [rows.info(name) for name in sorted(rows.entries)]
-
-    def info(self, name: str) -> ProfileInfo:
-        """What is known of the profile of that name; UnknownSpeakerError if there is none."""
-        with self._profile(name) as (name, rows):
-            return rows.info(name)
 
     def remove(self, name: str) -> None:
         """Remove the profile of that name and overwrite what it left in the file.
@@ -205,10 +221,10 @@ class ProfileStore:
 
     def remove_all(self) -> _Names:
         """Remove every profile, damaged ones too, and overwrite what they left; the names that went."""
-        if not self.path.exists():
+        if not self._file.exists():
             return []
         with self._file.transaction(write=True) as rows:
-            names = sorted(rows.entries)
+            names = rows.names()
             for name in names:
                 rows.remove(name, "removed")
             rows.drop_unlisted()
@@ -217,10 +233,10 @@ class ProfileStore:
 
     def purge(self, now: datetime.datetime | None = None) -> _Names:
         """Remove the profiles whose expiry has passed, and overwrite what they and earlier ones left; their names."""
-        if not self.path.exists():
+        if not self._file.exists():
             return []
         with self._file.transaction(write=True) as rows:
-            names = [name for name in sorted(rows.entries) if rows.has_expired(name, now)]
+            names = [name for name in rows.names() if rows.has_expired(name, now)]
             for name in names:
                 rows.remove(name, "expired and removed")
         self._file.scrub()
@@ -229,37 +245,42 @@ class ProfileStore:
     # -- adaptation ----------------------------------------------------------------------------------------
 
     def adapt(
-        self, name: str, exemplar: Exemplar, *, model_fingerprint: str | None = None, limit: int = MAX_EXEMPLARS
+        self, judged: Profile, exemplar: Exemplar, *, limit: int = MAX_EXEMPLARS, per_day: int | None = None
     ) -> Profile:
-        """Add an exemplar to the profile, in one transaction on its state of that moment.
+        """Add an exemplar to the profile that it was judged by.
 
         Whether the exemplar deserves it is the caller's to judge. The exemplars of the enrolment are never
         dropped; beyond `limit` the oldest adapted one is. `rollback` undoes it.
 
+        Parameters
+        ----------
+        judged : Profile
+            As `get`, `adapt`, `extend` or `rollback` gave it: its `version` must be the store's.
+        exemplar : Exemplar
+        limit : int
+            Exemplars of the profile, those of the enrolment included.
+        per_day : int, optional
+            Adaptations within 24 hours.
+
         Raises
         ------
+        ProfileChangedError
+            If the profile of that name is another by now: somebody else's perhaps.
         UnknownSpeakerError, ProfileExpiredError, ModelMismatchError
             As in `get`; the last one also for an embedding of another length.
+        DailyLimitError
+            If there were `per_day` adaptations within 24 hours.
         StoreError
             If the enrolment alone has reached the limit.
         """
-        with self._profile(name, write=True) as (name, rows):
-            record, trail, exemplars = rows.state(name)
-            _refuse_misfit(record.profile(exemplars), exemplar, model_fingerprint)
-            if record.num_enrolled >= limit:
-                raise StoreError(f"profile {name!r} has {record.num_enrolled} enrolled exemplars, the limit is {limit}")
-            (id_,) = new_ids(1)
-            adapted = record.adapted(id_, limit)
-            rows.write(adapted, noted(trail, "adapted"), {id_: exemplar})
-        by_id = {**dict(zip(record.exemplars, exemplars, strict=True)), id_: exemplar}
-        return adapted.profile(tuple(by_id[kept] for kept in adapted.exemplars))
+        with self._profile(judged.name, write=True) as (_, rows):
+            return changes.adapt(rows, judged, exemplar, limit, per_day)
 
     def extend(
         self,
-        name: str,
+        judged: Profile,
         exemplars: Sequence[Exemplar],
         *,
-        model_fingerprint: str | None = None,
         expires: datetime.datetime | None = None,
         consent: str | None = None,
     ) -> Profile:
@@ -269,36 +290,22 @@ class ProfileStore:
 
         Parameters
         ----------
-        name : str
+        judged : Profile
+            As `get` gave it. What was adapted or added since does no harm; another enrolment does.
         exemplars : sequence of Exemplar
             At least one, by the model of the profile.
-        model_fingerprint : str, optional
-            Of that model.
         expires, consent
             In the place of the present ones, if given.
 
         Raises
         ------
-        UnknownSpeakerError, ProfileExpiredError, ModelMismatchError
+        ProfileChangedError, UnknownSpeakerError, ProfileExpiredError, ModelMismatchError
             As in `adapt`.
         """
         if not exemplars:
             raise ValueError("expected at least one exemplar to add")
-        with self._profile(name, write=True) as (name, rows):
-            record, trail, stored = rows.state(name)
-            present = record.profile(stored)
-            for exemplar in exemplars:
-                _refuse_misfit(present, exemplar, model_fingerprint)
-            enrolled = record.num_enrolled
-            extended = dataclasses.replace(  # checked as a profile before anything is written
-                present,
-                exemplars=(*stored[:enrolled], *exemplars, *stored[enrolled:]),
-                expires=present.expires if expires is None else expires,
-                consent=present.consent if consent is None else consent,
-            )
-            added = dict(zip(new_ids(len(exemplars)), exemplars, strict=True))
-            rows.write(record.extended(tuple(added), extended), noted(trail, "enrolled further"), added)
-        return extended
+        with self._profile(judged.name, write=True) as (_, rows):
+            return changes.extend(rows, judged, exemplars, expires, consent)
 
     def rollback(self, name: str) -> Profile:
         """Undo the last `adapt`; up to 16 can be undone, one call each.
@@ -311,13 +318,7 @@ class ProfileStore:
             If there is nothing to undo.
         """
         with self._profile(name, write=True) as (name, rows):
-            record, trail = rows.record(name), rows.trail(name)
-            if not record.history:
-                raise StoreError(f"profile {name!r} has no adaptation to undo; enrol the speaker again to start anew")
-            record = record.rolled_back()
-            profile = record.profile(rows.exemplars(record, record.exemplars))
-            rows.write(record, noted(trail, "rolled back"), {})
-        return profile
+            return changes.roll_back(rows, name)
 
     # -- what was heard --------------------------------------------------------------------------------------
 
@@ -360,32 +361,24 @@ class ProfileStore:
 
     # -- audit ---------------------------------------------------------------------------------------------
 
-    def note_verified(self, name: str, outcome: str, count: int = 1) -> None:
-        """Count verifications against the profile: ``"accept"``, ``"reject"`` or ``"no_decision"``."""
+    def note_verified(self, name: str, outcome: str, count: int = 1, *, timeout_s: float | None = None) -> None:
+        """Count verifications against the profile: ``"accept"``, ``"reject"`` or ``"no_decision"``.
+
+        `timeout_s` is a shorter wait for another process than the store's own: a decision should not wait for its
+        record.
+        """
         if outcome not in OUTCOMES:
             raise ValueError(f"expected the outcome as one of {OUTCOMES}, got {outcome!r}")
         if count < 1:
             raise ValueError(f"expected a count of 1 or more, got {count}")
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         today = now.date().isoformat()
-        with self._profile(name, write=True) as (name, rows):
+        with self._profile(name, write=True, timeout_s=timeout_s) as (name, rows):
             trail = rows.trail(name)
             counts = trail.verified.get(today, {})
             days = {**trail.verified, today: {**counts, outcome: counts.get(outcome, 0) + count}}
             days = {day: days[day] for day in sorted(days)[-MAX_AUDIT_DAYS:]}
             rows.write_trail(name, dataclasses.replace(trail, last_used=now, verified=days))
-
-    def audit(self, name: str) -> AuditTrail:
-        """What was done with the profile of that name."""
-        with self._profile(name) as (name, rows):
-            return rows.trail(name)
-
-    def log(self) -> _Log:
-        """What was done with the store as a whole: removals, by pseudonym, and rotations; the last 1000."""
-        if not self.path.exists():
-            return []
-        with self._file.transaction(write=False) as rows:
-            return [(datetime.datetime.fromisoformat(at), event) for at, event in rows.log]
 
     # -- carrying and renewing -------------------------------------------------------------------------------
 
@@ -398,7 +391,7 @@ class ProfileStore:
         """
         with self._profile(name, write=True) as (name, rows):
             profile = rows.profile(name, audio=audio)
-            _refuse_expired(profile)
+            refuse_expired(profile)
             rows.write_trail(name, noted(rows.trail(name), "exported"))
         write_profile_file(path, profile, passphrase)
 
@@ -438,11 +431,11 @@ class ProfileStore:
             If its expiry has passed.
         """
         profile = read_profile_file(path, passphrase)
-        _refuse_expired(profile)
+        refuse_expired(profile)
         event = "imported"
         if encoder is not None and profile.model_fingerprint != encoder.fingerprint:
             profile, event = reenrolled(profile, encoder), f"imported for model {encoder.fingerprint[:12]}"
-        _refuse_other_model(profile, model_fingerprint, "emoinv profiles import --upgrade")
+        refuse_other_model(profile, model_fingerprint, "emoinv profiles import --upgrade")
         if name is not None:
             profile = dataclasses.replace(profile, name=name)
         self._put(profile, event, replace=replace)
@@ -460,12 +453,11 @@ class ProfileStore:
         """
         with self._profile(name) as (name, rows):
             old = rows.profile(name)
-            version = rows.entry(name).version
-        _refuse_expired(old)
+        refuse_expired(old)
         new = reenrolled(old, encoder)
         with self._profile(name, write=True) as (name, rows):
-            if rows.entry(name).version != version:
-                raise StoreError(f"profile {name!r} was changed by another process meanwhile; run the upgrade again")
+            if rows.entry(name).state != old.version:
+                raise ProfileChangedError(f"profile {name!r} was changed by another process meanwhile; try again")
             rows.enrol(new, f"upgraded to model {encoder.fingerprint[:12]}")
         self._file.scrub()
         return new
@@ -489,49 +481,3 @@ class ProfileStore:
         """The key file that lies beside the store and serves it alone, if that is its key."""
         key = self._file.key
         return key if isinstance(key, KeyFile) and str(key.path) == f"{self.path}.key" else None
-
-    @contextlib.contextmanager
-    def _profile(self, name: str, *, write: bool = False) -> Iterator[tuple[str, Rows]]:
-        """A transaction for the profile of that name, with the name as the store spells it."""
-        try:
-            name = checked_name(name)
-        except ValueError as error:
-            raise UnknownSpeakerError(f"no profile can have this name: {error}") from None
-        if not self.path.exists():
-            raise UnknownSpeakerError(f"no profile named {name!r}: {self.path} does not exist; enrol the speaker first")
-        with self._file.transaction(write=write) as rows:
-            rows.entry(name)
-            yield name, rows
-
-
-def _refuse_expired(profile: Profile) -> None:
-    if profile.expires is not None and profile.expired():
-        raise ProfileExpiredError(
-            f"profile {profile.name!r} expired on {profile.expires:%Y-%m-%d %H:%M} UTC; enrol the speaker again, "
-            "and remove what is left with `emoinv profiles purge`"
-        )
-
-
-def _refuse_misfit(profile: Profile, exemplar: Exemplar, fingerprint: str | None) -> None:
-    """Refuse to add an exemplar to a profile that has expired or that another model made."""
-    _refuse_expired(profile)
-    if fingerprint is not None:
-        _refuse_other_model(profile, fingerprint, "emoinv profiles upgrade")
-    if exemplar.embedding.size != profile.embedding_dim:
-        raise ModelMismatchError(
-            f"profile {profile.name!r} has {profile.embedding_dim} values an embedding, not {exemplar.embedding.size}; "
-            "use the model that made it, or enrol again"
-        )
-
-
-def _refuse_other_model(profile: Profile, fingerprint: str, command: str) -> None:
-    if profile.model_fingerprint == fingerprint:
-        return
-    if any(exemplar.audio is not None for exemplar in profile.exemplars):
-        cure = f"its speech was kept, so `{command}` enrols it again on this model"
-    else:
-        cure = "enrol the speaker again (with --keep-audio, a later change of model needs no new recordings)"
-    raise ModelMismatchError(
-        f"profile {profile.name!r} was made by model {profile.model_fingerprint[:12]}, this one is {fingerprint[:12]}, "
-        f"and their embeddings cannot be compared; {cure}, or use the other model"
-    )

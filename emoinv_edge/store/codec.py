@@ -10,8 +10,9 @@ A profile in one piece, as a portable file holds it (`encode_profile`)::
 
 The header has exactly these keys: ``name``, ``model_fingerprint``, ``created``, ``expires`` (null or a
 time), ``consent``, ``dim`` and ``exemplars``, a list of objects with exactly the keys ``created``,
-``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`). Times are ISO 8601
-in UTC. Nothing may follow the last exemplar.
+``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`); where adaptation added some
+of the exemplars, also ``num_adapted``: they are the last so many. Times are ISO 8601 in UTC. Nothing may follow the
+last exemplar.
 
 The same profile in rows of a store: a `Record` (JSON), an audit trail (JSON), and for each exemplar the
 length of a JSON object, the object (``created``, ``audio`` as true or false, ``quality``) and the
@@ -34,6 +35,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..fields import read_count, read_fields, read_json, read_list, read_text
+from ..model_file import present_fingerprint
 from ..profiles import AuditTrail, Exemplar, Profile
 from ..quality import SpeechQuality
 
@@ -53,6 +55,7 @@ __all__ = [
 
 MAX_DIM = 65536
 MAX_ROLLBACKS = 16
+HEADER_KEYS = ("name", "model_fingerprint", "created", "expires", "consent", "dim", "exemplars")
 QUALITY_KEYS = tuple(field.name for field in dataclasses.fields(SpeechQuality))
 
 
@@ -71,10 +74,10 @@ class Record:
 
     @classmethod
     def enrolled(cls, profile: Profile, ids: tuple[int, ...]) -> Record:
-        """The record of a new profile, whose exemplars lie in these rows."""
-        return cls(
-            profile.name, profile.model_fingerprint, profile.created, profile.expires, profile.consent, len(ids), ids
-        )
+        """The record of a new profile, whose exemplars lie in these rows; what was adapted stays so."""
+        num_enrolled = len(ids) - profile.num_adapted
+        about = profile.name, profile.model_fingerprint, profile.created, profile.expires, profile.consent
+        return cls(*about, num_enrolled, ids)
 
     def named(self) -> tuple[int, ...]:
         """Every exemplar that the profile has or could be rolled back to, each once."""
@@ -106,9 +109,18 @@ class Record:
             history=tuple(map(with_added, self.history)),
         )
 
-    def profile(self, exemplars: tuple[Exemplar, ...]) -> Profile:
+    def profile(self, exemplars: tuple[Exemplar, ...], version: str = "") -> Profile:
         """The profile with these exemplars."""
-        return Profile(self.name, self.model_fingerprint, exemplars, self.created, self.expires, self.consent)
+        return Profile(
+            self.name,
+            present_fingerprint(self.model_fingerprint),
+            exemplars,
+            self.created,
+            self.expires,
+            self.consent,
+            num_adapted=len(exemplars) - self.num_enrolled,
+            version=version,
+        )
 
 
 @contextmanager
@@ -135,6 +147,7 @@ def encode_profile(profile: Profile) -> bytes:
         "expires": _time_text(profile.expires),
         "consent": profile.consent,
         "dim": profile.embedding_dim,
+        **({"num_adapted": profile.num_adapted} if profile.num_adapted else {}),
         "exemplars": [
             _about(exemplar, None if exemplar.audio is None else len(exemplar.audio)) for exemplar in profile.exemplars
         ],
@@ -149,9 +162,7 @@ def decode_profile(data: bytes) -> Profile:
     """The profile that `encode_profile` wrote."""
     with refusing("a profile"):
         header, end = _leading_json(data)
-        read_fields(
-            header, ("name", "model_fingerprint", "created", "expires", "consent", "dim", "exemplars"), "header"
-        )
+        header = read_fields(header, HEADER_KEYS, "header", optional=("num_adapted",))
         dim = read_count(header["dim"], "dim", least=2)
         if dim > MAX_DIM:
             raise ValueError("dim")
@@ -172,11 +183,12 @@ def decode_profile(data: bytes) -> Profile:
             raise ValueError("length")
         return Profile(
             name=header["name"],
-            model_fingerprint=header["model_fingerprint"],
+            model_fingerprint=present_fingerprint(header["model_fingerprint"]),
             exemplars=tuple(exemplars),
             created=_time(header["created"]),
             expires=None if header["expires"] is None else _time(header["expires"]),
             consent=header["consent"],
+            num_adapted=header["num_adapted"] or 0,
         )
 
 

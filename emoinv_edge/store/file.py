@@ -12,24 +12,35 @@ present schema, in the same transaction; a profile that is damaged stays so and 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
+import logging
 import os
 import pathlib
 import secrets
 import sqlite3
+import stat
 import sys
 import time
 from collections.abc import Iterator
 
-from ..errors import SchemaError, SealError, StoreError
+from ..errors import SchemaError, SealError, StoreBusyError, StoreError
+from ..files import clear_drafts
 from .keys import KEY_BYTES, SCHEMA, KeyFile, KeySource, StoreKeys, key_kind, link_new
-from .rows import HEARD, TABLES, Rows
+from .rows import NEW_IN_3, TABLES, TABLES_2, Rows
 from .schema2 import SCHEMA_2
 
 __all__ = ["StoreFile", "default_store_path"]
 
 APPLICATION_ID = 0x656D6F69  # "emoi"
 PAGE_BYTES = 4096
+CLOCK_SLACK_S = 300.0
+# SQLite's steps within one transaction: so many, and as many again as the file has bytes. What needs more is no work of
+# ours but something that was built to take for ever.
+STEPS = 20_000_000
+STEPS_A_CALL = 100_000
+
+log = logging.getLogger(__name__)
 
 
 def default_store_path() -> pathlib.Path:
@@ -69,17 +80,49 @@ class StoreFile:
         self.key = key
         self.timeout_s = timeout_s
         self._keys: StoreKeys | None = None  # opened before; valid while the file has the same `sealed`
-        self._newest: tuple[bytes, int] = b"", 0  # the highest count of writes seen, and in which store
+        self._newest: tuple[bytes, int] = b"", 0  # which store this is, and the highest count of writes seen in it
+        self._warned = self._cleared = False
 
     # -- the file ------------------------------------------------------------------------------------------
 
+    def exists(self) -> bool:
+        """Whether the file is there; StoreError where nobody may know, or where something else has its name."""
+        try:
+            about = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise self._condition(error) from None
+        if not stat.S_ISREG(about.st_mode):
+            raise StoreError(f"store {self.path}: is no regular file; give another path")
+        for suffix in ("-journal", "-wal", "-shm"):  # SQLite would wait for a pipe
+            with contextlib.suppress(OSError):
+                if not stat.S_ISREG(os.lstat(f"{self.path}{suffix}").st_mode):
+                    raise StoreError(f"store {self.path}{suffix}: is no regular file; remove it")
+        return True
+
+    def signature(self) -> tuple[object, ...]:
+        """What changes when the file does; empty while a change could still hide behind the clock's coarseness."""
+        found: list[object] = []
+        for suffix in ("", "-wal"):
+            try:
+                about = os.stat(f"{self.path}{suffix}")
+            except OSError:
+                found.append(None)
+                continue
+            if abs(time.time() - about.st_mtime) < 2.5:
+                return ()
+            found += about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+        return tuple(found)
+
     def create(self) -> None:
         """Make the file, and a missing key file, unless it is there."""
-        if self.path.exists():
+        if self.exists():
             return
         draft = pathlib.Path(f"{self.path}.{secrets.token_hex(4)}.tmp")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            clear_drafts(self.path)
             if isinstance(self.key, KeyFile):
                 self.key.create()
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -108,10 +151,13 @@ class StoreFile:
             return pathlib.Path(f"{self.path}-wal").stat().st_size > 0
         return False
 
-    def _connect(self, *, immutable: bool = False, alone: bool = False) -> sqlite3.Connection:
+    def _connect(
+        self, *, immutable: bool = False, alone: bool = False, timeout_s: float | None = None
+    ) -> sqlite3.Connection:
+        timeout_s = self.timeout_s if timeout_s is None else min(timeout_s, self.timeout_s)
         query = "mode=ro&immutable=1" if immutable else "mode=rw"
         db = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?{query}", uri=True, timeout=self.timeout_s, isolation_level=None
+            f"{self.path.absolute().as_uri()}?{query}", uri=True, timeout=timeout_s, isolation_level=None
         )
         try:
             if alone:
@@ -119,15 +165,26 @@ class StoreFile:
             # A transaction's scratch space must not put plain or sealed bytes into another file.
             _run(db, "PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;")
             _run(db, "PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;")
+            left = STEPS + os.stat(self.path).st_size
+
+            def too_many() -> bool:
+                nonlocal left
+                left -= STEPS_A_CALL
+                return left < 0
+
+            db.set_progress_handler(too_many, STEPS_A_CALL)
         except BaseException:
             db.close()
             raise
         return db
 
     @contextlib.contextmanager
-    def transaction(self, *, write: bool) -> Iterator[Rows]:
-        """One transaction; what the block changed is committed at its end, or nothing if it raises."""
-        if not self.path.exists():
+    def transaction(self, *, write: bool, timeout_s: float | None = None) -> Iterator[Rows]:
+        """One transaction; what the block changed is committed at its end, or nothing if it raises.
+
+        `timeout_s` is a shorter wait for another process than this file's own.
+        """
+        if not self.exists():
             raise StoreError(f"store {self.path}: does not exist; enrol a speaker first, or give another path")
         immutable = self.read_only()
         if immutable and write:
@@ -137,10 +194,13 @@ class StoreFile:
             )
         with contextlib.ExitStack() as stack:
             try:
-                db, rows = self._begin(write=write, immutable=immutable)
+                db, rows = self._begin(write=write, immutable=immutable, timeout_s=timeout_s)
                 stack.callback(db.close)
+                self._watch_clock(rows)
+                if write:
+                    self._clear_drafts()
                 if write and rows.keys.schema != SCHEMA:
-                    _run(db, HEARD)
+                    _run(db, NEW_IN_3)
                     rows.reseal(StoreKeys.fresh(self.key, rows.keys.store_id), leave_damaged=True)
                     rows.note(f"brought from schema {SCHEMA_2} to {SCHEMA}")
                     db.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -149,13 +209,13 @@ class StoreFile:
                     rows.write_root()
                     db.execute("COMMIT")
                     self._keys = rows.keys
-                self._newest = max(self._newest, (rows.keys.store_id, rows.counter), key=lambda seen: seen[1])
+                self._newest = rows.keys.store_id, max(self._newest[1], rows.counter)
             # SQLite may quote a damaged schema in its message, and Python then fails to decode it.
             except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-                raise self._condition(error) from None
+                raise self._condition(error, timeout_s) from None
         # Closing without COMMIT rolls back, and ends what only read.
 
-    def _begin(self, *, write: bool, immutable: bool) -> tuple[sqlite3.Connection, Rows]:
+    def _begin(self, *, write: bool, immutable: bool, timeout_s: float | None) -> tuple[sqlite3.Connection, Rows]:
         alone = False
         for attempt in range(4):
             if immutable and self._pending_log():
@@ -166,7 +226,7 @@ class StoreFile:
             db = None
             try:
                 self._refuse_cut_off()
-                db = self._connect(immutable=immutable, alone=alone)
+                db = self._connect(immutable=immutable, alone=alone, timeout_s=timeout_s)
                 # Taken before the snapshot: a thread that writes meanwhile must not make it look old.
                 newest = self._newest
                 db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
@@ -195,7 +255,8 @@ class StoreFile:
             time.sleep(pause_s)
             if self._pending_log():
                 return
-            with open(self.path, "rb") as file:
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+            with open(os.open(self.path, flags), "rb") as file:
                 head = file.read(32)
                 size = file.seek(0, os.SEEK_END)
             page = int.from_bytes(head[16:18], "big")
@@ -214,10 +275,18 @@ class StoreFile:
                 f"store {self.path}: expected schema {SCHEMA_2} or {SCHEMA}, got {schema}; "
                 "install the emoinv-edge version that wrote it, or a newer one"
             )
+        query = "SELECT type, name, substr(sql, 1, 2000) FROM sqlite_schema WHERE sql IS NOT NULL LIMIT 16"
+        found = {(kind, name, " ".join(str(sql).split())) for kind, name, sql in db.execute(query)}
+        if found != _objects(TABLES if schema == SCHEMA else TABLES_2):
+            raise StoreError(
+                f"store {self.path}: expected the tables of schema {schema} and nothing else, got other ones; "
+                "the file was altered: restore it from a copy"
+            )
         return schema
 
     def _open(self, db: sqlite3.Connection, schema: int, newest: tuple[bytes, int], *, write: bool) -> Rows:
-        copies = db.execute("SELECT store_id, key_kind, salt, keys, root, log FROM store ORDER BY copy").fetchall()
+        query = "SELECT store_id, key_kind, salt, keys, root, log FROM store ORDER BY copy LIMIT 2"
+        copies = db.execute(query).fetchall()
         opened = []
         for *columns, root, log in copies:
             with contextlib.suppress(SealError):
@@ -226,7 +295,12 @@ class StoreFile:
         if not opened:
             raise self._wrong_key([kind for _, kind, *_ in copies])
         rows = max(opened, key=lambda candidate: (candidate.counter, candidate.log_intact))
-        if newest[0] == rows.keys.store_id and rows.counter < newest[1]:
+        if newest[0] not in (b"", rows.keys.store_id):
+            raise SealError(
+                f"store {self.path}: another store lies here now, under the same key; "
+                "if you put it there on purpose, open it anew"
+            )
+        if rows.counter < newest[1]:
             raise SealError(
                 f"store {self.path}: the file was put back to an older state (write {rows.counter}, "
                 f"seen before: {newest[1]}); if you restored a copy on purpose, open it anew"
@@ -242,6 +316,28 @@ class StoreFile:
                 self.key.settle_successor(promote=place == 1)
             self._keys = known
         return known
+
+    def _watch_clock(self, rows: Rows) -> None:
+        """Say once that the clock stands before the store's latest write: by it no expiry can be trusted."""
+        if self._warned or not rows.written:
+            return
+        behind = datetime.datetime.fromisoformat(rows.written) - datetime.datetime.now(datetime.timezone.utc)
+        if behind.total_seconds() > CLOCK_SLACK_S:
+            self._warned = True
+            log.warning(
+                "store %s: the clock stands before its latest write (%s), so that profiles may be used beyond their "
+                "expiry; set the clock, or if it ran ahead then, run `emoinv profiles rotate`",
+                self.path,
+                rows.written,
+            )
+
+    def _clear_drafts(self) -> None:
+        """Remove what killed processes left beside the file and its key; once, and under the write lock."""
+        if not self._cleared:
+            self._cleared = True
+            clear_drafts(self.path)
+            if isinstance(self.key, KeyFile):
+                self.key.clear_drafts()
 
     def _wrong_key(self, kinds: list[object]) -> StoreError:
         kind = key_kind(self.key)
@@ -260,8 +356,9 @@ class StoreFile:
             "Give the key that it was made with, or restore it from a copy"
         )
 
-    def _condition(self, error: Exception) -> StoreError:
+    def _condition(self, error: Exception, waited_s: float | None = None) -> StoreError:
         """The StoreError for an error of SQLite or of the system, with what it means and the cure."""
+        waited_s = self.timeout_s if waited_s is None else waited_s
         text = str(error) if not isinstance(error, UnicodeDecodeError) else "its schema is not text"
         if isinstance(error, OSError):
             cure = ""
@@ -269,7 +366,10 @@ class StoreFile:
                 cure = ". Give a file in a place that you may write to: --store FILE, or XDG_DATA_HOME"
             return StoreError(f"store {self.path}: {error.strerror or text}; nothing was changed{cure}")
         if "locked" in text or "busy" in text:
-            what = f"another process kept it locked for {self.timeout_s:g} s; nothing was changed, try again"
+            what = f"another process kept it locked for {waited_s:g} s; nothing was changed, try again"
+            return StoreBusyError(f"store {self.path}: {what}")
+        elif text == "interrupted":
+            what = "takes more work than its size explains; it was altered: restore it from a copy"
         elif "full" in text:
             what = "the disk is full; nothing was changed, free some space and try again"
         elif "readonly" in text:
@@ -295,6 +395,7 @@ class StoreFile:
         deadline = time.monotonic() + self.timeout_s
         try:
             with contextlib.closing(self._connect()) as db:
+                self._schema(db)
                 db.execute("VACUUM")
                 while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] != 0:
                     if time.monotonic() > deadline:
@@ -326,6 +427,15 @@ class StoreFile:
             self._keys = None
             with self.transaction(write=True):  # opens with the successor and puts it into place
                 pass
+
+
+def _objects(tables: str) -> set[tuple[str, str, str]]:
+    """What sqlite_schema holds of these statements."""
+    found = set()
+    for statement in filter(None, (" ".join(each.split()) for each in tables.split(";"))):
+        _, kind, name, *_ = statement.split()
+        found.add((kind.lower(), name, statement))
+    return found
 
 
 def _run(db: sqlite3.Connection, script: str) -> None:

@@ -29,13 +29,12 @@ import hashlib
 import os
 import pathlib
 import secrets
-import stat
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from ..errors import SealError, StoreError
-from ..files import write_atomically
+from ..files import clear_drafts, read_regular, write_atomically
 
 __all__ = [
     "KEY_VARIABLE",
@@ -54,6 +53,7 @@ __all__ = [
 
 SCHEMA = 3
 KEY_BYTES = 32
+MAX_KEY_TEXT = 256
 SALT_BYTES = 16
 NONCE_BYTES = 12
 TAG_BYTES = 16
@@ -82,6 +82,7 @@ class Passphrase:
         if not isinstance(text, str):
             raise TypeError(f"expected the passphrase as str, got {type(text).__name__}")
         if len(text) < 8:
+            del text  # a traceback with locals must not show it
             raise ValueError("expected a passphrase of at least 8 characters; choose a longer one")
         self._text = text
 
@@ -111,10 +112,19 @@ class KeyFile:
     def create(self) -> None:
         """Make the file with a fresh key and mode 0600, unless it is there already; atomic."""
         path = pathlib.Path(self.path)
-        if path.exists():
-            return
+        try:
+            if path.exists():
+                return
+        except OSError as error:
+            raise StoreError(f"key file {path}: {error.strerror}; give another path for the key") from None
+        if path.is_symlink():
+            raise StoreError(
+                f"key file {path}: is a link to {os.readlink(path)}, where nothing is; bring in the medium that has "
+                "the key, or remove the link"
+            )
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = pathlib.Path(f"{path}.{secrets.token_hex(4)}")
+        self.clear_drafts()
+        draft = pathlib.Path(f"{path}.{secrets.token_hex(4)}.part")
         _write_key(draft, secrets.token_bytes(KEY_BYTES), path)
         link_new(draft, path)
 
@@ -124,34 +134,42 @@ class KeyFile:
         Raises
         ------
         StoreError
-            If the file is missing, not a key, or readable by other users.
+            If the file is missing, not a key, no regular file, or another user's or readable by others.
         """
-        path = pathlib.Path(f"{self.path}{suffix}")
+        path = pathlib.Path(f"{self._place()}{suffix}")
         try:
-            with path.open("rb") as file:
-                about = os.fstat(file.fileno())
-                text = file.read(256)
+            key = _parsed_key(read_regular(path, MAX_KEY_TEXT, private=True))
+        except PermissionError as error:
+            hint = f'; or give a secret of your container as the variable {KEY_VARIABLE}="$(cat {path})"'
+            raise StoreError(f"key file {path}: {error.strerror}{hint}") from None
         except OSError as error:
             raise StoreError(
                 f"key file {path}: {error.strerror}; restore it from a copy, or give the path of the key. "
                 "Without the key the profiles cannot be opened: enrol again into a new store"
             ) from None
-        exposed = _exposed(path, about)
-        if exposed:
-            raise StoreError(f"key file {path}: {exposed}")
-        return _key_from_text(text, f"key file {path}")
+        if key is None:
+            raise _no_key(f"key file {path}")
+        return key
+
+    def _place(self) -> str:
+        """Where the file is, at the end of all links: a successor must not lie beside a link to another medium."""
+        return os.path.realpath(self.path)
+
+    def clear_drafts(self) -> None:
+        """Remove the drafts that killed processes left beside the file."""
+        clear_drafts(pathlib.Path(self._place()))
 
     def write_successor(self, key: bytes) -> None:
         """Write the key that is about to replace this one to the neighbour ``<path>.new``."""
-        _write_key(pathlib.Path(f"{self.path}.new"), key, self.path)
+        _write_key(pathlib.Path(f"{self._place()}.new"), key, self.path)
 
     def settle_successor(self, *, promote: bool) -> None:
         """Put ``<path>.new``, if there is one, in the place of the key file, or drop it."""
         with contextlib.suppress(FileNotFoundError):
             if promote:
-                os.replace(f"{self.path}.new", self.path)
+                os.replace(f"{self._place()}.new", self._place())
             else:
-                os.unlink(f"{self.path}.new")
+                os.unlink(f"{self._place()}.new")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,44 +186,28 @@ class KeyVariable:
         StoreError
             If the variable is not set or not a key.
         """
-        text = os.environ.get(self.name)
-        if text is None:
+        if self.name not in os.environ:
             raise StoreError(f"environment variable {self.name} is not set; expected 64 hexadecimal digits")
-        return _key_from_text(text.encode("utf-8", "surrogateescape"), f"environment variable {self.name}")
+        key = _parsed_key(os.environ[self.name].encode("utf-8", "surrogateescape"))
+        if key is None:
+            raise _no_key(f"environment variable {self.name}")
+        return key
 
 
 KeySource = bytes | Callable[[], bytes] | KeyFile | KeyVariable | Passphrase | Plaintext
 
 
-def _exposed(path: pathlib.Path, about: os.stat_result) -> str:
-    """Why a key file's mode lets others at the key, with the cure; empty if it does not, or was not ours to choose.
-
-    A container or service manager gives secrets as files of root, or on read-only mounts, whose mode nobody here
-    can change: such a file may be read by others, as whoever runs this machine decided, but not written by them.
-    """
-    mode = stat.S_IMODE(about.st_mode)
-    if os.name != "posix" or not mode & 0o077:
-        return ""
-    given = about.st_uid == 0 != os.geteuid() or bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-    if given and not mode & 0o022:
-        return ""
-    cure = f"run chmod 600 {path}"
-    if given:
-        cure = "let nobody else write it"
-    return (
-        f"mode {mode:04o} lets other users at the key; {cure}, "
-        f'or give a secret of your container as the variable {KEY_VARIABLE}="$(cat {path})"'
-    )
-
-
-def _key_from_text(text: bytes, where: str) -> bytes:
+def _parsed_key(text: bytes) -> bytes | None:
+    """The key in a text, or None; who raises for that then has no local with a mistyped key for a traceback to show."""
     try:
         key = bytes.fromhex(text.decode("ascii").strip())
     except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise StoreError(f"{where}: expected {2 * KEY_BYTES} hexadecimal digits; make them with `openssl rand -hex 32`")
-    return key
+        return None
+    return key if len(key) == KEY_BYTES else None
+
+
+def _no_key(where: str) -> StoreError:
+    return StoreError(f"{where}: expected {2 * KEY_BYTES} hexadecimal digits; make them with `openssl rand -hex 32`")
 
 
 def _write_key(path: pathlib.Path, key: bytes, of: pathlib.Path | str) -> None:

@@ -28,7 +28,7 @@ import secrets
 import struct
 
 from ..errors import SchemaError, SealError, StoreError
-from ..files import write_atomically
+from ..files import read_regular, write_atomically
 from ..profiles import Profile
 from .codec import decode_profile, encode_profile
 from .keys import NONCE_BYTES, SALT_BYTES, SCRYPT_LOG_N, SCRYPT_P, SCRYPT_R, TAG_BYTES, Passphrase, Seal
@@ -96,12 +96,9 @@ def write_profile_file(path: str | os.PathLike[str], profile: Profile, passphras
 def read_profile_file(path: str | os.PathLike[str], passphrase: Passphrase) -> Profile:
     """The profile in a portable file; raises what `open_profile` raises, with the path in the message."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise StoreError(f"{path}: is larger than any portable profile ({MAX_FILE_BYTES} bytes)")
+        raise StoreError(f"{path}: cannot be read as a portable profile ({error.strerror})") from None
     try:
         return open_profile(data, passphrase)
     except StoreError as error:

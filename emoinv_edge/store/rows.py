@@ -5,20 +5,24 @@
     store     one row twice (so that one damaged copy does not cost the profiles): the store's id, the
               kind of the user's key and its salt; `keys`, the store's own random data key, sealed by the
               user's key; `root` and `log`, sealed by the data key
+    page      the profiles of one bucket of names, sealed; each page twice
     profile   one row a profile: `body` (name, times, consent, which exemplars, what to roll back to) and
               `trail` (its audit), both sealed
     exemplar  one row an exemplar, never changed: `vector` (the embedding, its quality and time) and
               `clip` (the utterance, only where it was kept), both sealed
     heard     one row an utterance that was tried against a profile, only where the caller keeps them:
-              its `fingerprint` (`emoinv_edge.heard`), sealed; the root does not list them
+              its `fingerprint` (`emoinv_edge.heard`), sealed; no page lists them
 
 Every seal has as associated data the schema, the store's id, the column, the row's id and, for a
 profile's rows, the model's fingerprint and the row's version. So no sealed value opens in another
 row, column or store, nor under another schema.
 
-The root lists every profile with the version of its row and SHA-256 digests of `body` and `trail`, and
-counts the writes. A row put back to an older state, however genuine its seal, disagrees with the root and
-is refused. What stays possible to somebody who can write the file: putting the *whole* file back to an
+A page lists its profiles with the version of their rows and SHA-256 digests of `body` and `trail`; the root holds the
+digests of the pages, counts the writes and remembers the latest time of one. A row put back to an older state, however
+genuine its seal, disagrees with page and root and is refused. A name's bucket comes from a keyed hash, so that a write
+touches one page however many profiles there are, and who has no key learns nothing of the names. The root also holds
+what the device learnt of its models: how it calibrated them (`device_calibration`), and with which files it last
+decided. What stays possible to somebody who can write the file: putting the *whole* file back to an
 older state, or cutting off a write-ahead log that a crash left. A `ProfileStore` that has seen a newer
 state refuses it, for as long as the object lives; a process started afterwards cannot know, since nothing
 outside the file remembers.
@@ -37,6 +41,7 @@ from typing import Any
 
 from ..errors import SealError, StoreError, UnknownSpeakerError
 from ..fields import read_json
+from ..model_file import present_fingerprint
 from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo
 from .codec import (
     Record,
@@ -50,13 +55,15 @@ from .codec import (
     refusing,
 )
 from .keys import SCHEMA, StoreKeys
+from .pages import Entry, Pages, digest_of
 from .schema2 import turned_back
 
-__all__ = ["HEARD", "TABLES", "Entry", "Rows", "new_ids", "noted"]
+__all__ = ["NEW_IN_3", "TABLES", "TABLES_2", "Entry", "Rows", "new_ids", "noted"]
 
 MAX_EVENTS = 1000
 
-TABLES = """
+MAX_HEARD = 4096
+TABLES_2 = """
 CREATE TABLE store (
     copy INTEGER PRIMARY KEY CHECK (copy IN (1, 2)),
     store_id BLOB NOT NULL,
@@ -81,25 +88,21 @@ CREATE TABLE exemplar (
 ) STRICT;
 CREATE INDEX exemplar_of_profile ON exemplar (profile_id);
 """
-HEARD = """
-CREATE TABLE IF NOT EXISTS heard (
+NEW_IN_3 = """
+CREATE TABLE page (
+    copy INTEGER NOT NULL CHECK (copy IN (1, 2)),
+    bucket INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (copy, bucket)
+) STRICT;
+CREATE TABLE heard (
     id INTEGER PRIMARY KEY,
     profile_id INTEGER NOT NULL REFERENCES profile (id) ON DELETE CASCADE,
     fingerprint BLOB NOT NULL
 ) STRICT;
-CREATE INDEX IF NOT EXISTS heard_of_profile ON heard (profile_id);
+CREATE INDEX heard_of_profile ON heard (profile_id);
 """
-TABLES += HEARD  # schema 2 has the rest
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
-    """One profile in the root: which row, in which state."""
-
-    row: int
-    version: int
-    body_digest: str
-    trail_digest: str
+TABLES = TABLES_2 + NEW_IN_3
 
 
 class Rows:
@@ -115,10 +118,14 @@ class Rows:
 
     Attributes
     ----------
-    entries : dict of str to Entry
-        The profiles that the root lists, by name.
     counter : int
         How many writes the store has seen.
+    written : str
+        The latest time of one, in UTC.
+    refinements : dict of str to dict
+        What this device refined of each model's calibration, by fingerprint.
+    decided : dict of str to str
+        The SHA-256 of the file that it last decided with, by fingerprint.
 
     Raises
     ------
@@ -129,17 +136,26 @@ class Rows:
     def __init__(self, db: sqlite3.Connection, keys: StoreKeys, root: object = None, log: object = None) -> None:
         self.keys = keys
         self.counter = 0
-        self.entries: dict[str, Entry] = {}
+        self.written = ""
+        self.refinements: dict[str, Any] = {}
+        self.decided: dict[str, str] = {}
         self.log: list[tuple[str, str]] = []
         self.log_intact = True
         self._db = db
         self._seal = keys.seal()
+        self._pages = Pages(db, keys)
         if root is not None:
             with refusing("the root of a store"):
                 values = read_json(self._open(root, "root"))
                 self.counter = values["counter"]
-                self.entries = {name: Entry(*state) for name, *state in values["profiles"]}
-                self.log_intact = _digest(log) == values["log_digest"]
+                if keys.schema == SCHEMA:
+                    self.written = values["written"]
+                    self.refinements, self.decided = dict(values["refinements"]), dict(values["decided"])
+                    self._pages.digests = {int(bucket): digest for bucket, digest in values["pages"].items()}
+                else:  # an older root held all profiles itself
+                    for name, *state in values["profiles"]:
+                        self._pages.set(name, Entry(*state))
+                self.log_intact = digest_of(log) == values["log_digest"]
                 if self.log_intact:
                     self.log = [(at, event) for at, event in read_json(self._open(log, "log"))]
             if not self.log_intact:  # worth less than the profiles: a damaged log must not cost them
@@ -151,19 +167,29 @@ class Rows:
     def _open(self, sealed: object, *where: str | int) -> bytes:
         return self._seal.open(sealed, self.keys.bound_to(*where))
 
-    # -- reading -------------------------------------------------------------------------------------------
+    # -- pages ---------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """The names of the profiles, sorted."""
+        return sorted(self._pages.all())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._pages.get(name) is not None
 
     def entry(self, name: str) -> Entry:
-        """The profile's entry in the root; UnknownSpeakerError if there is none."""
-        if name not in self.entries:
+        """The profile's entry in its page; UnknownSpeakerError if there is none."""
+        found = self._pages.get(name)
+        if found is None:
             raise UnknownSpeakerError(f"no profile named {name!r}; `emoinv profiles list` shows those that there are")
-        return self.entries[name]
+        return found
+
+    # -- reading -------------------------------------------------------------------------------------------
 
     def record(self, name: str) -> Record:
         """The body of a profile's row, checked against the root."""
         entry = self.entry(name)
         fingerprint, version, body, _ = self._profile_row(name, entry)
-        if _digest(body) != entry.body_digest or version != entry.version:
+        if digest_of(body) != entry.body_digest or version != entry.version:
             raise _altered(name, "its row was altered or put back to an older state")
         try:
             return decode_record(self._open(body, "body", entry.row, fingerprint, version), fingerprint)
@@ -174,7 +200,7 @@ class Rows:
         """The audit of a profile, checked against the root."""
         entry = self.entry(name)
         fingerprint, _, _, trail = self._profile_row(name, entry)
-        if _digest(trail) != entry.trail_digest:
+        if digest_of(trail) != entry.trail_digest:
             raise _altered(name, "its audit trail was altered or put back to an older state")
         try:
             return decode_trail(self._open(trail, "trail", entry.row, fingerprint))
@@ -209,8 +235,8 @@ class Rows:
     def _heard(self, row: int) -> list[tuple[int, bytes]]:
         found = []
         if self.keys.schema == SCHEMA:
-            query = "SELECT id, fingerprint FROM heard WHERE profile_id = ? ORDER BY id"
-            for id_, sealed in self._db.execute(query, (row,)).fetchall():
+            query = "SELECT id, fingerprint FROM heard WHERE profile_id = ? ORDER BY id DESC LIMIT ?"
+            for id_, sealed in reversed(self._db.execute(query, (row, MAX_HEARD)).fetchall()):
                 with contextlib.suppress(SealError):
                     found.append((id_, self._open(sealed, "heard", row, id_)))
         return found
@@ -218,7 +244,7 @@ class Rows:
     def profile(self, name: str, *, audio: bool = True) -> Profile:
         """The whole profile, opened and checked."""
         record = self.record(name)
-        return record.profile(self.exemplars(record, record.exemplars, audio=audio))
+        return record.profile(self.exemplars(record, record.exemplars, audio=audio), self.entry(name).state)
 
     def state(self, name: str) -> tuple[Record, AuditTrail, tuple[Exemplar, ...]]:
         """The record of a profile, its audit and its exemplars."""
@@ -243,7 +269,7 @@ class Rows:
         return ProfileInfo(
             name=name,
             problem="expired" if expired else "",
-            model_fingerprint=record.model_fingerprint,
+            model_fingerprint=present_fingerprint(record.model_fingerprint),
             num_exemplars=len(exemplars),
             num_clips=sum(exemplar.audio is not None for exemplar in exemplars),
             created=record.created,
@@ -276,7 +302,7 @@ class Rows:
     def enrol(self, profile: Profile, event: str) -> None:
         """Keep the profile as newly enrolled; of one that had its name before, nothing stays but the audit trail."""
         trail = AuditTrail((), None, {})
-        if profile.name in self.entries:
+        if profile.name in self:
             try:
                 trail = self.trail(profile.name)
             except SealError:  # a new enrolment is the cure for a damaged profile; its row may be missing
@@ -296,7 +322,7 @@ class Rows:
             Those that the record names and that have no row yet. The rows of exemplars that it does not name
             any more are dropped.
         """
-        entry = self.entries.get(record.name)
+        entry = self._pages.get(record.name)
         row, version = (*new_ids(1), 1) if entry is None else (entry.row, entry.version + 1)
         self._write(row, version, record, trail, added)
 
@@ -318,7 +344,7 @@ class Rows:
             vector = self._close(encode_exemplar(exemplar), "vector", *where)
             clip = None if exemplar.audio is None else self._close(exemplar.audio, "clip", *where)
             self._db.execute("INSERT OR REPLACE INTO exemplar VALUES (?, ?, ?, ?)", (id_, row, vector, clip))
-        self.entries[record.name] = Entry(row, version, _digest(body), _digest(sealed_trail))
+        self._pages.set(record.name, Entry(row, version, digest_of(body), digest_of(sealed_trail)))
 
     def write_heard(self, name: str, fingerprint: bytes, keep: int) -> None:
         """Seal one more fingerprint, and drop the oldest beyond `keep`."""
@@ -345,7 +371,7 @@ class Rows:
         fingerprint, *_ = self._profile_row(name, entry)
         sealed = self._close(encode_trail(trail), "trail", entry.row, fingerprint)
         self._db.execute("UPDATE profile SET trail = ? WHERE id = ?", (sealed, entry.row))
-        self.entries[name] = dataclasses.replace(entry, trail_digest=_digest(sealed))
+        self._pages.set(name, dataclasses.replace(entry, trail_digest=digest_of(sealed)))
 
     def remove(self, name: str, event: str) -> None:
         """Drop a profile's rows, whatever their state, and note it in the log under a pseudonym."""
@@ -356,18 +382,20 @@ class Rows:
 
     def _delete(self, name: str) -> None:
         row = self.entry(name).row
-        self._db.execute("DELETE FROM heard WHERE profile_id = ?", (row,))
+        if self.keys.schema == SCHEMA:
+            self._db.execute("DELETE FROM heard WHERE profile_id = ?", (row,))
         self._db.execute("DELETE FROM exemplar WHERE profile_id = ?", (row,))
         self._db.execute("DELETE FROM profile WHERE id = ?", (row,))
-        del self.entries[name]
+        self._pages.set(name, None)
 
     def drop_unlisted(self) -> None:
         """Drop the rows that the root does not list: they came from elsewhere."""
-        listed = {entry.row for entry in self.entries.values()}
+        self._db.execute("CREATE TEMP TABLE listed (id INTEGER PRIMARY KEY)")
+        rows = [(entry.row,) for entry in self._pages.all().values()]
+        self._db.executemany("INSERT INTO temp.listed VALUES (?)", rows)
         for table, column in (("heard", "profile_id"), ("exemplar", "profile_id"), ("profile", "id")):
-            for (row,) in self._db.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
-                if row not in listed:
-                    self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (row,))
+            self._db.execute(f"DELETE FROM {table} WHERE {column} NOT IN (SELECT id FROM temp.listed)")
+        self._db.execute("DROP TABLE temp.listed")
 
     def reseal(self, keys: StoreKeys, *, leave_damaged: bool = False) -> None:
         """Seal every row anew under other keys; the profiles keep their versions.
@@ -379,31 +407,42 @@ class Rows:
             refused.
         """
         new = Rows(self._db, keys)
-        for name, entry in self.entries.items():
+        for name, entry in self._pages.all().items():
             try:
                 record, trail = self.record(name), self.trail(name)
                 exemplars = self.exemplars(record, record.named())
             except SealError:
                 if not leave_damaged:
                     raise
-                new.entries[name] = entry
+                new._pages.set(name, entry)
             else:
                 new._write(entry.row, entry.version, record, trail, dict(zip(record.named(), exemplars, strict=True)))
             for id_, fingerprint in self._heard(entry.row):
                 new._seal_heard(entry.row, id_, fingerprint)
         new.drop_unlisted()
-        self.keys, self.entries, self._seal = new.keys, new.entries, new._seal
+        self.keys, self._seal = new.keys, new._seal
+        self._pages = new._pages
+        self.written = ""  # a clock that once ran ahead is forgotten
+        self._db.execute("DELETE FROM page")
 
     def note(self, event: str) -> None:
         """Add to the store's own log."""
         self.log = [*self.log, (_now(), event)][-MAX_EVENTS:]
 
     def write_root(self) -> None:
-        """Count the write and seal root and log into both copies of the store's row."""
+        """Count the write and seal changed pages, root and log into both copies of the store's row."""
         self.counter += 1
-        listed = [[name, *dataclasses.astuple(entry)] for name, entry in self.entries.items()]
+        self.written = max(self.written, _now())
+        self._pages.write()
         log = self._close(encode_json(self.log), "log")
-        values = {"counter": self.counter, "profiles": listed, "log_digest": _digest(log)}
+        values = {
+            "counter": self.counter,
+            "written": self.written,
+            "pages": self._pages.digests,
+            "log_digest": digest_of(log),
+            "refinements": self.refinements,
+            "decided": self.decided,
+        }
         root = self._close(encode_json(values), "root")
         for copy in (1, 2):
             columns = copy, *self.keys.columns, root, log
@@ -419,10 +458,6 @@ def noted(trail: AuditTrail, event: str) -> AuditTrail:
     """The audit trail with one more event, of now."""
     at = datetime.datetime.fromisoformat(_now())
     return dataclasses.replace(trail, events=(*trail.events, (at, event))[-MAX_EVENTS:])
-
-
-def _digest(sealed: object) -> str:
-    return hashlib.sha256(sealed).hexdigest() if isinstance(sealed, bytes) else ""
 
 
 def _altered(name: str, how: str) -> SealError:

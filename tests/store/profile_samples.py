@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from emoinv_edge.errors import ProfileChangedError
 from emoinv_edge.profiles import Exemplar, Profile
 from emoinv_edge.quality import SpeechQuality
-from emoinv_edge.store import Passphrase
+from emoinv_edge.store import Passphrase, ProfileStore
 
 MODEL = "ab" * 32
 OTHER_MODEL = "cd" * 32
@@ -47,10 +48,21 @@ def sample_profile(
     expires: datetime.datetime | None = None,
     consent: str = "",
     model: str = MODEL,
+    adapted: int = 0,
 ) -> Profile:
-    """A profile with one exemplar a seed."""
+    """A profile with one exemplar a seed, the last so many of them adapted."""
     exemplars = tuple(sample_exemplar(seed, dim, audio) for seed in seeds)
-    return Profile(name, model, exemplars, WHEN, expires, consent)
+    return Profile(name, model, exemplars, WHEN, expires, consent, num_adapted=adapted)
+
+
+def adapt_anyhow(store: ProfileStore, name: str, exemplar: Exemplar, limit: int) -> None:
+    """Adapt the profile as it is at the moment, however often others change it meanwhile."""
+    while True:
+        try:
+            store.adapt(store.get(name), exemplar, limit=limit)
+            return
+        except ProfileChangedError:
+            continue
 
 
 @contextmanager

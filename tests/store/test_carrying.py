@@ -83,7 +83,7 @@ def test_kept_speech_is_enrolled_again_on_another_model(
     speech = clip(speechlike(1.5, 1))
     store.put(sample_profile("ana", (1,), audio=speech, consent="on paper"))
     store.put(sample_profile("bo", (2,)))
-    store.adapt("ana", sample_exemplar(3))  # has no clip
+    store.adapt(store.get("ana"), sample_exemplar(3))  # has no clip
     store.export_profile("ana", folder / "ana.emoinv", Passphrase("correct horse"))
     new = store.upgrade("ana", tiny_encoder)
     kept = store.get("ana", model_fingerprint=tiny_encoder.fingerprint)

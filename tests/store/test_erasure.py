@@ -25,7 +25,7 @@ def test_after_remove_all_a_search_for_the_old_bytes_finds_nothing(folder: Path,
     audio = np.random.default_rng(5).bytes(20000)
     for name, seeds in (("anastasia", (1, 2, 3)), ("boniface", (4, 5))):
         emptied.put(sample_profile(name, seeds, dim=256, audio=audio, consent="on yellow paper"))
-    emptied.adapt("boniface", sample_exemplar(6, dim=256))
+    emptied.adapt(emptied.get("boniface"), sample_exemplar(6, dim=256))
     emptied.note_verified("boniface", "accept")
     before = sealed_columns(emptied.path, "profile", "exemplar")
     assert len(before) == 2 * 2 + 6 + 5

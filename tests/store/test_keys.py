@@ -177,7 +177,7 @@ def test_a_missing_key_file_is_never_made_anew_for_a_store_that_exists(folder: P
 def test_rotation_renews_every_sealed_byte_and_keeps_every_profile(store: ProfileStore) -> None:
     store.put(sample_profile("ana", (1, 2), audio=b"clip"))
     store.put(sample_profile("bo", (3,)))
-    store.adapt("bo", sample_exemplar(4))
+    store.adapt(store.get("bo"), sample_exemplar(4))
     before = sealed_columns(store.path)
     store.rotate()
     after = sealed_columns(store.path)
@@ -186,7 +186,7 @@ def test_rotation_renews_every_sealed_byte_and_keeps_every_profile(store: Profil
     assert not any(blob in content for blob in before)
     fresh = ProfileStore(store.path, KEY)
     assert fresh.get("ana") == sample_profile("ana", (1, 2), audio=b"clip")
-    assert fresh.get("bo") == sample_profile("bo", (3, 4))
+    assert fresh.get("bo") == sample_profile("bo", (3, 4), adapted=1)
     assert fresh.rollback("bo") == sample_profile("bo", (3,))  # what can be undone is carried along
     assert [event for _, event in fresh.audit("bo").events] == ["enrolled", "adapted", "rolled back"]
     assert [event for _, event in fresh.log()] == ["sealed anew"]
@@ -284,7 +284,7 @@ def test_secrets_reach_no_log_exception_or_repr(
         attempt(lambda: opened.get("ana"))
         attempt(opened.list)
         attempt(lambda: opened.audit("ana"))
-        attempt(lambda: opened.adapt("ana", sample_exemplar(3)))
+        attempt(lambda: opened.adapt(opened.get("ana"), sample_exemplar(3)))
         attempt(lambda: opened.export_profile("ana", folder / "ana.emoinv", export_word))
         attempt(lambda: opened.import_profile(folder / "ana.emoinv", export_word, model_fingerprint=MODEL))
         attempt(lambda: opened.import_profile(folder / "ana.emoinv", word, model_fingerprint=MODEL))

@@ -89,7 +89,7 @@ def test_a_damaged_profile_is_listed_and_the_status_says_so(shell: Shell) -> Non
 
 def test_show_lists_what_was_done(shell: Shell) -> None:
     shell.store.put(sample_profile("ana", consent="on paper"))
-    shell.store.adapt("ana", sample_exemplar(3))
+    shell.store.adapt(shell.store.get("ana"), sample_exemplar(3))
     shell.store.note_verified("ana", "accept")
     shell.store.note_verified("ana", "no_decision")
     assert shell("show", "ana") == 0
@@ -215,7 +215,7 @@ def test_purge_removes_the_expired(shell: Shell) -> None:
 
 def test_rollback_undoes_the_last_adaptation(shell: Shell) -> None:
     shell.store.put(sample_profile("ana", (1, 2)))
-    shell.store.adapt("ana", sample_exemplar(3))
+    shell.store.adapt(shell.store.get("ana"), sample_exemplar(3))
     assert shell.answer("rollback", "ana") == {"action": "rolled back", "names": ["ana"], "recordings": 2}
     assert shell("rollback", "ana") == 3 and "no adaptation to undo" in shell.err
 
@@ -254,7 +254,7 @@ def test_no_action_prints_a_secret(shell: Shell, tiny_encoder: Encoder, monkeypa
     monkeypatch.setenv(cli_options.STORE_PASSPHRASE, "store passphrase")
     ana = sample_profile("ana", (1, 2), audio=b"THE-CLIP-ITSELF", model=tiny_encoder.fingerprint)
     shell.store.put(ana)
-    shell.store.adapt("ana", sample_exemplar(3))
+    shell.store.adapt(shell.store.get("ana"), sample_exemplar(3))
     file = shell.folder / "ana.emoinv"
     printed = ""
     statuses = set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -19,10 +20,10 @@ import pytest
 from emoinv_edge.errors import SealError, StoreError
 from emoinv_edge.profiles import Exemplar, Profile
 from emoinv_edge.store import PLAINTEXT, KeyFile, KeySource, Passphrase, ProfileStore
-from emoinv_edge.store.codec import decode_profile, encode_profile
+from emoinv_edge.store.codec import decode_profile, encode_json, encode_profile
 from emoinv_edge.store.keys import Seal, StoreKeys
 from emoinv_edge.store.portable import read_profile_file
-from emoinv_edge.store.rows import TABLES, Rows
+from emoinv_edge.store.rows import TABLES_2, Rows
 from emoinv_edge.store.schema2 import orthogonal_matrix
 from tests.store.profile_samples import KEY, MODEL, QUALITY, WHEN, sample_exemplar, sample_profile
 from tests.store.raw_store import alter, profile_rows, raw_connection, select
@@ -64,7 +65,7 @@ def test_a_store_of_before_opens_and_the_first_change_brings_it_up_to_date(
     before = path.read_bytes()
     old = ProfileStore(path, key)
     clips = recorded_exemplar(1, b"clip"), recorded_exemplar(2, b"clip")
-    ana = Profile("ana", MODEL, (*clips, recorded_exemplar(4)), WHEN, None, "on paper")
+    ana = Profile("ana", MODEL, (*clips, recorded_exemplar(4)), WHEN, None, "on paper", num_adapted=1)
     end = datetime.datetime(2099, 1, 1, tzinfo=datetime.timezone.utc)
     bo = Profile("bo", MODEL, (recorded_exemplar(3),), WHEN, end)
     found = [old.get("ana"), old.get("bo")]
@@ -81,7 +82,7 @@ def test_a_store_of_before_opens_and_the_first_change_brings_it_up_to_date(
         assert [new.get("ana"), new.get("bo")] == found  # to the bit
         assert new.audit("ana") == trail and new.info("ana") == infos[0]
         assert new.log()[0] == log[0] and new.log()[1][1] == "brought from schema 2 to 3"
-    assert close(ProfileStore(path, key).rollback("ana"), dataclasses.replace(ana, exemplars=clips))
+    assert close(ProfileStore(path, key).rollback("ana"), dataclasses.replace(ana, exemplars=clips, num_adapted=0))
     assert select(path, "PRAGMA user_version") == [(3,)]
     assert len(old.log()) == 2  # once only
 
@@ -89,8 +90,8 @@ def test_a_store_of_before_opens_and_the_first_change_brings_it_up_to_date(
 CHANGES: dict[str, Callable[[ProfileStore], object]] = {
     "put": lambda store: store.put(sample_profile("cy")),
     "replace": lambda store: store.put(sample_profile("bo")),
-    "adapt": lambda store: store.adapt("bo", sample_exemplar(4)),
-    "extend": lambda store: store.extend("bo", [sample_exemplar(4)]),
+    "adapt": lambda store: store.adapt(store.get("bo"), sample_exemplar(4)),
+    "extend": lambda store: store.extend(store.get("bo"), [sample_exemplar(4)]),
     "remove": lambda store: store.remove("bo"),
     "purge": lambda store: store.purge(),
     "rotate": lambda store: store.rotate(),
@@ -134,7 +135,7 @@ def test_a_damaged_profile_of_an_old_store_stays_damaged_and_costs_no_other(fold
     fewest = min(profile_rows(store.path), key=lambda row: len(exemplars_of(store.path, row)))
     (ana_row,) = profile_rows(store.path) - {fewest}
     alter(store.path, "UPDATE profile SET body = zeroblob(60) WHERE id = ?", ana_row)
-    store.adapt("bo", sample_exemplar(4))
+    store.adapt(store.get("bo"), sample_exemplar(4))
     assert store.get("bo").exemplars[0] == bo.exemplars[0]
     with pytest.raises(SealError, match=r"'ana'.*the others are not touched"):
         store.get("ana")
@@ -155,12 +156,18 @@ def write_schema_2(path: Path, secret: bytes, *profiles: Profile) -> None:
     keys = dataclasses.replace(StoreKeys.fresh(PLAINTEXT, b"store of before!"), schema=2, transform_secret=secret)
     sealed = Seal(None).close(keys.data_key + secret, keys.bound_to("keys", "plaintext"))
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(f"PRAGMA journal_mode = WAL; {TABLES}")
+        db.executescript(f"PRAGMA journal_mode = WAL; {TABLES_2}")
         db.executescript(f"PRAGMA application_id = {int.from_bytes(b'emoi', 'big')}; PRAGMA user_version = 2;")
         rows = Rows(db, dataclasses.replace(keys, sealed=sealed))
         for profile in profiles:
             rows.enrol(turned(profile, secret), "enrolled")
-        rows.write_root()
+        listed = [[profile.name, *dataclasses.astuple(rows.entry(profile.name))] for profile in profiles]
+        log = keys.seal().close(b"[]", keys.bound_to("log"))
+        values = {"counter": 1, "profiles": listed, "log_digest": hashlib.sha256(log).hexdigest()}
+        root = keys.seal().close(encode_json(values), keys.bound_to("root"))
+        for copy in (1, 2):
+            columns = copy, *rows.keys.columns, root, log
+            db.execute("INSERT INTO store VALUES (?, ?, ?, ?, ?, ?, ?)", columns)
         db.commit()
 
 

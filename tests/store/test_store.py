@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import sqlite3
 import sys
@@ -74,8 +75,8 @@ def test_no_change_opens_what_it_has_just_sealed(store: ProfileStore, monkeypatc
     for change in (
         lambda: store.put(sample_profile("bo")),
         lambda: store.put(sample_profile("bo", (3,))),
-        lambda: store.adapt("ana", sample_exemplar(3)),
-        lambda: store.extend("ana", [sample_exemplar(4)]),
+        lambda: store.adapt(store.get("ana"), sample_exemplar(3)),
+        lambda: store.extend(store.get("ana"), [sample_exemplar(4)]),
         lambda: store.rollback("ana"),
         lambda: store.note_verified("ana", "accept"),
         lambda: store.remove("bo"),
@@ -110,7 +111,8 @@ def test_the_file_is_what_the_documentation_says(store: ProfileStore) -> None:
         assert db.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"emoi", "big"),)
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         tables = db.execute("SELECT name, strict FROM pragma_table_list WHERE name NOT LIKE 'sqlite%'").fetchall()
-        assert sorted(tables) == [("exemplar", 1), ("heard", 1), ("profile", 1), ("store", 1)]
+        expected = [("exemplar", 1), ("heard", 1), ("page", 1), ("profile", 1), ("store", 1)]
+        assert sorted(tables) == expected
 
 
 def test_every_connection_keeps_to_what_the_documentation_says(
@@ -155,7 +157,7 @@ def test_an_expired_profile_is_refused_then_purged(store: ProfileStore) -> None:
     store.put(sample_profile("ana", expires=now))
     store.put(sample_profile("bo", expires=now + datetime.timedelta(days=1)))
     assert store.get("bo").name == "bo"
-    for act in (store.get, lambda name: store.adapt(name, sample_exemplar(1))):
+    for act in (store.get, lambda name: store.adapt(store.get(name), sample_exemplar(1))):
         with pytest.raises(ProfileExpiredError, match=r"expired on .*purge"):
             act("ana")
     with pytest.raises(ProfileExpiredError):
@@ -193,10 +195,10 @@ def test_a_path_with_signs_that_mean_something_in_a_uri_works(folder: Path) -> N
 
 def test_adaptation_is_undone_step_by_step(store: ProfileStore) -> None:
     store.put(sample_profile("ana", (1, 2)))
-    assert store.adapt("ana", sample_exemplar(3), model_fingerprint=MODEL) == sample_profile("ana", (1, 2, 3))
-    store.adapt("ana", sample_exemplar(4))
-    assert store.get("ana") == sample_profile("ana", (1, 2, 3, 4))
-    assert store.rollback("ana") == sample_profile("ana", (1, 2, 3))
+    assert store.adapt(store.get("ana"), sample_exemplar(3)) == sample_profile("ana", (1, 2, 3), adapted=1)
+    store.adapt(store.get("ana"), sample_exemplar(4))
+    assert store.get("ana") == sample_profile("ana", (1, 2, 3, 4), adapted=2)
+    assert store.rollback("ana") == sample_profile("ana", (1, 2, 3), adapted=1)
     assert store.rollback("ana") == sample_profile("ana", (1, 2))
     with pytest.raises(StoreError, match="no adaptation to undo"):
         store.rollback("ana")
@@ -206,57 +208,57 @@ def test_adaptation_is_undone_step_by_step(store: ProfileStore) -> None:
 def test_adaptation_drops_the_oldest_adapted_exemplar_and_rollback_brings_it_back(store: ProfileStore) -> None:
     store.put(sample_profile("ana", (1, 2)))
     for seed in (3, 4, 5, 6):
-        store.adapt("ana", sample_exemplar(seed), limit=4)
-    assert store.get("ana") == sample_profile("ana", (1, 2, 5, 6))
-    assert store.rollback("ana") == sample_profile("ana", (1, 2, 4, 5))
-    assert store.rollback("ana") == sample_profile("ana", (1, 2, 3, 4))
+        store.adapt(store.get("ana"), sample_exemplar(seed), limit=4)
+    assert store.get("ana") == sample_profile("ana", (1, 2, 5, 6), adapted=2)
+    assert store.rollback("ana") == sample_profile("ana", (1, 2, 4, 5), adapted=2)
+    assert store.rollback("ana") == sample_profile("ana", (1, 2, 3, 4), adapted=2)
     with pytest.raises(StoreError, match="2 enrolled exemplars, the limit is 2"):
-        store.adapt("ana", sample_exemplar(7), limit=2)
+        store.adapt(store.get("ana"), sample_exemplar(7), limit=2)
 
 
 def test_what_can_be_undone_is_bounded_and_so_are_the_rows(store: ProfileStore) -> None:
     store.put(sample_profile("ana", (1,)))
     for seed in range(2, 40):
-        store.adapt("ana", sample_exemplar(seed), limit=3)
+        store.adapt(store.get("ana"), sample_exemplar(seed), limit=3)
     assert store.info("ana").adaptations == 16
     assert count_rows(store.path, "exemplar") <= 3 + 16 + 1
     for _ in range(16):
         store.rollback("ana")
-    assert store.get("ana") == sample_profile("ana", (1, 22, 23))
+    assert store.get("ana") == sample_profile("ana", (1, 22, 23), adapted=2)
 
 
 def test_further_enrolment_loses_no_adaptation_and_makes_none_permanent(store: ProfileStore) -> None:
     later = datetime.datetime.now(UTC) + datetime.timedelta(days=9)
     store.put(sample_profile("ana", (1, 2), consent="on paper"))
-    store.adapt("ana", sample_exemplar(3))
-    store.adapt("ana", sample_exemplar(4))
+    store.adapt(store.get("ana"), sample_exemplar(3))
+    store.adapt(store.get("ana"), sample_exemplar(4))
     more = (sample_exemplar(5), sample_exemplar(6))
-    extended = store.extend("ana", more, model_fingerprint=MODEL, expires=later)
-    expected = sample_profile("ana", (1, 2, 5, 6, 3, 4), consent="on paper", expires=later)
+    extended = store.extend(store.get("ana"), more, expires=later)
+    expected = sample_profile("ana", (1, 2, 5, 6, 3, 4), consent="on paper", expires=later, adapted=2)
     assert extended == expected and store.get("ana") == expected
     assert (store.info("ana").num_enrolled, store.info("ana").adaptations) == (4, 2)
-    assert store.rollback("ana") == sample_profile("ana", (1, 2, 5, 6, 3), consent="on paper", expires=later)
+    assert store.rollback("ana") == sample_profile("ana", (1, 2, 5, 6, 3), consent="on paper", expires=later, adapted=1)
     assert store.rollback("ana") == sample_profile("ana", (1, 2, 5, 6), consent="on paper", expires=later)
     assert [event for _, event in store.audit("ana").events][3] == "enrolled further"
     with pytest.raises(ModelMismatchError):
-        store.extend("ana", more, model_fingerprint=OTHER_MODEL)
+        store.extend(dataclasses.replace(store.get("ana"), model_fingerprint=OTHER_MODEL), more)
     with pytest.raises(ModelMismatchError, match="8 values"):
-        store.extend("ana", [sample_exemplar(7, dim=16)])
+        store.extend(store.get("ana"), [sample_exemplar(7, dim=16)])
     with pytest.raises(ValueError, match="at least one"):
-        store.extend("ana", [])
+        store.extend(store.get("ana"), [])
     with pytest.raises(ValueError, match="at most 4096"):
-        store.extend("ana", more, consent="x" * 5000)
+        store.extend(store.get("ana"), more, consent="x" * 5000)
     with pytest.raises(UnknownSpeakerError):
-        store.extend("bo", more)
+        store.extend(sample_profile("bo"), more)
     assert count_rows(store.path, "exemplar") == 4
 
 
 def test_adaptation_by_another_model_is_refused(store: ProfileStore) -> None:
     store.put(sample_profile("ana"))
     with pytest.raises(ModelMismatchError):
-        store.adapt("ana", sample_exemplar(3), model_fingerprint=OTHER_MODEL)
+        store.adapt(dataclasses.replace(store.get("ana"), model_fingerprint=OTHER_MODEL), sample_exemplar(3))
     with pytest.raises(ModelMismatchError, match="8 values an embedding, not 16"):
-        store.adapt("ana", sample_exemplar(3, dim=16))
+        store.adapt(store.get("ana"), sample_exemplar(3, dim=16))
     assert store.get("ana") == sample_profile("ana")
 
 
@@ -264,7 +266,7 @@ def test_the_audit_trail_lists_what_was_done(store: ProfileStore, folder: Path) 
     start = datetime.datetime.now(UTC).replace(microsecond=0)
     store.put(sample_profile("ana"))
     assert store.audit("ana").last_used is None
-    store.adapt("ana", sample_exemplar(3))
+    store.adapt(store.get("ana"), sample_exemplar(3))
     store.rollback("ana")
     for outcome, count in (("accept", 2), ("reject", 1), ("no_decision", 1)):
         store.note_verified("ana", outcome, count)
@@ -288,7 +290,7 @@ def test_the_audit_trail_is_bounded(store: ProfileStore, monkeypatch: pytest.Mon
     monkeypatch.setattr("emoinv_edge.store.MAX_AUDIT_DAYS", 1)
     store.put(sample_profile("ana"))
     for seed in range(4):
-        store.adapt("ana", sample_exemplar(seed))
+        store.adapt(store.get("ana"), sample_exemplar(seed))
     assert [event for _, event in store.audit("ana").events] == ["adapted"] * 3
     store.note_verified("ana", "accept")
     assert len(store.audit("ana").verified) == 1

