@@ -200,9 +200,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if heard is not None:
         store.heard(profile.name).extend(heard)
+    coverage = enroller.coverage
     refused = 0 if args.mic else sum(not each["accepted"] for each in answers)
     status = EXIT_NO_DECISION if refused else EXIT_ACCEPT
-    coverage = enroller.coverage
     if args.json:
         print_json(
             {

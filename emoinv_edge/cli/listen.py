@@ -15,12 +15,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import AudioError, EnrolmentError
-from .attempts import add_session
 from .options import (
     add_command,
     add_far,
     add_json,
     add_model,
+    add_session,
     add_store,
     add_verbose,
     note_verified,

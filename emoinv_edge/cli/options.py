@@ -25,6 +25,7 @@ __all__ = [
     "add_far",
     "add_json",
     "add_model",
+    "add_session",
     "add_store",
     "add_verbose",
     "ask_passphrase",
@@ -76,6 +77,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="base", metavar="NAME|FILE", help="'base', 'small' or an .onnx file (default: base)"
     )
+
+
+def add_session(parser: argparse.ArgumentParser) -> None:
+    """Add ``--session``."""
+    parser.add_argument("--session", action="store_true", help="decide on attempts together, at --far over all of them")
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
