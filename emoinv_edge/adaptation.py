@@ -236,7 +236,7 @@ class Adapter:
     def _offer(self, decision: Decision, embedding: Embedding, confirmed: bool = False) -> bool:
         """Add the utterance to the profile if it is admissible and the store takes it; whether it was added."""
         quality = decision.quality
-        if quality is None or not decision.final:
+        if quality is None or not decision.final or decision.extrapolated:
             return False
         held, enrolled = self._profile.exemplars, self._profile.enrolled
         if not admissible(self._calibration, enrolled, held, embedding.vector, quality, self._margin, confirmed):

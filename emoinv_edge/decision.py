@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .calibration import Calibration, Threshold, bayes_threshold
+from .conditions import Heard, describe, differ
 from .encoder import Embedding, Encoder
 from .errors import CalibrationError, EmoinvError, ModelMismatchError, StoreError
 from .heard import HeardBefore, heard
@@ -69,12 +70,18 @@ class Decision:
     final : bool
         Whether more audio can no longer change this decision.
     extrapolated : bool
-        Whether the threshold lies beyond what the calibration data support.
+        Whether the threshold lies beyond what the calibration data support, or the speech, of the test or of the
+        profile, beyond the conditions that were calibrated; the reason then names the condition.
     code : str
         The reason of a NO_DECISION for programs: that of a `Refusal`, ``no_score``, ``no_profile``, ``gap``,
         ``heard_before`` or ``countermeasure``; empty for ACCEPT and REJECT.
     expires : datetime or None
         From when on the speaker's profile is refused; None where it never is, and with NO_DECISION.
+    condition, profile_condition : str
+        Under which conditions the test and the profile were heard, as `emoinv_edge.conditions.describe` puts it;
+        empty where nothing was compared.
+    warning : str
+        Where both differ, what that does; else empty.
     """
 
     verdict: Verdict
@@ -91,6 +98,9 @@ class Decision:
     extrapolated: bool = False
     code: str = ""
     expires: datetime.datetime | None = None
+    condition: str = ""
+    profile_condition: str = ""
+    warning: str = ""
 
     def __bool__(self) -> bool:
         """Only ACCEPT is true, so that ``if verifier.verify(...)`` cannot open on doubt."""
@@ -292,10 +302,13 @@ class Comparator:
             refusal = Refusal("no_score", "no score: it is not finite")
             return self.no_decision(refusal, quality, start=start, end=end, final=final)
         accepted = score >= threshold
+        test, profile = Heard.of(quality), bank.heard(best)
+        beyond = self._beyond(test, profile)
+        reason = f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}"
         return Decision(
             verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,
             score=score,
-            reason=f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}",
+            reason=f"{reason}; {beyond}" if beyond else reason,
             threshold=threshold,
             target_far=self._threshold.target_far,
             speaker=bank.names[best],
@@ -304,9 +317,19 @@ class Comparator:
             start=start,
             end=end,
             final=final,
-            extrapolated=self._threshold.extrapolated,
+            extrapolated=self._threshold.extrapolated or bool(beyond),
             expires=expires[best],
+            condition=describe(test),
+            profile_condition=describe(profile),
+            warning=differ(profile, test),
         )
+
+    def _beyond(self, test: Heard, profile: Heard) -> str:
+        """In what this comparison goes beyond the conditions that were calibrated, or an empty text."""
+        conditions = self._calibration.conditions
+        if conditions is None:
+            return ""
+        return conditions.beyond(test, "the test") or conditions.beyond(profile, "the profile")
 
     def scores_of(self, embedding: ArrayLike | None, quality: SpeechQuality | None) -> dict[str, float]:
         """The LLR of every profile, the best first; empty for what `decide` would not judge, or None."""

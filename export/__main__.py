@@ -136,12 +136,25 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         "--emotion-axis", nargs="+", default=[], metavar="CORPUS",
         help="corpora among the sets that give the emotion axis, which the term emotion_shift is measured along",
     )  # fmt: skip
+    group.add_argument(
+        "--channels", action="store_true",
+        help="hear a few clips of each speaker through telephones, codecs and rooms too, enrolled and tested",
+    )  # fmt: skip
+    group.add_argument(
+        "--labels", type=Path, metavar="FILE", help="corrections of the sets' labels, from `python -m train audit -o`"
+    )
 
 
 def _calibrating(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Calibrating | None:
     """The options of the calibration; None without any set."""
     terms = arguments.terms
-    for option, given in (("terms", terms), ("noise", arguments.noise), ("emotion-axis", arguments.emotion_axis)):
+    for option, given in (
+        ("terms", terms),
+        ("noise", arguments.noise),
+        ("emotion-axis", arguments.emotion_axis),
+        ("channels", arguments.channels),
+        ("labels", arguments.labels),
+    ):
         if given and not arguments.calibrate:
             parser.error(f"--{option} belongs to a calibration: expected --calibrate")
     if "emotion_shift" in (terms or ()) and not arguments.emotion_axis:
@@ -150,7 +163,9 @@ def _calibrating(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error(f"expected --terms without repeats, got {' '.join(terms)}")
     if not arguments.calibrate:
         return None
-    return Calibrating(arguments.calibrate, terms, arguments.noise, arguments.emotion_axis)
+    return Calibrating(
+        arguments.calibrate, terms, arguments.noise, arguments.emotion_axis, arguments.channels, arguments.labels
+    )
 
 
 def _report(line: str) -> None:

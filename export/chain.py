@@ -28,6 +28,8 @@ from emoinv_edge.golden import make_golden
 from emoinv_edge.machine import processor
 from emoinv_edge.model_file import seal
 from emoinv_edge.spec import EncoderSpec
+from train.audit import correct_labels, read_corrections
+from train.calibration.channels import CHANNELS
 from train.calibration.fit import fit_calibration
 from train.calibration.speech import noises_of
 from train.calibration.weights import term_names
@@ -152,19 +154,29 @@ class Calibrating:
         Folders of recorded noise, which half of the tests are heard in, beside pink noise.
     axis_corpora : sequence of str
         Corpora among the sets that give the emotion axis; none leaves it out.
+    channels : bool
+        Whether a few clips of each speaker are heard through telephones, codecs and rooms too.
+    labels : Path, optional
+        Corrections of the sets' labels, from `python -m train audit`.
     """
 
     sets: Sequence[Path]
     terms: Sequence[str] | None = None
     noise: Sequence[Path] = ()
     axis_corpora: Sequence[str] = ()
+    channels: bool = False
+    labels: Path | None = None
 
     def fit(self, encoder: Encoder) -> str:
         """The calibration of `encoder` as JSON."""
         names = None if self.terms is None else term_names(self.terms)
         noises = noises_of(self.noise, encoder.spec.sample_rate)
         sets = [PreparedSet(path) for path in self.sets]
-        return fit_calibration(encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora).to_json()
+        if self.labels is not None:
+            correct_labels(sets, read_corrections(self.labels))
+        return fit_calibration(
+            encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora, channels=self.channels
+        ).to_json()
 
     def provenance(self) -> dict[str, Any]:
         """What the file's provenance keeps of it."""
@@ -172,6 +184,8 @@ class Calibrating:
             "calibration_terms": "chosen by the Cllr of unseen corpora" if self.terms is None else "named by the user",
             "calibration_noise": ["pink", *(folder.name for folder in self.noise)],
             "calibration_axis": list(self.axis_corpora),
+            "calibration_channels": list(CHANNELS) if self.channels else [],
+            "calibration_labels": "" if self.labels is None else hashlib.sha256(self.labels.read_bytes()).hexdigest(),
         }
 
 

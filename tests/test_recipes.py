@@ -260,6 +260,31 @@ def test_fit_research_may_learn_from_research_corpora_and_records_them(root, tmp
     assert {CORPORA[name].use for name in recipes.RESEARCH_RUN.shares} == {"research", "open"}
 
 
+def test_fit_research_learns_from_a_corpus_of_ones_own(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "RESEARCH_RUN", Run(SHORT, QUICK, {"ased": 1.0}))
+    prepared(root / "mine", "mine", speakers=6, takes=2, seconds=0.6, genders=("female",))
+    embed_initial(tiny_encoder(), TINY_SPEC, root / "mine")
+    save_checkpoint(tmp_path / "base.pt", tiny_encoder(), TINY_SPEC)
+    command = ["fit", "research", "--start", str(tmp_path / "base.pt"), "--prepared", str(root), "--rooms", "0"]
+    assert main([*command, "--corpora", "mine=0.7", "malayalam", "-o", str(tmp_path / "run")]) == 0
+    _, _, saved = load_checkpoint(tmp_path / "run" / "best.pt")
+    licences = {corpus["name"]: corpus["licence"] for corpus in saved["provenance"]["corpora"]}
+    assert set(licences) == {"mine", "malayalam"} and licences["mine"] == "your own"
+
+
+@pytest.mark.parametrize("share", ["mine=0", "mine=-1", "mine=much", "=1", "mine=inf"])
+def test_what_is_no_share_of_a_corpus_is_wrong_usage(share, tmp_path):
+    command = ["fit", "research", "--start", "base.pt", "--prepared", str(tmp_path), "-o", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main([*command, "--corpora", share])
+
+
+@pytest.mark.parametrize("use", ["open", "research"])
+def test_a_corpus_of_ones_own_that_is_not_prepared_says_so(root, use):
+    with pytest.raises((ValueError, OSError), match="typo"):
+        open_sources(root, {"typo": 1.0}, use)
+
+
 def test_fit_pairs_interpolates_towards_a_run_with_the_teachers_targets(root, tmp_path, monkeypatch, capsys):
     run = Run(SHORT, QUICK, {"malayalam": 0.5, "librispeech": 0.5}, targets="base")
     monkeypatch.setattr(recipes, "PAIRS_RUN", run)

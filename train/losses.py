@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["AngularMarginSoftmax", "distillation_loss", "pair_loss", "relation_loss", "target_loss"]
+__all__ = ["AngularMarginSoftmax", "contrast_loss", "distillation_loss", "pair_loss", "relation_loss", "target_loss"]
 
 
 class AngularMarginSoftmax(nn.Module):
@@ -46,6 +46,28 @@ class AngularMarginSoftmax(nn.Module):
 def pair_loss(first: Tensor, second: Tensor) -> Tensor:
     """Mean of 1 - cos(e1, e2) over the parallel pairs of a batch (Tian et al., arXiv:2505.18498)."""
     return (1 - functional.cosine_similarity(first.float(), second.float(), dim=1)).mean()
+
+
+def contrast_loss(first: Tensor, second: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """Each first view nearer to its own second view than to those of other speakers; nameless rows (-1) are left out.
+
+    Parameters
+    ----------
+    first, second : Tensor, shape (speakers, embedding_dim)
+    labels : Tensor, shape (speakers,)
+        Rows of equal label are no negatives of each other.
+    scale : float
+        Of the cosines.
+    """
+    known = labels >= 0
+    if int(known.sum()) < 2:
+        return first.sum() * 0.0
+    first, second, labels = first[known], second[known], labels[known]
+    cosine = functional.normalize(first.float(), dim=1) @ functional.normalize(second.float(), dim=1).T
+    numbers = torch.arange(len(labels), device=labels.device)
+    same = (labels[:, None] == labels[None]) & (numbers[:, None] != numbers[None])
+    logits = (scale * cosine).masked_fill(same, -torch.inf)
+    return 0.5 * (functional.cross_entropy(logits, numbers) + functional.cross_entropy(logits.T, numbers))
 
 
 def target_loss(embeddings: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -151,8 +151,8 @@ def open_sources(
     """
     sources, morphs = [], []
     for corpus, weight in shares.items():
-        known = CORPORA[corpus.split("+")[0]]  # CORPUS+voices
-        if use == "open" and known.use != "open":
+        known = CORPORA.get(corpus.split("+")[0])  # CORPUS+voices; None for a corpus of the user's own
+        if use == "open" and known is not None and known.use != "open":
             raise ValueError(f"{corpus} is for {known.use} only ({known.licence}); not for base")
         folder = prepared / corpus
         clips = PreparedSet(folder)
@@ -218,7 +218,7 @@ class Judge:
 def corpora_of(shares: Iterable[str]) -> list[dict[str, str]]:
     """Names and licences, as the model file's provenance wants them."""
     names = dict.fromkeys(name.split("+")[0] for name in shares)
-    return [{"name": name, "licence": CORPORA[name].licence} for name in names]
+    return [{"name": name, "licence": CORPORA[name].licence if name in CORPORA else "your own"} for name in names]
 
 
 def credited(*made_of: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def run_show(args: argparse.Namespace) -> int:
         f"name        {info.name}",
         f"recordings  {info.num_exemplars}, {info.num_clips} with their speech",
         f"enrolled    {info.created:%Y-%m-%d %H:%M} UTC",
+        f"heard in    {info.condition}",
         f"expires     {f'{info.expires:%Y-%m-%d %H:%M} UTC' if info.expires else 'never'}",
         f"consent     {info.consent or 'no note'}",
         f"model       {info.model_fingerprint}",

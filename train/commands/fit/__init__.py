@@ -1,15 +1,15 @@
-"""``python -m train fit``: four commands, one for each model that is trained."""
+"""``python -m train fit``: one command for each model that is trained."""
 
 from __future__ import annotations
 
 from .. import Commands, add_command
-from . import base, pairs, research, small
+from . import base, channel, pairs, research, small
 
 
 def add(commands: Commands) -> None:
     """Add the group of commands."""
     text = "Each has --help with examples."
-    models = add_command(commands, "fit", "Train an encoder: base, small and then its pairs, or research.", text)
+    models = add_command(commands, "fit", "Train an encoder: base, channel, small, pairs or research.", text)
     group = models.add_subparsers(dest="model", required=True, metavar="MODEL")
-    for command in (base, small, pairs, research):
+    for command in (base, channel, small, pairs, research):
         command.add(group)

@@ -1,4 +1,4 @@
-"""What the four commands of ``python -m train fit`` share."""
+"""What the commands of ``python -m train fit`` share."""
 
 from __future__ import annotations
 
@@ -51,21 +51,33 @@ class Setting:
 
 def read_setting(arguments: argparse.Namespace) -> Setting:
     """Open the start and the noises, make the rooms."""
-    import torch
-
     from ...model import load_start
-    from ...noise_and_rooms import read_noises, simulate_rooms
+    from ...noise_and_rooms import simulate_rooms
     from ...progress import Progress
     from ...recipes import Judge
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     encoder, spec, provenance = load_start(arguments.start)
-    noises = read_noises(arguments.noise) if arguments.noise else []
+    noises = read_noise_folders(arguments.noise)
     rooms = simulate_rooms(arguments.rooms, 0) if arguments.rooms else []
     judge = Judge(arguments.prepared, spec, dict.fromkeys(arguments.judge, 600)) if arguments.judge else None
     options = {"device": arguments.device, "judge": judge, "progress": Progress(f"fit {arguments.model}")}
     return Setting(encoder, spec, provenance, noises, rooms, options)
+
+
+def set_threads(threads: int | None) -> None:
+    """Threads of torch; all cores where none are given."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def read_noise_folders(folders: list[Path]) -> list[NDArray[np.float32]]:
+    """The noises under the folders; none where there are no folders."""
+    from ...noise_and_rooms import read_noises
+
+    return read_noises(folders) if folders else []
 
 
 def finish(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from .. import Commands
 from .options import add_fit, finish, read_setting
@@ -15,10 +16,31 @@ def add(commands: Commands) -> None:
         "research",
         "Go on from base with emotional corpora whose licences forbid shipping what comes out.",
         """examples:
-  python -m train fit research --start runs/base/best.pt --prepared prepared -o runs/research""",
+  python -m train fit research --start runs/base/best.pt --prepared prepared -o runs/research
+  python -m train fit research --start runs/base/best.pt --prepared prepared \\
+      --corpora mine=0.5 librispeech=0.5 -o runs/mine""",
         "base, a checkpoint",
     )
+    parser.add_argument(
+        "--corpora",
+        type=parse_share,
+        nargs="+",
+        metavar="NAME[=SHARE]",
+        help="prepared and taught sets to learn from, your own too, instead of the recipe's; SHARE of the pairs (1)",
+    )
     parser.set_defaults(run=run)
+
+
+def parse_share(text: str) -> tuple[str, float]:
+    """A corpus and its share of the pairs."""
+    name, _, share = text.partition("=")
+    try:
+        weight = float(share or 1.0)
+    except ValueError:
+        weight = 0.0
+    if not name or not 0.0 < weight < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected NAME or NAME=SHARE with a share above 0, got {text!r}")
+    return name, weight
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,9 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ...recipes import BASE_PAIRS, RESEARCH_RUN, fit_run
 
     given = read_setting(arguments)
+    learnt = RESEARCH_RUN
+    if arguments.corpora:
+        learnt = dataclasses.replace(RESEARCH_RUN, shares=dict(arguments.corpora))
     with process_group():
         fit_run(
-            given.encoder, given.spec, arguments.prepared, arguments.out, RESEARCH_RUN, given.noises, given.rooms,
+            given.encoder, given.spec, arguments.prepared, arguments.out, learnt, given.noises, given.rooms,
             BASE_PAIRS, use="research", **given.options,
         )  # fmt: skip
     return finish(arguments)
