@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,7 +24,8 @@ from .heard import HeardBefore, heard
 from .permission import Permitted, ProfileSource
 from .profiles import Profile
 from .quality import SpeechQuality
-from .utterance import Refusal, unusable
+from .second_voice import second_voice
+from .utterance import HARDLY_VOICE, Refusal, no_voice, unusable
 
 __all__ = ["Comparator", "Countermeasure", "Decision", "Examined", "Verdict", "require_calibration", "require_model"]
 
@@ -272,9 +273,10 @@ class Comparator:
 
     def decide(
         self,
-        embedding: ArrayLike,
+        embedding: Embedding | ArrayLike,
         quality: SpeechQuality,
         *,
+        times: Sequence[float] | None = None,
         start: int = 0,
         end: int = 0,
         final: bool = True,
@@ -282,7 +284,19 @@ class Comparator:
         """Decide on an embedding and the quality of the speech behind it.
 
         Anything that cannot be scored (a NaN, a zero or foreign embedding, too little speech) is
-        NO_DECISION, and so is everything once no profile is left that may be used.
+        NO_DECISION, and so is everything once no profile is left that may be used. So is what the model's guards
+        take for no voice, or for two: an `Embedding` brings the windows by which a second voice is found.
+
+        Parameters
+        ----------
+        embedding : Embedding, or ndarray, shape (embedding_dim,), float32 of unit norm
+        quality : SpeechQuality
+        times : sequence of float, optional
+            Where each of the embedding's windows begins in the audio, in seconds, to say where a second voice is.
+        start, end : int
+            What was judged, in samples of the encoder's rate.
+        final : bool
+            Whether more audio can no longer change this decision.
         """
         refusal = unusable(quality)
         if refusal is not None:
@@ -302,6 +316,9 @@ class Comparator:
             refusal = Refusal("no_score", "no score: it is not finite")
             return self.no_decision(refusal, quality, start=start, end=end, final=final)
         accepted = score >= threshold
+        doubt = self._doubt(embedding, quality, times, float(cosines[best]), bank.voice(best) if accepted else None)
+        if doubt is not None:
+            return self.no_decision(doubt, quality, start=start, end=end, final=final)
         test, profile = Heard.of(quality), bank.heard(best)
         beyond = self._beyond(test, profile)
         reason = f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}"
@@ -330,6 +347,27 @@ class Comparator:
         if conditions is None:
             return ""
         return conditions.beyond(test, "the test") or conditions.beyond(profile, "the profile")
+
+    def _doubt(
+        self,
+        embedding: Embedding | ArrayLike,
+        quality: SpeechQuality,
+        times: Sequence[float] | None,
+        cosine: float,
+        voice: NDArray[np.float32] | None,
+    ) -> Refusal | None:
+        """Why the model's guards let nothing be decided; `voice` is the profile's that would be accepted, if any."""
+        guards = self._encoder.guards
+        if guards is None:
+            return None
+        vector = np.asarray(embedding)
+        windows = embedding.windows if isinstance(embedding, Embedding) else None
+        found = no_voice(guards, vector, quality) or second_voice(guards, windows, times)
+        if found is not None or voice is None:
+            return found
+        if not guards.accepts(cosine, vector, quality):
+            return HARDLY_VOICE
+        return second_voice(guards, windows, times, voice)
 
     def scores_of(self, embedding: ArrayLike | None, quality: SpeechQuality | None) -> dict[str, float]:
         """The LLR of every profile, the best first; empty for what `decide` would not judge, or None."""

@@ -150,6 +150,10 @@ class ProfileBank:
         values = (float(column[index]) for column in (self._bandwidth, self._snr, self._decay))
         return Heard(*(None if math.isnan(value) else value for value in values))
 
+    def voice(self, index: int) -> NDArray[np.float32]:
+        """The mean embedding of one profile, at unit norm, shape (embedding_dim,)."""
+        return np.asarray(self._centroids[index], np.float32)
+
     def cosines(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
         """The cosine with each profile's mean embedding, shape (profiles,)."""
         return np.clip((self._centroids @ embedding).astype(np.float64), -1.0, 1.0)

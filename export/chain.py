@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import emoinv_edge
 from emoinv_edge.audio import read_audio
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.files import write_atomically
 from emoinv_edge.golden import make_golden
@@ -43,12 +44,23 @@ from .graph import encoder_graph
 from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
 from .speech import Portion, take_portion
 
-__all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "quantise", "recalibrate", "write_model"]
+__all__ = [
+    "KEYS",
+    "Calibrating",
+    "Options",
+    "export_model",
+    "golden_inputs",
+    "made_now",
+    "quantise",
+    "recalibrate",
+    "write_model",
+    "written",
+]
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 0.6
 # Metadata in this order: a file cut anywhere behind the spec still holds the mark that a digest should end it.
-KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.calibration", "emoinv.spec")
+KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.guards", "emoinv.calibration", "emoinv.spec")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,8 +179,8 @@ class Calibrating:
     channels: bool = False
     labels: Path | None = None
 
-    def fit(self, encoder: Encoder) -> str:
-        """The calibration of `encoder` as JSON."""
+    def calibration(self, encoder: Encoder) -> Calibration:
+        """The calibration of `encoder`."""
         names = None if self.terms is None else term_names(self.terms)
         noises = noises_of(self.noise, encoder.spec.sample_rate)
         sets = [PreparedSet(path) for path in self.sets]
@@ -176,7 +188,7 @@ class Calibrating:
             correct_labels(sets, read_corrections(self.labels))
         return fit_calibration(
             encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora, channels=self.channels
-        ).to_json()
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What the file's provenance keeps of it."""
@@ -255,7 +267,7 @@ def export_model(
         encoder = Encoder(draft)
         if calibrating is not None:
             report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-            values["emoinv.calibration"] = calibrating.fit(encoder)
+            values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
             provenance |= calibrating.provenance()
         values["emoinv.golden"] = make_golden(encoder, golden_inputs(spec), processor()[0])
         check(gates.file_size(spec.name, draft.stat().st_size + len(json.dumps(values))))
@@ -266,7 +278,7 @@ def export_model(
         final = Encoder(draft)
         check(gates.golden(final))
         os.replace(draft, out)
-    report(_written(out, final))
+    report(written(out, final))
     return passed
 
 
@@ -285,7 +297,7 @@ def _provenance(
         "flavour": options.flavour,
         "fitted_on": sorted(set(fit.corpus)),
         "machine": processor()[0],
-        **_made_now(),
+        **made_now(),
     }
 
 
@@ -339,17 +351,17 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     encoder = Encoder(model)
     graph = onnx.load_from_string(model.read_bytes())
     values: dict[str, Any] = {entry.key: entry.value for entry in graph.metadata_props if entry.key in KEYS}
-    missing = set(KEYS) - values.keys() - {"emoinv.calibration"}
+    missing = set(KEYS) - values.keys() - {"emoinv.calibration", "emoinv.guards"}
     if missing:
         raise ValueError(f"{model}: expected a file of `python -m export`, but it lacks {', '.join(sorted(missing))}")
     golden = gates.golden(encoder)
     if not golden.passed:
         raise GateFailed(golden)
     report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-    values["emoinv.calibration"] = calibrating.fit(encoder)
+    values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
-    provenance |= {**_made_now(), **calibrating.provenance()}
+    provenance |= {**made_now(), **calibrating.provenance()}
     values["emoinv.provenance"] = provenance
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
@@ -364,16 +376,18 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
                 f"{final.fingerprint}; use the version of the package onnx that wrote the file"
             )
         os.replace(draft, out)
-    report(_written(out, final))
+    report(written(out, final))
 
 
-def _made_now() -> dict[str, str]:
+def made_now() -> dict[str, str]:
+    """Version and time, for a file's provenance."""
     return {
         "version": emoinv_edge.__version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _written(out: Path, encoder: Encoder) -> str:
+def written(out: Path, encoder: Encoder) -> str:
+    """The line on a file that was written."""
     size_mb = out.stat().st_size / gates.MEGABYTE
     return f"wrote {out}: {size_mb:.2f} MB, SHA-256 {encoder.file_sha256}, fingerprint {encoder.fingerprint}"
