@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import Calibration, bayes_threshold
+from .clips import SAME_SPEAKER_PRIOR
 from .decision import Decision, Verdict, require_calibration
 from .encoder import Embedding, Encoder
-from .enrolment import DUPLICATE_COSINE, SAME_SPEAKER_PRIOR
+from .enrolment import DUPLICATE_COSINE
 from .errors import DailyLimitError, ProfileChangedError
 from .heard import HeardBefore
 from .profiles import Exemplar, Profile
