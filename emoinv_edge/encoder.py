@@ -14,6 +14,7 @@ Both give ``embedding`` (batch, embedding_dim), not yet of unit norm.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.resources
 import itertools
@@ -369,10 +370,7 @@ class Encoder:
     def _run(self, batch: NDArray[np.float32], seconds: float) -> Embedding:
         """Run the session on one item; InferenceSession.run is safe from many threads at once."""
         if self._num_threads > 1 and self._generation != FORKS.generation:
-            raise EmoinvError(
-                f"{self._path}: this encoder has {self._num_threads} threads, and a fork left them behind in the other "
-                "process; open it anew here, or give it num_threads=1"
-            )
+            self._open_after_fork()
         try:
             embedding = run_session(self._session, "embedding", {self._input: batch}, shrink=seconds > LONG_S)
         except EmoinvError as error:
@@ -389,6 +387,14 @@ class Encoder:
                 "try other speech, and check the model file with `emoinv doctor`"
             )
         return Embedding((embedding[0] / norm).astype(np.float32), norm)
+
+    def _open_after_fork(self) -> None:
+        """Open the same file again in a process whose fork left this encoder's threads behind in the other one."""
+        generation = FORKS.generation
+        again = _reopened(type(self), self._opened_as, self._num_threads, self._file_sha256)
+        # What would end the old session waits for its threads, so it must never be ended here.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+        self._session, self._generation = again._session, generation
 
 
 def _reopened(cls: type[Encoder], name_or_path: str | Path, num_threads: int, file_sha256: str) -> Encoder:
