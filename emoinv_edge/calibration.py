@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .conditions import Conditions
 from .errors import CalibrationError, ModelFormatError
 from .fields import is_finite, read_fields, read_json, read_list, read_number, read_text
 from .plausible import check_plausible
 
 __all__ = [
+    "BANDS",
     "CALIBRATION_FORMAT",
     "TERMS",
     "Calibration",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 CALIBRATION_FORMAT = 3
-OPTIONAL = {"session_rises", "coverage"}  # keys of the JSON that an older file of this format lacks
+OPTIONAL = {"conditions", "session_rises", "coverage"}  # keys of the JSON that an older file of this format lacks
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
 # difference, test minus profile: the owner's voice rises with emotion more easily than it falls.
@@ -55,6 +57,8 @@ TERMS = (
     "test_seconds",
     "enrol_seconds",
 )
+# The bands of both sides, in Hz and NaN where unknown: no terms, but what `Conditions` shifts an LLR by.
+BANDS = ("profile_hz", "test_hz")
 MAX_ATTEMPTS = 3  # of one session
 COVERAGE_FAR = 0.01
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
@@ -186,6 +190,8 @@ class Calibration:
         What speech it was fitted on.
     emotion_axis : EmotionAxis or None
         What emotions do to the model's embeddings, where it is known.
+    conditions : Conditions or None
+        What telephones do to its scores, and how far the speech behind it reached, where it is known.
     session_rises : tuple of SessionRise
         By rising number of attempts; empty where no sessions were measured.
     coverage : tuple of (float, float)
@@ -199,6 +205,7 @@ class Calibration:
     num_impostor_speakers: int
     source: str
     emotion_axis: EmotionAxis | None = None
+    conditions: Conditions | None = None
     session_rises: tuple[SessionRise, ...] = ()
     coverage: tuple[tuple[float, float], ...] = ()
 
@@ -224,6 +231,10 @@ class Calibration:
         _require(
             self.emotion_axis is not None or "emotion_shift" not in names,
             "the term 'emotion_shift' needs an emotion axis, and there is none",
+        )
+        _require(
+            self.conditions is None or isinstance(self.conditions, Conditions),
+            f"conditions should be Conditions or None, got {type(self.conditions).__name__}",
         )
         count = self.num_impostor_speakers
         _require(
@@ -257,7 +268,8 @@ class Calibration:
         Parameters
         ----------
         evidence : mapping from term name to ndarray, shape (trials,)
-            From `ProfileBank.evidence`; every term of this calibration must be there.
+            From `ProfileBank.evidence`; every term of this calibration must be there, and `BANDS` where it has
+            conditions.
 
         Raises
         ------
@@ -270,6 +282,8 @@ class Calibration:
             if not np.isfinite(values).all():
                 raise ValueError(f"the evidence {term.name!r} is not finite; the embedding or the quality is broken")
             total += term.weight * np.clip(values, term.low, term.high)
+        if self.conditions is not None:
+            total += self.conditions.shift(*(np.asarray(evidence[name], np.float64) for name in BANDS))
         return total
 
     def threshold(self, target_far: float, num_profiles: int = 1, extrapolate: bool = False) -> Threshold:
@@ -411,6 +425,10 @@ def _read(values: Any) -> Calibration:
         rates, values_ = (tuple(read_list(rise[key], key)) for key in ("rates", "rises"))
         rises.append(SessionRise(rise["attempts"], rates, values_))
     axis = None if fields["emotion_axis"] is None else EmotionAxis(_decoded(fields["emotion_axis"]))
+    conditions = None
+    if fields["conditions"] is not None:
+        names = [field.name for field in dataclasses.fields(Conditions)]
+        conditions = Conditions(**read_fields(fields["conditions"], names, "conditions"))
     count, source = fields["num_impostor_speakers"], fields["source"]
     return Calibration(
         fields["bias"],
@@ -419,6 +437,7 @@ def _read(values: Any) -> Calibration:
         count,
         source,
         axis,
+        conditions,
         tuple(rises),
         _read_coverage(fields["coverage"]),
     )

@@ -176,7 +176,7 @@ def print_decision(
         }
         print_json({**fields, "notes": recording.notes, "ms": round(took_ms, 1)})
         return
-    for note in recording.notes:
+    for note in (*recording.notes, *filter(None, [decision.warning])):
         print_error(f"{recording.label}: {note}")
     line = decision.reason
     if decision.score is not None and decision.quality is not None:
