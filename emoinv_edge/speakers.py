@@ -26,7 +26,18 @@ from .scoring import ProfileBank
 if TYPE_CHECKING:
     from .profiles import Exemplar
 
-__all__ = ["CLIP_TERMS", "Change", "ClipsTest", "WindowsTest", "clip_evidence", "odd_ones"]
+__all__ = [
+    "CLIP_TERMS",
+    "Change",
+    "ClipsTest",
+    "WindowsTest",
+    "clip_evidence",
+    "odd_ones",
+    "read_clips_test",
+    "read_term",
+    "read_windows_test",
+    "side_cosines",
+]
 
 # Of the other clips: the mean cosine of two of them, and the cosine of the nearest one with the clip in question.
 COHERENCE, NEAREST = "coherence", "nearest"
@@ -44,7 +55,7 @@ class Change:
     first, last : int
         The windows of the stretch, the last one included.
     score : float
-        LLR for another person there than in the rest, less the LLR at which two voices are told: at 0 and above
+        LLR for another person there than in the rest, less the LLR from which on they count as two voices: at 0 and above
         they are.
     """
 
