@@ -1,7 +1,7 @@
 """One speaker or two: among the windows of a recording, and among the clips of an enrolment.
 
 Within a recording every stretch is tried against the rest: the cosine of the two mean embeddings, less what is
-expected of one voice that changes its mood, given how much of it each side is. Of windows that overlap, those that
+expected of one voice whose emotion changes, given how much of it each side is. Of windows that overlap, those that
 lie astride a border belong to neither side.
 
 Among clips each is tried against all the others, by the evidence that verification weighs and by how well the others
@@ -55,7 +55,8 @@ class Change:
     first, last : int
         The windows of the stretch, the last one included.
     score : float
-        LLR for another person there than in the rest, less the LLR from which on they count as two voices: at 0 and above
+        LLR for another person there than in the rest, less the LLR from which on they count as two
+        voices: at 0 and above
         they are.
     """
 
