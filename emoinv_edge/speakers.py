@@ -55,9 +55,8 @@ class Change:
     first, last : int
         The windows of the stretch, the last one included.
     score : float
-        LLR for another person there than in the rest, less the LLR from which on they count as two
-        voices: at 0 and above
-        they are.
+        LLR for another person there than in the rest, less the LLR from which on they count as
+        two voices, so that at 0 and above they do.
     """
 
     first: int
