@@ -57,6 +57,10 @@ TERMS = (
 )
 MAX_ATTEMPTS = 3  # of one session
 COVERAGE_FAR = 0.01
+# What pitch, norm and seconds may add together, in nats: more was never seen of an owner, and a profile made by hand
+# must not buy an accept with them.
+CIRCUMSTANCES = frozenset({"f0_above", "f0_below", "norm_above", "norm_below", "test_seconds", "enrol_seconds"})
+MAX_CIRCUMSTANCES = 1.5
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
 
 
@@ -265,12 +269,17 @@ class Calibration:
             If any value is not finite: no score comes out of a NaN.
         """
         total = np.full(len(evidence["cosine"]), self.bias)
+        circumstances = np.zeros(len(total))
         for term in self.terms:
             values = np.asarray(evidence[term.name], np.float64)
             if not np.isfinite(values).all():
                 raise ValueError(f"the evidence {term.name!r} is not finite; the embedding or the quality is broken")
-            total += term.weight * np.clip(values, term.low, term.high)
-        return total
+            weighed = term.weight * np.clip(values, term.low, term.high)
+            if term.name in CIRCUMSTANCES:
+                circumstances += weighed
+            else:
+                total += weighed
+        return np.asarray(total + np.minimum(circumstances, MAX_CIRCUMSTANCES))
 
     def threshold(self, target_far: float, num_profiles: int = 1, extrapolate: bool = False) -> Threshold:
         """The LLR above which an impostor is accepted at most at the rate `target_far`.

@@ -1,4 +1,4 @@
-"""``python -m export make | calibrate | study``: model files of checkpoints."""
+"""``python -m export make | calibrate | cohort | study``: model files of checkpoints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from train.calibration.weights import GROUPS
 from train.progress import Progress, time_left
 
 from .chain import Calibrating, Options, export_model, recalibrate
+from .cohort import SPEAKERS, add_cohort
 from .gates import GateFailed
 from .quantise import CORRECTIONS, Scheme
 
@@ -20,6 +21,7 @@ EPILOG = """examples:
   python -m export make runs/base/best.pt -o base.onnx --speech prepared/speechocean762 prepared/emogator \\
       --calibrate prepared/ased prepared/nemo
   python -m export calibrate base.onnx prepared/ased prepared/nemo -o new.onnx
+  python -m export cohort base.onnx prepared/librispeech -o base.onnx --source "LibriSpeech, CC BY 4.0"
   python -m export study runs/base/best.pt --speech prepared/speechocean762 -o quantisation.md"""
 
 
@@ -34,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_make(commands)
     _add_calibrate(commands)
+    _add_cohort(commands)
     _add_study(commands)
     return parser
 
@@ -99,6 +102,17 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
     _add_calibration(parser)
     parser.set_defaults(run=_calibrate)
+
+
+def _add_cohort(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "Put strangers into a model file, on whom every new profile is tried; everything else in it stays."
+    parser = commands.add_parser("cohort", help="strangers for a model file", description=what)
+    parser.add_argument("model", type=Path, metavar="FILE", help="the .onnx file")
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets whose licence allows it")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
+    parser.add_argument("--source", required=True, metavar="TEXT", help="who they are, with the licence")
+    parser.add_argument("--speakers", type=int, default=SPEAKERS, metavar="N", help=f"how many (default: {SPEAKERS})")
+    parser.set_defaults(run=_cohort)
 
 
 def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -186,6 +200,10 @@ def _calibrate(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
     calibrating = _calibrating(parser, arguments)
     assert calibrating is not None  # the sets are required
     recalibrate(arguments.model, arguments.output, calibrating, _report)
+
+
+def _cohort(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    add_cohort(arguments.model, arguments.output, arguments.sets, arguments.source, arguments.speakers, _report)
 
 
 def _study(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
