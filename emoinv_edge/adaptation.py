@@ -196,7 +196,7 @@ class Adapter:
         UnknownSpeakerError, ProfileExpiredError
             If the profile was removed meanwhile, or its expiry has passed.
         """
-        if not (decision.accepted and decision.final) or decision.quality is None:
+        if not (decision.accepted and decision.final) or decision.extrapolated or decision.quality is None:
             return False
         held, enrolled = self._profile.exemplars, self._profile.enrolled
         if not admissible(self._calibration, enrolled, held, embedding.vector, decision.quality, self._margin):

@@ -25,10 +25,12 @@ from .calibration import bayes_threshold
 from .decision import Comparator, Decision, Verdict
 from .quality import SpeechQuality, merge_qualities
 from .scoring import ProfileBank
+from .second_voice import window_times
 from .utterance import Refusal, hear
 
 if TYPE_CHECKING:
     from .calibration import Calibration, Threshold
+    from .encoder import Embedding
 
 __all__ = ["MISSING_NATS", "Session", "one_voice", "pooled"]
 
@@ -179,17 +181,19 @@ class Session:
             refused = self._no_decision(refusal, heard.quality, (0, heard.num_samples))
             return self._verifier.guard(refused, waveform, sample_rate)
         return self.take(
-            heard.embedding.vector,
+            heard.embedding,
             heard.quality,
+            times=window_times(self._verifier.encoder.guards, heard, self._verifier.encoder.spec.sample_rate),
             end=heard.num_samples,
             guard=lambda decision: self._verifier.guard(decision, waveform, sample_rate),
         )
 
     def take(
         self,
-        embedding: ArrayLike,
+        embedding: Embedding | ArrayLike,
         quality: SpeechQuality,
         *,
+        times: Sequence[float] | None = None,
         start: int = 0,
         end: int = 0,
         final: bool = True,
@@ -200,7 +204,7 @@ class Session:
 
         Parameters
         ----------
-        embedding, quality, start, end, final
+        embedding, quality, times, start, end, final
             As for `Comparator.decide`. One that is not final is judged and not kept.
         at_s : float, optional
             When it began, in seconds of any clock; the monotonic clock's now unless given.
@@ -215,7 +219,7 @@ class Session:
             late = False
         if self._mixed or late or self.over:
             return self._no_decision(self._end(late), quality, (start, end), final)
-        alone = self._verifier.decide(embedding, quality, start=start, end=end, final=final)
+        alone = self._verifier.decide(embedding, quality, times=times, start=start, end=end, final=final)
         if alone.score is None:
             return self._marked(alone)
         if final and guard is not None:

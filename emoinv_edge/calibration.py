@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .conditions import Conditions
 from .errors import CalibrationError, ModelFormatError
 from .fields import is_finite, read_fields, read_json, read_list, read_number, read_text
-from .plausible import check_plausible
+from .plausible import CIRCUMSTANCES, MAX_CIRCUMSTANCES, check_plausible
 
 __all__ = [
+    "BANDS",
     "CALIBRATION_FORMAT",
     "TERMS",
     "Calibration",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 CALIBRATION_FORMAT = 3
-OPTIONAL = {"session_rises", "coverage"}  # keys of the JSON that an older file of this format lacks
+OPTIONAL = {"conditions", "session_rises", "coverage"}  # keys of the JSON that an older file of this format lacks
 
 # The evidence that a calibration may weigh. "above" and "below" are the two sides of one signed
 # difference, test minus profile: the owner's voice rises with emotion more easily than it falls.
@@ -55,12 +57,10 @@ TERMS = (
     "test_seconds",
     "enrol_seconds",
 )
+# The bands of both sides, in Hz and NaN where unknown: no terms, but what `Conditions` shifts an LLR by.
+BANDS = ("profile_hz", "test_hz")
 MAX_ATTEMPTS = 3  # of one session
 COVERAGE_FAR = 0.01
-# What pitch, norm and seconds may add together, in nats: more was never seen of an owner, and a profile made by hand
-# must not buy an accept with them.
-CIRCUMSTANCES = frozenset({"f0_above", "f0_below", "norm_above", "norm_below", "test_seconds", "enrol_seconds"})
-MAX_CIRCUMSTANCES = 1.5
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
 
 
@@ -190,6 +190,8 @@ class Calibration:
         What speech it was fitted on.
     emotion_axis : EmotionAxis or None
         What emotions do to the model's embeddings, where it is known.
+    conditions : Conditions or None
+        What telephones do to its scores, and how far the speech behind it reached, where it is known.
     session_rises : tuple of SessionRise
         By rising number of attempts; empty where no sessions were measured.
     coverage : tuple of (float, float)
@@ -203,6 +205,7 @@ class Calibration:
     num_impostor_speakers: int
     source: str
     emotion_axis: EmotionAxis | None = None
+    conditions: Conditions | None = None
     session_rises: tuple[SessionRise, ...] = ()
     coverage: tuple[tuple[float, float], ...] = ()
 
@@ -228,6 +231,10 @@ class Calibration:
         _require(
             self.emotion_axis is not None or "emotion_shift" not in names,
             "the term 'emotion_shift' needs an emotion axis, and there is none",
+        )
+        _require(
+            self.conditions is None or isinstance(self.conditions, Conditions),
+            f"conditions should be Conditions or None, got {type(self.conditions).__name__}",
         )
         count = self.num_impostor_speakers
         _require(
@@ -261,7 +268,8 @@ class Calibration:
         Parameters
         ----------
         evidence : mapping from term name to ndarray, shape (trials,)
-            From `ProfileBank.evidence`; every term of this calibration must be there.
+            From `ProfileBank.evidence`; every term of this calibration must be there, and `BANDS` where it has
+            conditions.
 
         Raises
         ------
@@ -279,7 +287,10 @@ class Calibration:
                 circumstances += weighed
             else:
                 total += weighed
-        return np.asarray(total + np.minimum(circumstances, MAX_CIRCUMSTANCES))
+        total += np.minimum(circumstances, MAX_CIRCUMSTANCES)
+        if self.conditions is not None:
+            total += self.conditions.shift(*(np.asarray(evidence[name], np.float64) for name in BANDS))
+        return total
 
     def threshold(self, target_far: float, num_profiles: int = 1, extrapolate: bool = False) -> Threshold:
         """The LLR above which an impostor is accepted at most at the rate `target_far`.
@@ -389,7 +400,9 @@ class Calibration:
         """
         try:
             found = _read(read_json(text))
-            check_plausible(found.bias, found.terms, found.far_tables)
+            held = found.conditions
+            shifts = (0.0,) if held is None else (held.both_narrow, held.profile_narrow, held.test_narrow)
+            check_plausible(found.bias, found.terms, found.far_tables, max(shifts))
             return found
         except ModelFormatError:
             raise
@@ -420,6 +433,10 @@ def _read(values: Any) -> Calibration:
         rates, values_ = (tuple(read_list(rise[key], key)) for key in ("rates", "rises"))
         rises.append(SessionRise(rise["attempts"], rates, values_))
     axis = None if fields["emotion_axis"] is None else EmotionAxis(_decoded(fields["emotion_axis"]))
+    conditions = None
+    if fields["conditions"] is not None:
+        names = [field.name for field in dataclasses.fields(Conditions)]
+        conditions = Conditions(**read_fields(fields["conditions"], names, "conditions"))
     count, source = fields["num_impostor_speakers"], fields["source"]
     return Calibration(
         fields["bias"],
@@ -428,6 +445,7 @@ def _read(values: Any) -> Calibration:
         count,
         source,
         axis,
+        conditions,
         tuple(rises),
         _read_coverage(fields["coverage"]),
     )

@@ -10,20 +10,22 @@ import dataclasses
 import datetime
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .calibration import Calibration, Threshold, bayes_threshold
+from .conditions import Heard, describe, differ
 from .encoder import Embedding, Encoder
 from .errors import CalibrationError, EmoinvError, ModelMismatchError, StoreError
 from .heard import HeardBefore, heard
 from .permission import Permitted, ProfileSource
 from .profiles import Profile
 from .quality import SpeechQuality
-from .utterance import Refusal, unusable
+from .second_voice import second_voice
+from .utterance import HARDLY_VOICE, Refusal, no_voice, unusable
 
 __all__ = ["Comparator", "Countermeasure", "Decision", "Examined", "Verdict", "require_calibration", "require_model"]
 
@@ -69,12 +71,18 @@ class Decision:
     final : bool
         Whether more audio can no longer change this decision.
     extrapolated : bool
-        Whether the threshold lies beyond what the calibration data support.
+        Whether the threshold lies beyond what the calibration data support, or the speech, of the test or of the
+        profile, beyond the conditions that were calibrated; the reason then names the condition.
     code : str
         The reason of a NO_DECISION for programs: that of a `Refusal`, ``no_score``, ``no_profile``, ``gap``,
         ``heard_before`` or ``countermeasure``; empty for ACCEPT and REJECT.
     expires : datetime or None
         From when on the speaker's profile is refused; None where it never is, and with NO_DECISION.
+    condition, profile_condition : str
+        Under which conditions the test and the profile were heard, as `emoinv_edge.conditions.describe` puts it;
+        empty where nothing was compared.
+    warning : str
+        Where both differ, what that does; else empty.
     """
 
     verdict: Verdict
@@ -91,6 +99,9 @@ class Decision:
     extrapolated: bool = False
     code: str = ""
     expires: datetime.datetime | None = None
+    condition: str = ""
+    profile_condition: str = ""
+    warning: str = ""
 
     def __bool__(self) -> bool:
         """Only ACCEPT is true, so that ``if verifier.verify(...)`` cannot open on doubt."""
@@ -262,9 +273,10 @@ class Comparator:
 
     def decide(
         self,
-        embedding: ArrayLike,
+        embedding: Embedding | ArrayLike,
         quality: SpeechQuality,
         *,
+        times: Sequence[float] | None = None,
         start: int = 0,
         end: int = 0,
         final: bool = True,
@@ -272,7 +284,19 @@ class Comparator:
         """Decide on an embedding and the quality of the speech behind it.
 
         Anything that cannot be scored (a NaN, a zero or foreign embedding, too little speech) is
-        NO_DECISION, and so is everything once no profile is left that may be used.
+        NO_DECISION, and so is everything once no profile is left that may be used. So is what the model's guards
+        take for no voice, or for two: an `Embedding` brings the windows by which a second voice is found.
+
+        Parameters
+        ----------
+        embedding : Embedding, or ndarray, shape (embedding_dim,), float32 of unit norm
+        quality : SpeechQuality
+        times : sequence of float, optional
+            Where each of the embedding's windows begins in the audio, in seconds, to say where a second voice is.
+        start, end : int
+            What was judged, in samples of the encoder's rate.
+        final : bool
+            Whether more audio can no longer change this decision.
         """
         refusal = unusable(quality)
         if refusal is not None:
@@ -292,10 +316,16 @@ class Comparator:
             refusal = Refusal("no_score", "no score: it is not finite")
             return self.no_decision(refusal, quality, start=start, end=end, final=final)
         accepted = score >= threshold
+        doubt = self._doubt(embedding, quality, times, float(cosines[best]), bank.voice(best) if accepted else None)
+        if doubt is not None:
+            return self.no_decision(doubt, quality, start=start, end=end, final=final)
+        test, profile = Heard.of(quality), bank.heard(best)
+        beyond = self._beyond(test, profile)
+        reason = f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}"
         return Decision(
             verdict=Verdict.ACCEPT if accepted else Verdict.REJECT,
             score=score,
-            reason=f"LLR {score:.2f} is {'at least' if accepted else 'below'} the threshold {threshold:.2f}",
+            reason=f"{reason}; {beyond}" if beyond else reason,
             threshold=threshold,
             target_far=self._threshold.target_far,
             speaker=bank.names[best],
@@ -304,9 +334,40 @@ class Comparator:
             start=start,
             end=end,
             final=final,
-            extrapolated=self._threshold.extrapolated,
+            extrapolated=self._threshold.extrapolated or bool(beyond),
             expires=expires[best],
+            condition=describe(test),
+            profile_condition=describe(profile),
+            warning=differ(profile, test),
         )
+
+    def _beyond(self, test: Heard, profile: Heard) -> str:
+        """In what this comparison goes beyond the conditions that were calibrated, or an empty text."""
+        conditions = self._calibration.conditions
+        if conditions is None:
+            return ""
+        return conditions.beyond(test, "the test") or conditions.beyond(profile, "the profile")
+
+    def _doubt(
+        self,
+        embedding: Embedding | ArrayLike,
+        quality: SpeechQuality,
+        times: Sequence[float] | None,
+        cosine: float,
+        voice: NDArray[np.float32] | None,
+    ) -> Refusal | None:
+        """Why the model's guards let nothing be decided; `voice` is the profile's that would be accepted, if any."""
+        guards = self._encoder.guards
+        if guards is None:
+            return None
+        vector = np.asarray(embedding)
+        windows = embedding.windows if isinstance(embedding, Embedding) else None
+        found = no_voice(guards, vector, quality) or second_voice(guards, windows, times)
+        if found is not None or voice is None:
+            return found
+        if not guards.accepts(cosine, vector, quality):
+            return HARDLY_VOICE
+        return second_voice(guards, windows, times, voice)
 
     def scores_of(self, embedding: ArrayLike | None, quality: SpeechQuality | None) -> dict[str, float]:
         """The LLR of every profile, the best first; empty for what `decide` would not judge, or None."""

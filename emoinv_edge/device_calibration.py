@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import Calibration, FarTable
+from .conditions import Conditions, Heard
 from .errors import CalibrationError
 from .fields import read_count, read_fields, read_list, read_number, read_text
 
@@ -31,6 +32,7 @@ MIN_GENUINE = 5
 PRIOR_SPEAKERS = 20.0
 ROUNDING = 1e-9  # of sums of LLRs: a score at a quantile must not pass the threshold made of it
 MATCHED_RATES = (0.5, 0.3, 0.2, 0.1)
+REACH = ("narrowest_hz", "least_snr_db", "longest_decay_s")  # fields of a refinement, and of `Conditions`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Refinement:
         In UTC.
     file_sha256 : str
         `Encoder.file_sha256`: of the file whose calibration it starts from.
+    narrowest_hz, least_snr_db, longest_decay_s : float, optional
+        How far the recordings of 5 of the impostor speakers reach; what lies within is calibrated.
     """
 
     model_fingerprint: str
@@ -60,6 +64,9 @@ class Refinement:
     num_genuine: int
     created: datetime.datetime
     file_sha256: str
+    narrowest_hz: float | None = None
+    least_snr_db: float | None = None
+    longest_decay_s: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.shift) and abs(self.shift) <= MAX_SHIFT):
@@ -69,6 +76,10 @@ class Refinement:
                 raise ValueError(f"expected rates between 0 and 1 and rises of at least 0, got {(rate, rise)!r}")
         if self.num_impostor_speakers < MIN_IMPOSTORS or self.num_genuine < 0:
             raise ValueError(f"expected {MIN_IMPOSTORS} impostor speakers or more, got {self.num_impostor_speakers}")
+        for name in REACH:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and (name == "least_snr_db" or value > 0.0)):
+                raise ValueError(f"expected {name} as a finite number above 0, got {value!r}")
 
     def to_values(self) -> dict[str, Any]:
         """The refinement as a JSON object with its format number."""
@@ -85,7 +96,8 @@ class Refinement:
         """
         keys = [field.name for field in dataclasses.fields(cls)]
         try:
-            fields = read_fields(values, ("format", *keys), "refinement")
+            required = [key for key in keys if key not in REACH]
+            fields = read_fields(values, ("format", *required), "refinement", optional=REACH)
             if fields["format"] != FORMAT:
                 raise ValueError(f"expected format {FORMAT}, got {fields['format']!r}")
             raises = [read_list(entry, "raises") for entry in read_list(fields["raises"], "raises")]
@@ -97,6 +109,7 @@ class Refinement:
                 num_genuine=read_count(fields["num_genuine"], "num_genuine"),
                 created=datetime.datetime.fromisoformat(read_text(fields["created"], "created")),
                 file_sha256=read_text(fields["file_sha256"], "file_sha256"),
+                **{name: None if fields[name] is None else read_number(fields[name], name) for name in REACH},
             )
         except ValueError as error:
             raise CalibrationError(
@@ -115,8 +128,15 @@ class Refinement:
             calibration,
             bias=calibration.bias + self.shift,
             far_tables=tuple(tables),
+            conditions=self._reaching(calibration.conditions),
             source=f"{calibration.source}; this device: {self.num_impostor_speakers} impostor speakers",
         )
+
+    def _reaching(self, conditions: Conditions | None) -> Conditions | None:
+        """The model's conditions, reaching as far as this device's recordings do."""
+        if conditions is None:
+            return None
+        return conditions.widened(*(getattr(conditions if getattr(self, n) is None else self, n) for n in REACH))
 
     def _rise(self, rate: float) -> float:
         """The rise at a rate: that of the next higher rate that was measured; lower rates inherit it."""
@@ -135,6 +155,7 @@ def refine(
     genuine: Sequence[float] = (),
     *,
     file_sha256: str,
+    heard: Mapping[str, Sequence[Heard]] | None = None,
 ) -> Refinement:
     """Fit a refinement to LLRs that a device measured with the model's own calibration.
 
@@ -150,6 +171,8 @@ def refine(
         LLRs of attempts by the enrolled speakers, against their own profiles.
     file_sha256 : str
         `Encoder.file_sha256`.
+    heard : mapping from speaker to Heard, optional
+        Under which conditions the impostors' recordings were made.
 
     Raises
     ------
@@ -184,7 +207,21 @@ def refine(
             rise = _quantile(scores, weights, rate) + shift - calibration.threshold(rate, extrapolate=True).llr
             raises.append((float(rate), max(0.0, float(rise) + ROUNDING)))
     now = datetime.datetime.now(datetime.timezone.utc)
-    return Refinement(fingerprint, shift, tuple(raises), len(groups), len(own), now, file_sha256)
+    reach = _reach(heard or {})
+    return Refinement(fingerprint, shift, tuple(raises), len(groups), len(own), now, file_sha256, **reach)
+
+
+def _reach(heard: Mapping[str, Sequence[Heard]]) -> dict[str, float]:
+    """How far the recordings of `MIN_IMPOSTORS` speakers reach; nothing where fewer were measured."""
+    out = {}
+    for name, measured, sign in zip(REACH, ("bandwidth_hz", "snr_db", "decay_s"), (1.0, 1.0, -1.0), strict=True):
+        values = [
+            [sign * value for each in own if (value := getattr(each, measured)) is not None] for own in heard.values()
+        ]
+        farthest = sorted(min(own) for own in values if own)
+        if len(farthest) >= MIN_IMPOSTORS:
+            out[name] = sign * farthest[MIN_IMPOSTORS - 1]
+    return out
 
 
 def _quantile(scores: NDArray[np.float64], weights: NDArray[np.float64], rate: float) -> float:

@@ -9,7 +9,7 @@ Two flavours of graph are read:
   mean over frames removed where the spec asks for it;
 - input ``waveform`` (batch, samples): the graph holds its own front end.
 
-Both give ``embedding`` (batch, embedding_dim), not yet of unit norm.
+Both give ``embedding`` (batch, embedding_dim), not yet of unit norm, and may give ``windows`` (rows, embedding_dim).
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from .errors import AudioError, EmoinvError, ModelFormatError, ModelMismatchErro
 from .features import log_mel, mean_normalise
 from .fields import read_json
 from .files import read_regular
+from .guards import Guards
 from .model_file import DIGEST_KEY, check_digest
 from .model_graph import check_graph, fingerprint_of
-from .session import FORKS, open_session, run_session
+from .session import FORKS, open_session, run_outputs
 from .spec import EncoderSpec
 
 __all__ = ["LONGEST_S", "MIN_FRAMES", "MODEL_NAMES", "Embedding", "Encoder", "combine"]
@@ -56,10 +57,11 @@ WINDOW_S = 10.0
 _PREFIX = "emoinv."
 _SPEC = "emoinv.spec"
 _CALIBRATION = "emoinv.calibration"
+_GUARDS = "emoinv.guards"
 _PROVENANCE = "emoinv.provenance"
 MAX_FILE_BYTES = 256 << 20
 MAX_METADATA_CHARACTERS = 1 << 20  # of one value
-_KEYS = frozenset({_SPEC, _CALIBRATION, _PROVENANCE, "emoinv.golden", "emoinv.cohort", DIGEST_KEY})
+_KEYS = frozenset({_SPEC, _CALIBRATION, _GUARDS, _PROVENANCE, "emoinv.golden", "emoinv.cohort", DIGEST_KEY})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -74,10 +76,13 @@ class Embedding:
         The norm, above 0, that the model's output had before it was scaled to 1; in the model's own unit, so that
         only norms of one model compare. It is low for unusual emotions, noise and little speech, and so explains a
         low cosine (a quality measure of WeSpeaker's; compare MagFace, Meng et al., arXiv:2103.06627).
+    windows : ndarray, shape (windows, embedding_dim), float32, or None
+        Of unit norm, of windows within the same speech in the order of time; None where the file gives none.
     """
 
     vector: NDArray[np.float32]
     norm: float
+    windows: NDArray[np.float32] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The vector, as NumPy asks for it."""
@@ -117,7 +122,9 @@ def combine(embeddings: Sequence[Embedding], seconds: Sequence[float]) -> Embedd
             f"expected windows of one voice, got embeddings whose mean has a norm of {norm:.2g}; "
             "record one person alone"
         )
-    return Embedding((mean / norm).astype(np.float32), float(np.exp(shares @ np.log(norms))))
+    within = [each.windows for each in embeddings if each.windows is not None]
+    windows = np.concatenate(within) if len(within) == len(embeddings) else None
+    return Embedding((mean / norm).astype(np.float32), float(np.exp(shares @ np.log(norms))), windows)
 
 
 def _windows(length: int, longest: int) -> list[slice]:
@@ -197,9 +204,10 @@ class Encoder:
                         f"calibration: expected an emotion axis of {self._spec.embedding_dim} numbers, got "
                         f"{axis.dim}; it belongs to another model, calibrate again"
                     )
+            self._guards = Guards.of_metadata(self._metadata.get(_GUARDS), self._spec.embedding_dim)
         except ModelFormatError as error:
             raise ModelFormatError(f"{self._path}: {error}") from error
-        self._input = _check_graph(self._session, self._spec, self._path)
+        self._input, self._outputs = _check_graph(self._session, self._spec, self._path)
         self._fingerprint = fingerprint_of(content, self._spec)
 
     @classmethod
@@ -280,6 +288,11 @@ class Encoder:
     def calibration(self) -> Calibration | None:
         """How scores of this model become log-likelihood ratios, or None if the file holds none."""
         return self._calibration
+
+    @property
+    def guards(self) -> Guards | None:
+        """What the model knows of voices that are none, and of two voices in one; None if the file holds nothing."""
+        return self._guards
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -374,9 +387,10 @@ class Encoder:
                 "process; open it anew here, or give it num_threads=1"
             )
         try:
-            embedding = run_session(self._session, "embedding", {self._input: batch}, shrink=seconds > LONG_S)
+            found = run_outputs(self._session, self._outputs, {self._input: batch}, shrink=seconds > LONG_S)
         except EmoinvError as error:
             raise type(error)(f"{self._path}: {error}") from error
+        embedding = found[0]
         if embedding.shape != (1, self._spec.embedding_dim):
             raise ModelFormatError(
                 f"{self._path}: expected an embedding of shape (1, {self._spec.embedding_dim}), "
@@ -388,7 +402,20 @@ class Encoder:
                 f"{self._path}: the model gave an embedding of norm {norm:g}, which means nothing; "
                 "try other speech, and check the model file with `emoinv doctor`"
             )
-        return Embedding((embedding[0] / norm).astype(np.float32), norm)
+        windows = self._windows(found[1]) if len(found) > 1 else None
+        return Embedding((embedding[0] / norm).astype(np.float32), norm, windows)
+
+    def _windows(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Each of the windows' embeddings at unit norm."""
+        norms = np.linalg.norm(windows.astype(np.float64), axis=-1, keepdims=True)
+        if windows.ndim != 2 or not len(windows) or windows.shape[1] != self._spec.embedding_dim:
+            raise ModelFormatError(
+                f"{self._path}: expected windows of shape (1 or more, {self._spec.embedding_dim}), "
+                f"got {windows.shape}; export the model again"
+            )
+        if not (np.isfinite(norms).all() and norms.min() >= 1e-6):
+            raise EmoinvError(f"{self._path}: a window's embedding means nothing; check the file with `emoinv doctor`")
+        return np.asarray(windows / norms, np.float32)
 
 
 def _reopened(cls: type[Encoder], name_or_path: str | Path, num_threads: int, file_sha256: str) -> Encoder:
@@ -438,8 +465,8 @@ def _should_be_sealed(metadata: Mapping[str, Any]) -> bool:
     return DIGEST_KEY in metadata or (isinstance(provenance, dict) and provenance.get("sealed") is True)
 
 
-def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> str:
-    """Check the graph against the spec and return the name of its input."""
+def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> tuple[str, list[str]]:
+    """Check the graph against the spec and return the name of its input and those of its outputs."""
 
     def refuse(what: str, expected: str, got: object) -> ModelFormatError:
         return ModelFormatError(f"{path}: expected {what} {expected}, got {got}; export the model again")
@@ -452,19 +479,21 @@ def _check_graph(session: Any, spec: EncoderSpec, path: Path) -> str:
         trailing = [None]
     else:
         raise refuse("one input,", "'features' or 'waveform'", names)
-    if [node.name for node in outputs] != ["embedding"]:
-        raise refuse("one output,", "'embedding'", [node.name for node in outputs])
-    for node, tail in ((inputs[0], trailing), (outputs[0], [spec.embedding_dim])):
+    given = [node.name for node in outputs]
+    if given not in (["embedding"], ["embedding", "windows"]):
+        raise refuse("one output,", "'embedding', or 'embedding' and 'windows'", given)
+    checked: list[tuple[Any, list[int | None]]] = [(inputs[0], trailing)]
+    checked += [(output, [spec.embedding_dim]) for output in outputs]
+    for node, tail in checked:
         if node.type != "tensor(float)":
             raise refuse(f"{node.name!r} of type", "tensor(float)", node.type)
         shape = ["batch", *("any" if size is None else size for size in tail)]
         if len(node.shape) != len(shape):
             raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
-        if isinstance(node.shape[0], int) and node.shape[0] != 1:
+        if isinstance(node.shape[0], int) and node.shape[0] != 1 and node.name != "windows":
             raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
         for got, size in zip(node.shape[1:], tail, strict=True):
             # A size left open is checked at run time; the varying one must be left open.
             if isinstance(got, int) and got != size:
                 raise refuse(f"{node.name!r} of shape", str(shape), node.shape)
-    name: str = names[0]
-    return name
+    return names[0], given

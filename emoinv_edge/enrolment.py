@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from .audio import level_dbfs
 from .calibration import Calibration, bayes_threshold
+from .clips import Clips, Doubt
 from .cohort import cohort_of, refuse_implausible
 from .coverage import Coverage, coverage_of, next_prompt
 from .decision import require_calibration, require_model
-from .encoder import Embedding, Encoder
+from .encoder import Encoder
 from .errors import EnrolmentError
 from .heard import HeardBefore
 from .microphone import Gap
@@ -29,8 +30,10 @@ from .profiles import Exemplar, Profile
 from .prompts import read_prompts
 from .quality import SpeechQuality, measure_quality
 from .scoring import ProfileBank
-from .utterance import hear
+from .second_voice import second_voice, window_times
+from .utterance import Utterance, hear
 from .vad import SpeechSegmenter
+from .voice import is_unvoiced
 
 __all__ = ["Enroller", "EnrolmentFeedback", "utterances"]
 
@@ -39,14 +42,14 @@ MIN_PROFILE_S = 2.0  # below, no profile is made
 TARGET_S = 10.0  # progress reaches 100 % here, and with TARGET_UTTERANCES
 TARGET_UTTERANCES = 4
 MAX_UTTERANCES = 40
+UNDECIDED_PROGRESS = 0.99
 MIN_ENROL_SNR_DB = 5.0
 # An utterance nearer than this to an earlier one is the same recording again: even the same
 # sentence in the same emotion, spoken twice, stays below.
 DUPLICATE_COSINE = 0.985
-# How sure the enrolment is beforehand that it hears one person: at first mention and within one clip.
-SAME_SPEAKER_PRIOR = 0.9
+# Of the search for a second voice inside one utterance, where the model gives no windows of its own.
 SAME_CLIP_PRIOR = 0.9
-WINDOW_S = 1.6  # of the search for a second voice inside one utterance
+WINDOW_S = 1.6
 
 PAUSE_MS = 800  # a pause as long ends an utterance at the microphone
 MARGIN_S = 0.4  # of what came before and after it is kept: the noise is judged from there
@@ -63,7 +66,7 @@ class EnrolmentFeedback:
     accepted : bool
     reason : str
         ``accepted``, or why not: ``empty``, ``not_finite``, ``silent``, ``channels``, ``too_short``, ``clipped``,
-        ``too_quiet``, ``too_noisy``, ``duplicate``, ``second_voice``, ``other_speaker``, ``full``,
+        ``too_quiet``, ``too_noisy``, ``no_voice``, ``duplicate``, ``second_voice``, ``other_speaker``, ``full``,
         ``no_embedding``.
     message : str
         The same in a sentence, with the cure.
@@ -107,6 +110,9 @@ class Enroller:
         model can enrol the speaker again without asking. Off by default: audio is personal.
     heard_before : HeardBefore, optional
         The utterances that are taken are added to it, so that a played-back one is known later.
+    sure : bool
+        Take utterances that do not sound like the speaker of the others, or of the profile, all the same: you know
+        who spoke. `doubts` still lists them.
     language : str
         Of the prompts: one of `emoinv_edge.prompts.languages`.
 
@@ -128,6 +134,7 @@ class Enroller:
         profile: Profile | None = None,
         keep_audio: bool = False,
         heard_before: HeardBefore | None = None,
+        sure: bool = False,
         language: str = "en",
     ) -> None:
         self._encoder = encoder
@@ -135,15 +142,16 @@ class Enroller:
         self._keep_audio = keep_audio
         self._heard_before = heard_before
         self._base = profile
-        self._exemplars: list[Exemplar] = []
-        self._held = 0  # of them, the profile's
+        held = () if profile is None else profile.exemplars
+        self._held = len(held)
         self._digests: set[bytes] = set()
         self._prompts = read_prompts(language)
         self._answered = ""  # the name of the last prompt that an accepted utterance followed
         if profile is not None:
             require_model(encoder, profile)
-            self._exemplars.extend(profile.exemplars)
-            self._held = len(profile.exemplars)
+        self._clips = Clips(self._calibration, encoder.guards, held, sure=sure)
+        self._sure = sure
+        self._num_given = 0
 
     @property
     def seconds(self) -> float:
@@ -157,13 +165,36 @@ class Enroller:
 
     @property
     def progress(self) -> float:
-        """0 to 1: both the seconds and the number of utterances count."""
-        return min(1.0, self.seconds / TARGET_S, len(self._exemplars) / TARGET_UTTERANCES)
+        """0 to 1: both the seconds and the number of utterances count; below 1 while they may be two people's."""
+        most = UNDECIDED_PROGRESS if self._undecided else 1.0
+        return min(most, self.seconds / TARGET_S, len(self._exemplars) / TARGET_UTTERANCES)
+
+    @property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """The utterances that do not sound like the speaker of most, which are left out of the profile.
+
+        All are tried against all: the first one can be doubted too, as soon as two others agree, and one that
+        was refused is taken after all where later ones agree with it.
+        """
+        return self._clips.doubts
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """The utterances that the profile will hold: 0 for the first one given to `add`, whatever became of it."""
+        return self._clips.taken
 
     @property
     def ready(self) -> bool:
         """Whether `profile` can be called."""
-        return bool(self._exemplars) and self.seconds >= MIN_PROFILE_S
+        return bool(self._exemplars) and self.seconds >= MIN_PROFILE_S and not self._undecided
+
+    @property
+    def _exemplars(self) -> list[Exemplar]:
+        return self._clips.kept
+
+    @property
+    def _undecided(self) -> bool:
+        return self._clips.undecided and not self._sure
 
     @property
     def prompt(self) -> str:
@@ -193,6 +224,7 @@ class Enroller:
         TypeError, AudioError
             If the array's type, dtype, shape or rate is wrong: a fault of the program, not of the speech.
         """
+        number, self._num_given = self._num_given, self._num_given + 1
         heard = hear(self._encoder, waveform, sample_rate, min_speech_s=MIN_UTTERANCE_S, min_snr_db=MIN_ENROL_SNR_DB)
         quality = heard.quality
         if heard.refusal is not None:
@@ -202,19 +234,24 @@ class Enroller:
             return self._refuse("full", f"A profile holds at most {MAX_UTTERANCES} utterances.", quality)
         audio = np.clip(np.rint(heard.speech * 32768.0), -32768, 32767).astype("<i2").tobytes()
         digest = hashlib.sha256(audio).digest()
-        doubt = self._doubt(heard.embedding, quality, heard.speech, digest)
-        if doubt is not None:
-            return self._refuse(*doubt, quality)
+        refused = self._spoilt(heard, digest)
+        if refused is not None:
+            return self._refuse(*refused, quality)
         self._digests.add(digest)
-        self._answered = self._prompt_name()
+        answered = self._prompt_name()
+        now = datetime.datetime.now(datetime.timezone.utc)
+        exemplar = Exemplar(heard.embedding.vector, quality, now, audio if self._keep_audio else None)
+        doubt = self._clips.add(number, exemplar)
+        if doubt is not None:
+            return self._refuse("other_speaker", self._doubtful(doubt), quality)
+        self._answered = answered
         if self._heard_before is not None:
             self._heard_before.add(waveform, sample_rate)
-        now = datetime.datetime.now(datetime.timezone.utc)
-        self._exemplars.append(Exemplar(heard.embedding.vector, quality, now, audio if self._keep_audio else None))
+        unvoiced = " (unvoiced: whispered or hoarse; say it aloud too)" if is_unvoiced(quality) else ""
         return EnrolmentFeedback(
             accepted=True,
             reason="accepted",
-            message=f"Good: {quality.net_speech_s:.1f} s of speech.",
+            message=f"Good: {quality.net_speech_s:.1f} s of speech{unvoiced}.",
             seconds=self.seconds,
             progress=self.progress,
             prompt=self.prompt,
@@ -227,8 +264,14 @@ class Enroller:
         Raises
         ------
         EnrolmentError
-            If less than 2 s of speech were accepted, or the profile accepts too many strangers (`cohort`).
+            If less than 2 s of speech were accepted, they may be two people's, or the profile accepts too many
+            strangers (`cohort`).
         """
+        if self._undecided:
+            raise EnrolmentError(
+                "expected utterances of one person, got as many that sound like another; add one more of the speaker "
+                "to decide it, leave the others' out, or pass sure=True (--sure) if you know that all are the speaker's"
+            )
         if not self.ready:
             raise EnrolmentError(
                 f"expected at least {MIN_PROFILE_S:g} s of accepted speech, got {self.seconds:.1f} s in "
@@ -243,26 +286,35 @@ class Enroller:
         refuse_implausible(profile, self._calibration, cohort_of(self._encoder))
         return profile
 
-    def _doubt(
-        self, embedding: Embedding, quality: SpeechQuality, speech: NDArray[np.float32], digest: bytes
-    ) -> tuple[str, str] | None:
-        """Reason and message if this is a duplicate, a mixture of voices or another speaker."""
+    def _spoilt(self, heard: Utterance, digest: bytes) -> tuple[str, str] | None:
+        """Reason and message if this is a duplicate or a mixture of voices."""
+        embedding, guards = heard.embedding, self._encoder.guards
+        assert embedding is not None  # there was no refusal
         duplicate = digest in self._digests or any(
-            float(exemplar.embedding @ embedding) > DUPLICATE_COSINE for exemplar in self._exemplars
+            float(exemplar.embedding @ embedding) > DUPLICATE_COSINE for exemplar in self._clips.given
         )
         if duplicate:
             return "duplicate", "This recording, or a copy of it, was given before; say something new."
-        if self._mixed(speech):
+        if guards is not None and guards.windows is not None:
+            times = window_times(guards, heard, self._encoder.spec.sample_rate)
+            found = second_voice(guards, embedding.windows, times)
+            return None if found is None else (found.code, _sentence(found.message))
+        if self._mixed(heard.speech):
             return "second_voice", "There seems to be a second voice in this recording; record it alone."
-        if self._exemplars:
-            llr = self._llr(self._exemplars, embedding.vector, quality)
-            if llr < bayes_threshold(SAME_SPEAKER_PRIOR):
-                return (
-                    "other_speaker",
-                    "This does not sound like the speaker of the earlier utterances; "
-                    "if it is, say it closer to your normal voice first.",
-                )
         return None
+
+    def _doubtful(self, doubt: Doubt) -> str:
+        """What a speaker is told whose utterance is doubted."""
+        said = f"(LLR {doubt.llr:.1f}, at least {doubt.least:.1f} is asked for)"
+        if self._base is not None:
+            return (
+                f"This does not sound enough like the profile's speaker {said}; say it closer to your normal voice, "
+                "or pass sure=True (--sure) if you know who spoke."
+            )
+        return (
+            f"This does not sound like the speaker of the other utterances {said}; if it is, say it closer to your "
+            "normal voice first, and if one of the others is not, go on: as soon as most agree, it is left out."
+        )
 
     def _mixed(self, speech: NDArray[np.float32]) -> bool:
         """Whether some stretch of the utterance speaks against the rest of it."""

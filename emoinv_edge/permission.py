@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import EmoinvError, EnrolmentError, ProfileExpiredError, StoreBusyError, StoreError, UnknownSpeakerError
 from .profiles import Profile
@@ -98,6 +98,14 @@ class Permitted:
         self._use([profile for profile in profiles if not self._refused(profile)])
         if not self._profiles:
             raise self._reasons[0] if len(self._reasons) == 1 else self._nobody()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, for another process; a store refuses, since it holds a key."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock, self._process = threading.Lock(), os.getpid()
 
     @property
     def names(self) -> tuple[str, ...]:

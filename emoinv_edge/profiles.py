@@ -247,6 +247,8 @@ class ProfileInfo:
         How many times `ProfileStore.rollback` can be called.
     num_enrolled : int
         The first so many exemplars are the enrolment's; adaptation added the others.
+    condition : str
+        Under which conditions the exemplars were heard, as `emoinv_edge.conditions.describe` puts it.
     """
 
     name: str
@@ -261,6 +263,7 @@ class ProfileInfo:
     last_used: datetime.datetime | None = None
     adaptations: int = 0
     num_enrolled: int = 0
+    condition: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What besides the voice changes a score: net speech, noise, clipping, level, pitch and vocal effort.
+"""What besides the voice changes a score: net speech, noise, clipping, level, band, reverberation, pitch, vocal effort.
 
 The pitch is described by mean and spread of log F0 over the voiced frames, vocal effort by how much of the
 voiced energy lies high: a raised voice flattens the spectrum. Both come from one short-time spectrum, computed
@@ -38,6 +38,24 @@ ENVELOPE_TOP_HZ = 7000.0
 ENVELOPE_BANDS = 32
 ENVELOPE_FIRST = 2
 ENVELOPE_SIZE = 8
+# The band: what the loudest frames hold in each of these, against the most of any band below 3 kHz. It ends where the
+# spectrum sinks below a limit that the faintest consonants stay above, or, where telephones end, into a notch that
+# speech does not have: a call that was resampled carelessly is mirrored at 4 kHz.
+BAND_HZ = 250.0
+BANDS_FROM_HZ = 1000.0
+BANDS_REFERENCE_HZ = 3000.0
+BANDS_TOP_HZ = 8000.0
+BAND_QUANTILE = 0.95
+SUNK_DB = -58.0
+NOTCH_FROM_HZ, NOTCH_TOP_HZ, NOTCH_REACH_HZ = 3250.0, 4500.0, 1250.0
+NOTCH_DB = 14.0
+# The steepest falls of the level: so far apart are the levels, and this share of the falls is steeper.
+FALL_S = 0.08
+FALL_STEP_S = 0.01
+FALL_QUANTILE = 0.05
+FALL_LOUD_DB = 20.0
+MIN_DECAY_S, MAX_DECAY_S = 0.05, 2.0
+MEASURED_LATER = ("bandwidth_hz", "decay_s")  # profiles of before do not have them
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +90,14 @@ class SpeechQuality:
         Natural logarithm of the norm that the embedding had before it was scaled to 1
         (`Embedding.norm`), by the encoder whose profile this is or is compared with. None where nothing
         was embedded, or in a profile where it was not kept.
+    bandwidth_hz : float or None
+        Up to where there is speech in the spectrum, in steps of 250 Hz up to 8000, whatever the rate of the file:
+        3500 to 4250 from a telephone, 7000 to 8000 from a good microphone. None where nothing is loud enough, or in
+        a profile where it was not measured.
+    decay_s : float or None
+        In how many seconds the level would fall by 60 dB at its steepest falls, 0.05 to 2: rises with the reverberation
+        of the room, and with noise, which hides the falls. None where nothing falls, or in a profile where it was not
+        measured.
     """
 
     net_speech_s: float
@@ -84,6 +110,8 @@ class SpeechQuality:
     voiced_fraction: float
     envelope: tuple[float, ...] | None = None
     log_embedding_norm: float | None = None
+    bandwidth_hz: float | None = None
+    decay_s: float | None = None
 
     def __post_init__(self) -> None:
         envelope = self.envelope
@@ -99,7 +127,7 @@ class SpeechQuality:
             if field.name == "envelope":
                 continue
             value = getattr(self, field.name)
-            if value is None and field.name in ("log_f0_mean", "log_embedding_norm"):
+            if value is None and field.name in ("log_f0_mean", "log_embedding_norm", *MEASURED_LATER):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"{field.name} should be a finite number, got {value!r}")
@@ -109,6 +137,10 @@ class SpeechQuality:
                 raise ValueError(f"{name} should be 0 to 1, got {getattr(self, name)!r}")
         if self.net_speech_s < 0.0:
             raise ValueError(f"net_speech_s should be at least 0, got {self.net_speech_s!r}")
+        for name in MEASURED_LATER:
+            value = getattr(self, name)
+            if value is not None and value <= 0.0:
+                raise ValueError(f"{name} should be above 0, got {value!r}")
 
     def with_embedding_norm(self, norm: float) -> SpeechQuality:
         """The same with the norm, above 0, of this utterance's embedding (`Embedding.norm`)."""
@@ -158,13 +190,14 @@ class _Frames:
     log_f0: NDArray[np.float32]  # (frames,) meaningful where voiced
     tilt: NDArray[np.float32]  # (frames, 2) energy below and above the split
     envelope: tuple[float, ...] | None  # of the voiced frames
+    bandwidth_hz: float | None  # of the loud frames
 
 
 def _analyse(waveform: NDArray[np.float32], sample_rate: int) -> _Frames:
     frame, hop, fft, band, window, lag_gain = _plan(sample_rate)
     if len(waveform) < frame:
         empty = np.empty(0, np.float32)
-        return _Frames(empty, empty.astype(bool), empty.astype(bool), empty, np.empty((0, 2), np.float32), None)
+        return _Frames(empty, empty.astype(bool), empty.astype(bool), empty, np.empty((0, 2), np.float32), None, None)
     frames = np.lib.stride_tricks.sliding_window_view(waveform, frame)[::hop]
     centred = frames - frames.mean(axis=1, keepdims=True)
     power = np.einsum("ij,ij->i", centred, centred) / np.float32(frame)
@@ -174,7 +207,7 @@ def _analyse(waveform: NDArray[np.float32], sample_rate: int) -> _Frames:
     log_f0 = np.zeros(len(frames), np.float32)
     voiced = np.zeros(len(frames), bool)
     tilt = np.zeros((len(frames), 2), np.float32)
-    envelope = None
+    envelope = bandwidth_hz = None
     if loud.any():
         spectrum = np.fft.rfft(centred[loud] * window, fft, axis=1)
         energy = np.square(spectrum.real)
@@ -188,7 +221,27 @@ def _analyse(waveform: NDArray[np.float32], sample_rate: int) -> _Frames:
         lags = np.asarray(np.fft.irfft(flat, _lag_length(band), axis=1), np.float32)
         voiced[loud], log_f0[loud] = _pitch(lags, lag_gain, sample_rate * _lag_length(band) / fft)
         envelope = _envelope(energy[voiced[loud]], sample_rate, fft)
-    return _Frames(power_db, loud, voiced, log_f0, tilt, envelope)
+        bandwidth_hz = _bandwidth(energy, sample_rate, fft)
+    return _Frames(power_db, loud, voiced, log_f0, tilt, envelope, bandwidth_hz)
+
+
+def _bandwidth(energy: NDArray[np.float32], sample_rate: int, fft: int) -> float | None:
+    """Where the spectrum of loud frames, shape (frames, bins), ends: the last band before it sinks."""
+    count = int(min(BANDS_TOP_HZ, sample_rate / 2.0) / BAND_HZ)
+    edges = np.rint(np.arange(count) * BAND_HZ * fft / sample_rate).astype(np.int64)
+    end = round(count * BAND_HZ * fft / sample_rate)
+    bands = np.add.reduceat(energy[:, :end], edges, axis=1)
+    place = min(len(bands) - 1, math.floor(BAND_QUANTILE * len(bands)))
+    levels = 10.0 * np.log10(np.maximum(np.partition(bands, place, axis=0)[place], 1e-14))
+    first, last = int(BANDS_FROM_HZ / BAND_HZ), int(BANDS_REFERENCE_HZ / BAND_HZ)
+    levels -= levels[1:last].max()
+    sunk = levels < SUNK_DB
+    reach = int(NOTCH_REACH_HZ / BAND_HZ)
+    for at in range(int(NOTCH_FROM_HZ / BAND_HZ), min(int(NOTCH_TOP_HZ / BAND_HZ), count)):
+        sides = levels[at - reach : at], levels[at + 1 : at + 1 + reach]
+        sunk[at] |= len(sides[1]) > 0 and levels[at] < min(map(np.max, sides)) - NOTCH_DB
+    ends = np.flatnonzero(sunk[first:])
+    return float(BAND_HZ * (first + ends[0] if len(ends) else count))
 
 
 def _envelope(energy: NDArray[np.float32], sample_rate: int, fft: int) -> tuple[float, ...] | None:
@@ -276,6 +329,8 @@ def measure_quality(
         tilt_db=10.0 * math.log10(max(high, 1e-12) / max(low, 1e-12)) if len(log_f0) else 0.0,
         voiced_fraction=float(frames.voiced.sum() / max(1, frames.loud.sum())),
         envelope=frames.envelope,
+        bandwidth_hz=frames.bandwidth_hz,
+        decay_s=_decay(waveform, sample_rate),
     )
 
 
@@ -283,7 +338,7 @@ def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
     """The quality of an utterance from those of its consecutive parts.
 
     Pitch, effort and envelope are averaged over the voiced speech, the spread of the pitch within and
-    between the parts; the noise and the clipping are those of the worst part.
+    between the parts; the noise and the clipping are those of the worst part, the band is that of the widest.
     """
     seconds = np.array([quality.net_speech_s for quality in qualities])
     fractions = np.array([quality.voiced_fraction for quality in qualities])
@@ -313,7 +368,33 @@ def merge_qualities(qualities: list[SpeechQuality]) -> SpeechQuality:
         tilt_db=tilt_db,
         voiced_fraction=min(1.0, float(fractions @ seconds) / max(total, 1e-9)),
         envelope=envelope,
+        bandwidth_hz=max(
+            (quality.bandwidth_hz for quality in qualities if quality.bandwidth_hz is not None), default=None
+        ),
+        decay_s=_mean_decay(qualities),
     )
+
+
+def _mean_decay(qualities: list[SpeechQuality]) -> float | None:
+    """The mean of the parts' logarithms, by their seconds; None where it was measured in none."""
+    known = [(each.net_speech_s, math.log(each.decay_s)) for each in qualities if each.decay_s is not None]
+    seconds = sum(weight for weight, _ in known)
+    return math.exp(sum(weight * value for weight, value in known) / seconds) if seconds > 0.0 else None
+
+
+def _decay(waveform: NDArray[np.float32], sample_rate: int) -> float | None:
+    """60 dB over the steepest falls of the level per second; None where there is no fall or too little to tell."""
+    step = round(FALL_STEP_S * sample_rate)
+    blocks = waveform[: len(waveform) // step * step].reshape(-1, step)
+    power = np.einsum("ij,ij->i", blocks, blocks) / np.float32(step)
+    level = 10.0 * np.log10(np.maximum(power, np.float32(1e-12)))
+    apart = round(FALL_S / FALL_STEP_S)
+    if len(level) <= apart:
+        return None
+    loud = level[:-apart] > np.percentile(level, 95) - FALL_LOUD_DB
+    falls = (level[:-apart] - level[apart:])[loud]
+    steepest = float(np.quantile(falls, 1.0 - FALL_QUANTILE)) if len(falls) else 0.0
+    return min(MAX_DECAY_S, max(MIN_DECAY_S, 60.0 * FALL_S / steepest)) if steepest > 0.0 else None
 
 
 class BackgroundMeter:

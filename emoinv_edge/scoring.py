@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import TERMS, Calibration, EmotionAxis
+from .conditions import Heard
 from .errors import EnrolmentError
 from .quality import ENVELOPE_SIZE, SpeechQuality
 
@@ -131,6 +132,9 @@ class ProfileBank:
         shapes = [quality.envelope or (math.nan,) * ENVELOPE_SIZE for quality in qualities]
         self._envelope = np.stack([self._mean(column) for column in zip(*shapes, strict=True)], axis=1)
         self._norm = self._mean([quality.log_embedding_norm for quality in qualities])
+        self._bandwidth = self._mean([quality.bandwidth_hz for quality in qualities])
+        self._snr = self._mean([quality.snr_db for quality in qualities])
+        self._decay = self._mean([quality.decay_s for quality in qualities])
         self._centroids = self._means(np.ascontiguousarray(embeddings, np.float32))
         self._axis = None if emotion_axis is None else emotion_axis.array()
         self._on_axis = None if self._axis is None else self._centroids @ self._axis
@@ -154,6 +158,15 @@ class ProfileBank:
         means = np.add.reduceat(embeddings, self._starts, axis=0) / totals
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
         return np.asarray(means, np.float32)
+
+    def heard(self, index: int) -> Heard:
+        """Under which conditions a profile was enrolled: `Heard.of` its exemplars."""
+        values = (float(column[index]) for column in (self._bandwidth, self._snr, self._decay))
+        return Heard(*(None if math.isnan(value) else value for value in values))
+
+    def voice(self, index: int) -> NDArray[np.float32]:
+        """The mean embedding of one profile, at unit norm, shape (embedding_dim,)."""
+        return np.asarray(self._centroids[index], np.float32)
 
     def cosines(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
         """The cosine with each profile's mean embedding, shape (profiles,)."""
@@ -182,7 +195,7 @@ class ProfileBank:
 
         Returns
         -------
-        dict from name in `TERMS` to ndarray, shape (profiles,), float64
+        dict from name in `TERMS` and `BANDS` to ndarray, shape (profiles,), float64
 
         Raises
         ------
@@ -211,6 +224,8 @@ class ProfileBank:
             "emotion_shift": shift,
             "test_seconds": np.full(len(self.names), math.log(max(quality.net_speech_s, 0.1))),
             "enrol_seconds": np.log(np.maximum(self._seconds, 0.1)),
+            "profile_hz": self._bandwidth,
+            "test_hz": np.full(len(self.names), math.nan if quality.bandwidth_hz is None else quality.bandwidth_hz),
         }
         if "envelope" in terms:
             found["envelope"] = self._envelope_evidence(quality)

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from .errors import EmoinvError, ModelFormatError, OutOfMemoryError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["FORKS", "import_onnxruntime", "open_session", "run_session"]
+__all__ = ["FORKS", "import_onnxruntime", "open_session", "run_outputs", "run_session"]
 
 FORK_WAIT_S = 10.0
 
@@ -138,12 +138,19 @@ FORKS = _Forks()
 def run_session(
     session: InferenceSession, output: str, feeds: Mapping[str, NDArray[np.float32]], *, shrink: bool = False
 ) -> NDArray[np.float32]:
-    """One output of a session, which may be shared between threads.
+    """One output of a session: `run_outputs` for that one."""
+    return run_outputs(session, [output], feeds, shrink=shrink)[0]
+
+
+def run_outputs(
+    session: InferenceSession, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.float32]], *, shrink: bool = False
+) -> list[NDArray[np.float32]]:
+    """Outputs of one run of a session, which may be shared between threads.
 
     Parameters
     ----------
     session : InferenceSession
-    output : str
+    outputs : sequence of str
     feeds : mapping of str to ndarray
         The inputs by name.
     shrink : bool
@@ -163,7 +170,7 @@ def run_session(
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     try:
         with FORKS.kept_off():
-            (result,) = session.run([output], dict(feeds), options)
+            results = session.run(list(outputs), dict(feeds), options)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
         if _is_out_of_memory(error):
@@ -177,7 +184,7 @@ def run_session(
         ) from error
     if shrink:
         _trim()
-    return np.asarray(result, np.float32)
+    return [np.asarray(result, np.float32) for result in results]
 
 
 def _trim() -> None:

@@ -37,6 +37,8 @@ TAIL_S = 0.25  # less speech than this at the end of an utterance does not chang
 POWER_S = 0.020  # the background is kept as the power of blocks of this length
 REPORT_S = 1.0  # damaged audio is reported so often at most
 GUARDED_S = 20.0  # of one utterance's speech is kept for `Comparator.guard`
+WINDOWS_APART_S = 0.48  # of two windows among which a second voice is sought
+LEAST_WINDOW_S = 1.4  # shorter ones differ too much within one voice
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
 
 
@@ -105,6 +107,8 @@ class VerificationStream:
         self._log_mel = LogMelStream(spec) if self._encoder.input == "features" else None
         self._hop = round(hop_s * self._rate)
         self._context = self._length(context_s)
+        self._context_s = context_s
+        self._apart = max(1, round(WINDOWS_APART_S / hop_s))
         self._window = round(window_s * self._rate)
         self._block = round(POWER_S * self._rate)
         self._watch = WATCH_BLOCKS * self._block
@@ -412,11 +416,24 @@ class VerificationStream:
         log_norm = sum(math.log(step.embedding.norm) * step.weight for step in self._steps) / weight
         quality = merge_qualities([step.quality for step in self._steps])
         quality = dataclasses.replace(quality, log_embedding_norm=log_norm)
+        whole, times = self._whole_windows()
+        found = Embedding(embedding, math.exp(log_norm), whole)
         start = self._steps[0].start
         if self._session is not None:
             at = start / self._rate
-            return self._session.take(embedding, quality, start=start, end=end, final=final, at_s=at, guard=self._guard)
-        return self._comparator.decide(embedding, quality, start=start, end=end, final=final)
+            return self._session.take(
+                found, quality, times=times, start=start, end=end, final=final, at_s=at, guard=self._guard
+            )
+        return self._comparator.decide(found, quality, times=times, start=start, end=end, final=final)
+
+    def _whole_windows(self) -> tuple[NDArray[np.float32] | None, list[float]]:
+        """Embeddings of the steps that saw a whole context, and where each begins, in seconds of the stream."""
+        whole = [step for step in self._steps if step.weight >= self._context][:: -self._apart][::-1]
+        if not whole or self._context_s < LEAST_WINDOW_S:
+            return None, []
+        before = [self._context_s - step.quality.net_speech_s for step in whole]  # the context that is not new
+        times = [max(0.0, step.start / self._rate - seconds) for step, seconds in zip(whole, before, strict=True)]
+        return np.stack([step.embedding.vector for step in whole]), times
 
 
 def _num_clipped(samples: NDArray[np.float32]) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,13 @@ from .errors import ChannelError, EmoinvError, OutOfMemoryError
 from .features import log_mel
 from .quality import BackgroundMeter, SpeechQuality, measure_quality, merge_qualities
 from .spec import EncoderSpec
-from .vad import SpeechSegmenter, speech_only
+from .vad import SpeechSegmenter, speech_segments
+
+if TYPE_CHECKING:
+    from .guards import Guards
 
 __all__ = [
+    "HARDLY_VOICE",
     "MAX_CLIPPED_FRACTION",
     "MIN_SPEECH_S",
     "Embedder",
@@ -32,6 +36,7 @@ __all__ = [
     "embed_speech",
     "hear",
     "hear_blocks",
+    "no_voice",
     "unusable",
 ]
 
@@ -68,8 +73,8 @@ class Refusal:
     Parameters
     ----------
     code : str
-        ``empty``, ``not_finite``, ``silent``, ``channels``, ``too_quiet``, ``too_short``, ``clipped``, ``too_noisy``
-        or ``no_embedding``.
+        ``empty``, ``not_finite``, ``silent``, ``channels``, ``too_quiet``, ``too_short``, ``clipped``, ``too_noisy``,
+        ``no_embedding``, ``no_voice`` or ``second_voice``.
     message : str
         The same in a sentence, with the cure.
     """
@@ -96,6 +101,8 @@ class Utterance:
     refusal : Refusal or None
     num_samples : int
         Length of the whole recording at the encoder's rate; 0 where nothing was measured.
+    segments : tuple of (int, int)
+        First sample and the one after the last of each stretch of speech in the recording, at the encoder's rate.
     """
 
     speech: NDArray[np.float32]
@@ -103,6 +110,16 @@ class Utterance:
     embedding: Embedding | None
     refusal: Refusal | None
     num_samples: int = 0
+    segments: tuple[tuple[int, int], ...] = ()
+
+    def position(self, sample: int) -> int:
+        """Where in the recording a sample of its speech lies, in samples at the encoder's rate."""
+        before = 0
+        for start, end in self.segments:
+            if sample < before + end - start:
+                return start + sample - before
+            before += end - start
+        return self.num_samples
 
 
 def hear(
@@ -147,10 +164,12 @@ def hear(
         steps = range(0, len(mono), LONG_BLOCK)
         blocks = (mono[first : first + LONG_BLOCK] for first in steps)
         return _hear_long(encoder, blocks, min_speech_s, min_snr_db, keep_speech)
-    speech = speech_only(mono, rate)
+    segments = speech_segments(mono, rate)
+    speech = gather([segment.waveform for segment in segments])
     quality = measure_quality(mono, rate, speech)
     found = unusable(quality, min_speech_s, min_snr_db) or embed_speech(encoder, speech)
-    return _utterance(speech, quality, found, len(mono))
+    heard = Utterance(speech, quality, None, None, len(mono), tuple((each.start, each.end) for each in segments))
+    return _utterance(encoder, heard, quality, found)
 
 
 def hear_blocks(encoder: Embedder, blocks: Iterable[NDArray[np.float32]]) -> Utterance:
@@ -186,12 +205,14 @@ def _cancelled(error: ChannelError) -> Utterance:
     return Utterance(np.empty(0, np.float32), None, None, Refusal("channels", str(without_file)))
 
 
-def _utterance(
-    speech: NDArray[np.float32], quality: SpeechQuality, found: Embedding | Refusal, num_samples: int
-) -> Utterance:
+def _utterance(encoder: Embedder, heard: Utterance, quality: SpeechQuality, found: Embedding | Refusal) -> Utterance:
     if isinstance(found, Refusal):
-        return Utterance(speech, quality, None, found, num_samples)
-    return Utterance(speech, quality.with_embedding_norm(found.norm), found, None, num_samples)
+        return dataclasses.replace(heard, refusal=found)
+    quality = quality.with_embedding_norm(found.norm)
+    refusal = no_voice(getattr(encoder, "guards", None), found.vector, quality)
+    if refusal is not None:
+        return dataclasses.replace(heard, quality=quality, refusal=refusal)
+    return dataclasses.replace(heard, quality=quality, embedding=found)
 
 
 def _hear_long(
@@ -205,14 +226,17 @@ def _hear_long(
     rate = encoder.spec.sample_rate
     segmenter, meter, windows = SpeechSegmenter(rate), BackgroundMeter(rate), _SpeechWindows(encoder)
     kept: list[NDArray[np.float32]] = []
+    spans: list[tuple[int, int]] = []
     sounded = False
     for block in blocks:
         sounded |= bool(block.any())
         meter.add(block)
         for segment in segmenter.process(block):
+            spans.append((segment.start, segment.end))
             windows.add(segment.waveform)
             kept += [segment.waveform] if keep_speech else []
     for segment in segmenter.flush():
+        spans.append((segment.start, segment.end))
         windows.add(segment.waveform)
         kept += [segment.waveform] if keep_speech else []
     if not sounded:
@@ -223,7 +247,8 @@ def _hear_long(
         quality, snr_db=meter.snr_db, clipped_fraction=meter.clipped_fraction, level_dbfs=level
     )
     found = unusable(quality, min_speech_s, min_snr_db) or windows.embedding()
-    return _utterance(gather(kept), quality, found, meter.num_samples)
+    heard = Utterance(gather(kept), quality, None, None, meter.num_samples, tuple(spans))
+    return _utterance(encoder, heard, quality, found)
 
 
 class _SpeechWindows:
@@ -332,6 +357,32 @@ def embed_speech(encoder: Embedder, speech: NDArray[np.float32]) -> Embedding | 
 
 def _no_embedding(error: EmoinvError) -> Refusal:
     return Refusal("no_embedding", f"the model gave no usable embedding ({error})")
+
+
+HARDLY_VOICE = Refusal(
+    "no_voice",
+    "hardly a voice: for speech so unlike a person's it is too far from the profile; say it once more, clearly",
+)
+
+
+def no_voice(guards: Guards | None, embedding: NDArray[np.float32], quality: SpeechQuality) -> Refusal | None:
+    """Why this is nobody's voice; None if it may be somebody's, or the model file knows nothing of it.
+
+    Parameters
+    ----------
+    guards : Guards or None
+        Of the model.
+    embedding : ndarray, shape (embedding_dim,), float32 of unit norm
+    quality : SpeechQuality
+        Of the same speech, with the norm of its embedding.
+    """
+    if guards is None or guards.voice.passes(embedding, quality):
+        return None
+    return Refusal(
+        "no_voice",
+        "no voice: this sounds like no person's speech; speak, and keep music, bells and machines away from the "
+        "microphone",
+    )
 
 
 def _broken(waveform: NDArray[Any]) -> Refusal | None:

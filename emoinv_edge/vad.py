@@ -26,6 +26,7 @@ __all__ = [
     "SpeechSegmenter",
     "WebRtcDetector",
     "speech_only",
+    "speech_segments",
 ]
 
 WEBRTC_RATES = (8000, 16000, 32000, 48000)
@@ -418,9 +419,14 @@ def speech_only(waveform: NDArray[np.float32], sample_rate: int = 16000) -> NDAr
     AudioError
         If a sample is not finite.
     """
+    parts = [segment.waveform for segment in speech_segments(waveform, sample_rate)]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def speech_segments(waveform: NDArray[np.float32], sample_rate: int = 16000) -> list[SpeechSegment]:
+    """The segments that `speech_only` joins, in their order; raises as it does."""
     damaged = int(np.count_nonzero(~np.isfinite(waveform)))
     if damaged:
         raise AudioError(f"expected finite samples, got {damaged} NaN or infinite ones; record the audio again")
     segmenter = SpeechSegmenter(sample_rate)
-    parts = [segment.waveform for segment in segmenter.process(waveform) + segmenter.flush()]
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+    return segmenter.process(waveform) + segmenter.flush()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .attempts import WITHIN_S, Session
 from .audio import gather
 from .decision import Comparator, Decision, Examined
+from .second_voice import window_times
 from .stream import VerificationStream
 from .utterance import Utterance, hear, hear_blocks
 
@@ -139,7 +140,8 @@ class Verifier(Comparator):
         if heard.refusal is not None:
             return self.no_decision(heard.refusal, heard.quality, end=heard.num_samples)
         assert heard.embedding is not None and heard.quality is not None  # one of the two is there
-        return self.decide(heard.embedding, heard.quality, end=heard.num_samples)
+        times = window_times(self.encoder.guards, heard, self.encoder.spec.sample_rate)
+        return self.decide(heard.embedding, heard.quality, times=times, end=heard.num_samples)
 
     def stream(self, sample_rate: int = 16000) -> VerificationStream:
         """A stream of decisions on audio that arrives in chunks; each stream has its own state."""

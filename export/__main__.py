@@ -1,8 +1,9 @@
-"""``python -m export make | calibrate | cohort | study``: model files of checkpoints."""
+"""``python -m export make | calibrate | guards | cohort | browser | study``: model files, and for other languages."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from train.progress import Progress, time_left
 from .chain import Calibrating, Options, export_model, recalibrate
 from .cohort import SPEAKERS, add_cohort
 from .gates import GateFailed
+from .guards import add_guards
 from .quantise import CORRECTIONS, Scheme
 
 EXIT_GATE = 1
@@ -22,6 +24,8 @@ EPILOG = """examples:
       --calibrate prepared/ased prepared/nemo
   python -m export calibrate base.onnx prepared/ased prepared/nemo -o new.onnx
   python -m export cohort base.onnx prepared/librispeech -o base.onnx --source "LibriSpeech, CC BY 4.0"
+  python -m export browser base -o examples/browser/model
+  python -m export guards new.onnx --speech prepared/ased prepared/nemo --sounds sounds/esc10
   python -m export study runs/base/best.pt --speech prepared/speechocean762 -o quantisation.md"""
 
 
@@ -37,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_make(commands)
     _add_calibrate(commands)
     _add_cohort(commands)
+    _add_browser(commands)
+    _add_guards(commands)
     _add_study(commands)
     return parser
 
@@ -115,6 +121,48 @@ def _add_cohort(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=_cohort)
 
 
+def _add_browser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = (
+        "Write what a page or another language needs: the model with its front end inside, the calibration of a score "
+        "without pitch as JSON, its schema, and test vectors."
+    )
+    parser = commands.add_parser("browser", help="a model for a page or another language", description=what)
+    parser.add_argument("model", metavar="MODEL", help="base, small, or the path of an .onnx file that takes features")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--calibrate", type=Path, nargs="+", default=[], metavar="SET",
+        help="fit the scores anew on these prepared sets, and write scores.json beside "
+        "(default: those kept in export/portable_scores)",
+    )  # fmt: skip
+    _add_calibration(parser)
+    parser.set_defaults(run=_browser)
+
+
+def _add_guards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = (
+        "Fit what a model file knows of sounds that are no voice, of a second voice and of a stranger's clip, after "
+        "its calibration; its embeddings, scores and profiles stay as they are."
+    )
+    parser = commands.add_parser("guards", help="guards at enrolment and at the door", description=what)
+    parser.add_argument("model", type=Path, metavar="FILE", help="the .onnx file, with a calibration")
+    parser.add_argument(
+        "--speech", type=Path, nargs="+", required=True, metavar="SET",
+        help="prepared sets of two corpora or more that the encoder was not trained on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sounds", type=Path, nargs="+", required=True, metavar="FOLDER", help="recorded sounds that are no speech"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the .onnx file to write (default: the same)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep there what the model heard, for the next fit after a calibration",
+    )
+    parser.add_argument("--figures", type=Path, metavar="FILE", help="write what the guards find and mistake, as JSON")
+    parser.set_defaults(run=_guards)
+
+
 def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     what = "Measure what each way of making up for rounding costs and gains, and each layer's share of the loss."
     parser = commands.add_parser("study", help="what quantisation costs and gains", description=what)
@@ -150,12 +198,25 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         "--emotion-axis", nargs="+", default=[], metavar="CORPUS",
         help="corpora among the sets that give the emotion axis, which the term emotion_shift is measured along",
     )  # fmt: skip
+    group.add_argument(
+        "--channels", action="store_true",
+        help="hear a few clips of each speaker through telephones, codecs and rooms too, enrolled and tested",
+    )  # fmt: skip
+    group.add_argument(
+        "--labels", type=Path, metavar="FILE", help="corrections of the sets' labels, from `python -m train audit -o`"
+    )
 
 
 def _calibrating(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Calibrating | None:
     """The options of the calibration; None without any set."""
     terms = arguments.terms
-    for option, given in (("terms", terms), ("noise", arguments.noise), ("emotion-axis", arguments.emotion_axis)):
+    for option, given in (
+        ("terms", terms),
+        ("noise", arguments.noise),
+        ("emotion-axis", arguments.emotion_axis),
+        ("channels", arguments.channels),
+        ("labels", arguments.labels),
+    ):
         if given and not arguments.calibrate:
             parser.error(f"--{option} belongs to a calibration: expected --calibrate")
     if "emotion_shift" in (terms or ()) and not arguments.emotion_axis:
@@ -164,7 +225,9 @@ def _calibrating(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error(f"expected --terms without repeats, got {' '.join(terms)}")
     if not arguments.calibrate:
         return None
-    return Calibrating(arguments.calibrate, terms, arguments.noise, arguments.emotion_axis)
+    return Calibrating(
+        arguments.calibrate, terms, arguments.noise, arguments.emotion_axis, arguments.channels, arguments.labels
+    )
 
 
 def _report(line: str) -> None:
@@ -204,6 +267,29 @@ def _calibrate(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
 
 def _cohort(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     add_cohort(arguments.model, arguments.output, arguments.sets, arguments.source, arguments.speakers, _report)
+
+
+def _browser(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from emoinv_edge.encoder import Encoder
+
+    from .browser import export_browser
+    from .portable import PORTABLE_GROUPS
+
+    arguments.terms = arguments.terms or (list(PORTABLE_GROUPS) if arguments.calibrate else None)
+    foreign = set(arguments.terms or ()) - set(PORTABLE_GROUPS)
+    if foreign:
+        parser.error(f"expected --terms of {', '.join(PORTABLE_GROUPS)}, got {', '.join(sorted(foreign))}")
+    export_browser(Encoder.open(arguments.model), arguments.output, _calibrating(parser, arguments), _report)
+
+
+def _guards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    out = arguments.output or arguments.model
+    figures = add_guards(arguments.model, out, arguments.speech, arguments.sounds, arguments.cache, _report)
+    for name, shares in figures.items():
+        parts = ", ".join(f"{label} {share:.1%}" for label, share in shares.items() if label != "all")
+        print(f"{name}: {shares['all']:.1%} ({parts})")
+    if arguments.figures is not None:
+        arguments.figures.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _study(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 import emoinv_edge
 from emoinv_edge.audio import read_audio
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.files import write_atomically
 from emoinv_edge.golden import make_golden
 from emoinv_edge.machine import processor
 from emoinv_edge.model_file import seal
 from emoinv_edge.spec import EncoderSpec
+from train.audit import correct_labels, read_corrections
+from train.calibration.channels import CHANNELS
 from train.calibration.fit import fit_calibration
 from train.calibration.speech import noises_of
 from train.calibration.weights import term_names
@@ -41,12 +44,23 @@ from .graph import encoder_graph
 from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
 from .speech import Portion, take_portion
 
-__all__ = ["Calibrating", "Options", "export_model", "golden_inputs", "quantise", "recalibrate", "write_model"]
+__all__ = [
+    "KEYS",
+    "Calibrating",
+    "Options",
+    "export_model",
+    "golden_inputs",
+    "made_now",
+    "quantise",
+    "recalibrate",
+    "write_model",
+    "written",
+]
 
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 0.6
 # Metadata in this order: a file cut anywhere behind the spec still holds the mark that a digest should end it.
-KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.cohort", "emoinv.calibration", "emoinv.spec")
+KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.cohort", "emoinv.guards", "emoinv.calibration", "emoinv.spec")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,19 +166,29 @@ class Calibrating:
         Folders of recorded noise, which half of the tests are heard in, beside pink noise.
     axis_corpora : sequence of str
         Corpora among the sets that give the emotion axis; none leaves it out.
+    channels : bool
+        Whether a few clips of each speaker are heard through telephones, codecs and rooms too.
+    labels : Path, optional
+        Corrections of the sets' labels, from `python -m train audit`.
     """
 
     sets: Sequence[Path]
     terms: Sequence[str] | None = None
     noise: Sequence[Path] = ()
     axis_corpora: Sequence[str] = ()
+    channels: bool = False
+    labels: Path | None = None
 
-    def fit(self, encoder: Encoder) -> str:
-        """The calibration of `encoder` as JSON."""
+    def calibration(self, encoder: Encoder) -> Calibration:
+        """The calibration of `encoder`."""
         names = None if self.terms is None else term_names(self.terms)
         noises = noises_of(self.noise, encoder.spec.sample_rate)
         sets = [PreparedSet(path) for path in self.sets]
-        return fit_calibration(encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora).to_json()
+        if self.labels is not None:
+            correct_labels(sets, read_corrections(self.labels))
+        return fit_calibration(
+            encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora, channels=self.channels
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What the file's provenance keeps of it."""
@@ -172,6 +196,8 @@ class Calibrating:
             "calibration_terms": "chosen by the Cllr of unseen corpora" if self.terms is None else "named by the user",
             "calibration_noise": ["pink", *(folder.name for folder in self.noise)],
             "calibration_axis": list(self.axis_corpora),
+            "calibration_channels": list(CHANNELS) if self.channels else [],
+            "calibration_labels": "" if self.labels is None else hashlib.sha256(self.labels.read_bytes()).hexdigest(),
         }
 
 
@@ -241,7 +267,7 @@ def export_model(
         encoder = Encoder(draft)
         if calibrating is not None:
             report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-            values["emoinv.calibration"] = calibrating.fit(encoder)
+            values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
             provenance |= calibrating.provenance()
         values["emoinv.golden"] = make_golden(encoder, golden_inputs(spec), processor()[0])
         check(gates.file_size(spec.name, draft.stat().st_size + len(json.dumps(values))))
@@ -252,7 +278,7 @@ def export_model(
         final = Encoder(draft)
         check(gates.golden(final))
         os.replace(draft, out)
-    report(_written(out, final))
+    report(written(out, final))
     return passed
 
 
@@ -271,7 +297,7 @@ def _provenance(
         "flavour": options.flavour,
         "fitted_on": sorted(set(fit.corpus)),
         "machine": processor()[0],
-        **_made_now(),
+        **made_now(),
     }
 
 
@@ -325,17 +351,17 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     encoder = Encoder(model)
     graph = onnx.load_from_string(model.read_bytes())
     values: dict[str, Any] = {entry.key: entry.value for entry in graph.metadata_props if entry.key in KEYS}
-    missing = set(KEYS) - values.keys() - {"emoinv.calibration", "emoinv.cohort"}
+    missing = set(KEYS) - values.keys() - {"emoinv.calibration", "emoinv.cohort", "emoinv.guards"}
     if missing:
         raise ValueError(f"{model}: expected a file of `python -m export`, but it lacks {', '.join(sorted(missing))}")
     golden = gates.golden(encoder)
     if not golden.passed:
         raise GateFailed(golden)
     report(f"step  calibration of scores on {', '.join(path.name for path in calibrating.sets)}")
-    values["emoinv.calibration"] = calibrating.fit(encoder)
+    values["emoinv.calibration"] = calibrating.calibration(encoder).to_json()
     provenance = json.loads(values["emoinv.provenance"])
     provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
-    provenance |= {**_made_now(), **calibrating.provenance()}
+    provenance |= {**made_now(), **calibrating.provenance()}
     values["emoinv.provenance"] = provenance
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
@@ -350,16 +376,18 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
                 f"{final.fingerprint}; use the version of the package onnx that wrote the file"
             )
         os.replace(draft, out)
-    report(_written(out, final))
+    report(written(out, final))
 
 
-def _made_now() -> dict[str, str]:
+def made_now() -> dict[str, str]:
+    """Version and time, for a file's provenance."""
     return {
         "version": emoinv_edge.__version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _written(out: Path, encoder: Encoder) -> str:
+def written(out: Path, encoder: Encoder) -> str:
+    """The line on a file that was written."""
     size_mb = out.stat().st_size / gates.MEGABYTE
     return f"wrote {out}: {size_mb:.2f} MB, SHA-256 {encoder.file_sha256}, fingerprint {encoder.fingerprint}"

@@ -353,9 +353,21 @@ def test_nothing_is_stored_where_nothing_was_taken(emoinv: Shell, recording: Cal
 
 
 def test_another_voice_is_not_enrolled_into_the_profile(emoinv: Shell, recording: Callable[..., Path]) -> None:
+    bob, *anas = recording("bob", seed=2, f0_hz=BOB_HZ), recording("one", seed=1), recording("two", seed=3)
+    assert emoinv("enroll", "ana", bob, *anas, "--json") == 2  # wherever it stands
+    assert [each["reason"] for each in emoinv.answer()["utterances"]] == ["other_speaker", "accepted", "accepted"]
+    assert emoinv.answer()["exemplars"] == 2
+
+
+def test_two_recordings_of_two_voices_are_no_profile_unless_somebody_is_sure(
+    emoinv: Shell, recording: Callable[..., Path]
+) -> None:
     files = [recording("ana", seed=1), recording("bob", seed=2, f0_hz=BOB_HZ)]
-    assert emoinv("enroll", "ana", *files, "--json") == 2
-    assert [each["reason"] for each in emoinv.answer()["utterances"]] == ["accepted", "other_speaker"]
+    assert emoinv("enroll", "ana", *files) == 3
+    assert "--sure" in emoinv.err
+    assert emoinv("enroll", "ana", *files, "--sure", "--json") == 0
+    assert emoinv.answer()["exemplars"] == 2
+    assert emoinv("profiles", "show", "ana", "--json") == 0
 
 
 def test_an_existing_profile_is_never_overwritten_unasked(with_ana: Shell, recording: Callable[..., Path]) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from emoinv_edge.adaptation import Adapter
 from emoinv_edge.calibration import FarTable
 from emoinv_edge.cli import main
+from emoinv_edge.conditions import Conditions, Heard
 from emoinv_edge.device_calibration import (
     MAX_SHIFT,
     Refinement,
@@ -287,3 +288,37 @@ def test_every_way_to_decide_with_a_store_applies_its_calibration(store: Path, m
     )
     assert all(way.calibration == refined for way in ways)
     assert Verifier(encoder, held.get("ana"), calibration=CALIBRATION, store=held).calibration == CALIBRATION
+
+
+REACHED = Conditions(4600.0, -1.0, 0.5, 0.2, narrowest_hz=3500.0, least_snr_db=8.0, longest_decay_s=0.8)
+
+
+def test_a_device_reaches_as_far_as_the_recordings_of_five_of_its_impostors() -> None:
+    heard = {f"s{k}": [Heard(8000.0, 30.0, 0.2), Heard(3000.0 - 100.0 * k, 5.0 - k, 1.0 + 0.1 * k)] for k in range(6)}
+    found = refine(CALIBRATION, "f", impostors(0.0), file_sha256="0" * 64, heard=heard)
+    assert (found.narrowest_hz, found.least_snr_db) == (2900.0, 4.0)
+    assert found.longest_decay_s == pytest.approx(1.1)
+    reached = found.apply(dataclasses.replace(CALIBRATION, conditions=REACHED)).conditions
+    assert reached == dataclasses.replace(REACHED, narrowest_hz=2900.0, least_snr_db=4.0, longest_decay_s=1.1)
+    assert found.apply(CALIBRATION).conditions is None
+
+
+def test_a_device_of_few_or_better_recordings_keeps_the_reach_of_the_model() -> None:
+    few = {f"s{k}": [Heard(2000.0, 0.0, 2.0)] for k in range(4)}
+    assert refine(CALIBRATION, "f", impostors(0.0), file_sha256="0" * 64, heard=few).narrowest_hz is None
+    better = {f"s{k}": [Heard(8000.0, 40.0, 0.1)] for k in range(9)}
+    found = refine(CALIBRATION, "f", impostors(0.0), file_sha256="0" * 64, heard=better)
+    assert found.apply(dataclasses.replace(CALIBRATION, conditions=REACHED)).conditions == REACHED
+
+
+def test_the_reach_of_a_device_is_kept_in_its_file_and_older_files_open_without() -> None:
+    heard = {f"s{k}": [Heard(3000.0, 5.0, 1.0)] for k in range(5)}
+    found = refine(CALIBRATION, "f", impostors(0.0), file_sha256="0" * 64, heard=heard)
+    values = json.loads(json.dumps(found.to_values()))
+    assert Refinement.from_values(values) == found
+    for name in ("narrowest_hz", "least_snr_db", "longest_decay_s"):
+        del values[name]
+    old = Refinement.from_values(values)
+    assert old == dataclasses.replace(found, narrowest_hz=None, least_snr_db=None, longest_decay_s=None)
+    with pytest.raises(CalibrationError, match="narrowest_hz"):
+        Refinement.from_values(values | {"narrowest_hz": -1.0})

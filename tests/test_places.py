@@ -206,6 +206,16 @@ def test_a_verifier_decides_the_same_in_another_process(encoder: Encoder, method
         assert pool.apply(_score, (verifier,)) == _score(verifier)
 
 
+def test_a_verifier_that_watches_a_store_is_not_pickled_since_that_holds_a_key(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    store = ProfileStore(tmp_path / "profiles.db")
+    store.put(enrolled(encoder, "ana", ANA_HZ))
+    with pytest.raises(TypeError, match="open it anew"):
+        pickle.dumps(Verifier(encoder, store, 0.01))
+    assert pickle.loads(pickle.dumps(Verifier(encoder, store.get("ana"), 0.01))).speakers == ("ana",)
+
+
 @pytest.mark.slow
 def test_the_library_runs_from_a_zip(tmp_path: Path) -> None:
     if not (ROOT / "emoinv_edge/models/base.onnx").is_file():

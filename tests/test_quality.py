@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -236,3 +237,76 @@ def test_qualities_of_the_parts_merge_to_that_of_the_whole() -> None:
 def test_the_snr_of_almost_nothing_is_zero() -> None:
     assert snr_db(np.zeros(4, np.float32)) == 0.0
     assert snr_db(np.repeat(np.float32([-60.0, -20.0]), 20)) == pytest.approx(40.0, abs=0.01)
+
+
+def broad(seconds: float = 2.0, seed: int = 0) -> NDArray[np.float32]:
+    """Bursts of noise whose spectrum falls as that of speech does, up to 8 kHz."""
+    rng = np.random.default_rng(seed)
+    spectrum = np.fft.rfft(rng.standard_normal(round(seconds * RATE)))
+    hz = np.fft.rfftfreq(round(seconds * RATE), 1 / RATE)
+    wave = np.fft.irfft(spectrum / (1.0 + (hz / 800.0) ** 1.5), round(seconds * RATE))
+    bursts = 0.5 + 0.5 * np.sin(2 * np.pi * 3.0 * np.arange(len(wave)) / RATE) > 0.3
+    return (0.1 * wave / np.abs(wave).max() * bursts).astype(np.float32)
+
+
+def low_pass(waveform: NDArray[np.float32], top_hz: float, rate: int = RATE) -> NDArray[np.float32]:
+    spectrum = np.fft.rfft(waveform)
+    spectrum[np.fft.rfftfreq(len(waveform), 1 / rate) > top_hz] = 0.0
+    return np.fft.irfft(spectrum, len(waveform)).astype(np.float32)
+
+
+@pytest.mark.parametrize("top_hz", [2000.0, 3000.0, 3500.0, 4500.0, 5500.0, 7000.0])
+def test_the_band_is_that_of_the_speech_whatever_the_rate_of_the_file_claims(top_hz: float) -> None:
+    for rate in (RATE, 48000):
+        wave = soxr.resample(low_pass(broad(), top_hz), RATE, rate).astype(np.float32)
+        assert measure_quality(wave, rate).bandwidth_hz == pytest.approx(top_hz, abs=500.0), rate
+
+
+def test_a_whole_band_ends_at_eight_kilohertz_or_at_half_the_rate() -> None:
+    assert measure_quality(broad()).bandwidth_hz == 8000.0
+    assert measure_quality(soxr.resample(broad(), RATE, 8000).astype(np.float32), 8000).bandwidth_hz == 4000.0
+
+
+def test_a_call_that_was_resampled_carelessly_still_ends_where_it_is_mirrored() -> None:
+    call = soxr.resample(low_pass(broad(), 3400.0), RATE, 8000)
+    mirrored = np.interp(np.arange(2 * len(call)) / 2.0, np.arange(len(call)), call).astype(np.float32)
+    found = measure_quality(mirrored).bandwidth_hz
+    assert found is not None and 3000.0 <= found <= 4250.0
+
+
+def test_louder_or_softer_speech_has_the_same_band_and_decay() -> None:
+    room = broad() + 1e-3 * np.random.default_rng(2).standard_normal(2 * RATE).astype(np.float32)
+    loud, soft = measure_quality(room), measure_quality(room * np.float32(0.1))
+    assert loud.bandwidth_hz == soft.bandwidth_hz
+    assert loud.decay_s == pytest.approx(soft.decay_s, rel=0.05)
+
+
+def test_the_decay_rises_with_the_reverberation() -> None:
+    rng = np.random.default_rng(1)
+    found = []
+    for rt60_s in (0.2, 0.5, 1.0):
+        tail = rng.standard_normal(RATE) * np.exp(-6.9 * np.arange(RATE) / RATE / rt60_s)
+        heard = np.convolve(broad(3.0), tail)[: 3 * RATE]
+        found.append(measure_quality((0.1 * heard / np.abs(heard).max()).astype(np.float32)).decay_s or 0.0)
+    assert found[0] < found[1] < found[2]
+
+
+def test_silence_and_scraps_have_neither_band_nor_decay() -> None:
+    for length in (0, 1, 159, 639, 1000):
+        measured = measure_quality(np.zeros(length, np.float32))
+        assert measured.bandwidth_hz is None and measured.decay_s is None
+
+
+@pytest.mark.parametrize("name", ["bandwidth_hz", "decay_s"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan, True, "8000"])
+def test_a_band_or_decay_that_cannot_be_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        quality(**{name: value})
+
+
+def test_parts_of_an_utterance_have_the_widest_band_and_a_mean_decay() -> None:
+    parts = [quality(bandwidth_hz=4000.0, decay_s=0.1), quality(bandwidth_hz=7000.0, decay_s=0.4), quality()]
+    merged = merge_qualities(parts)
+    assert merged.bandwidth_hz == 7000.0
+    assert merged.decay_s == pytest.approx(0.2)
+    assert merge_qualities([quality()]).bandwidth_hz is None

@@ -257,3 +257,11 @@ def test_silence_is_no_decision_in_every_command(emoinv: Shell, files: dict[str,
     assert emoinv.answers()[0]["utterances"][0]["reason"] == "silent"
     assert emoinv("embed", zeros, files["own"], "-o", emoinv.folder / "e.npz") == 2
     assert "silent" in emoinv.err
+
+
+def test_a_session_takes_one_channel_and_not_each(emoinv: Shell) -> None:
+    call = emoinv.write("call.wav", voice(9), voice(9, BOB_HZ))
+    again = emoinv.write("again.wav", voice(10), voice(10, BOB_HZ))
+    assert emoinv("verify", "ana", call, again, "--session", "--channel", "1", "--extrapolate") == 0, emoinv.err
+    assert emoinv("verify", "ana", call, again, "--session", "--channel", "each") == 3
+    assert "--session" in emoinv.err

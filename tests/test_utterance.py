@@ -15,7 +15,7 @@ from emoinv_edge.enrolment import Enroller
 from emoinv_edge.features import log_mel
 from emoinv_edge.quality import measure_quality
 from emoinv_edge.utterance import hear
-from emoinv_edge.vad import speech_only
+from emoinv_edge.vad import speech_only, speech_segments
 from emoinv_edge.verifier import Verifier
 from tests.builders import ANA_HZ, RATE, build_encoder, calibrated_encoder, enrolled, synthesise
 
@@ -83,7 +83,7 @@ def test_one_recording_passes_each_step_once(
     ana = enrolled(encoder, "ana", ANA_HZ)
     verifier, enroller = Verifier(encoder, ana), Enroller(encoder, profile=ana)
     passed: list[str] = []
-    for step in (to_mono, speech_only, measure_quality, log_mel):
+    for step in (to_mono, speech_segments, measure_quality, log_mel):
 
         def noted(*arguments: Any, step: Any = step) -> Any:
             passed.append(step.__name__)
@@ -92,7 +92,7 @@ def test_one_recording_passes_each_step_once(
         monkeypatch.setattr(f"emoinv_edge.utterance.{step.__name__}", noted)
     wave = synthesise(1.5, 7, ANA_HZ, 44100)
     assert verifier.verify(wave, 44100).accepted
-    assert passed == ["to_mono", "speech_only", "measure_quality", "log_mel"]
+    assert passed == ["to_mono", "speech_segments", "measure_quality", "log_mel"]
     passed.clear()
     assert enroller.add(wave, 44100).accepted
-    assert passed == ["to_mono", "speech_only", "measure_quality", "log_mel"]
+    assert passed == ["to_mono", "speech_segments", "measure_quality", "log_mel"]

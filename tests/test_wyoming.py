@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +29,12 @@ from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler, AsyncTcpServer
 from wyoming.user_event import UserEvent
 
+from emoinv_edge.cli.wyoming import StoredSpeakers
 from emoinv_edge.decision import Decision, Verdict
-from emoinv_edge.errors import StoreError
+from emoinv_edge.errors import EmoinvError, StoreError
+from emoinv_edge.store import PLAINTEXT, ProfileStore
 from emoinv_edge.wyoming import Connection, Service
+from tests.builders import ANA_HZ, NOW, calibrated_encoder, enrolled, synthesise
 
 RATE = 16000
 WORDS = "open the door"
@@ -448,3 +454,20 @@ def test_the_next_utterances_of_a_satellite_enrol_and_then_are_judged() -> None:
 
     run(work, require=True, enrolment=enrolment)
     assert enrolment.heard == [RATE, RATE]
+
+
+def test_the_stored_speakers_of_the_moment_judge_and_one_that_expired_stops_nobody(tmp_path: Path) -> None:
+    encoder = calibrated_encoder(tmp_path)
+    store = ProfileStore(tmp_path / "profiles.db", PLAINTEXT)
+    ana = enrolled(encoder, "ana", ANA_HZ, takes=3, seconds=4.0)
+    store.put(ana)
+    store.put(dataclasses.replace(ana, name="bob", expires=NOW, created=NOW))
+    anyone = StoredSpeakers(encoder, store, argparse.Namespace(require=None, far=0.01, extrapolate=False))
+    only_bob = StoredSpeakers(encoder, store, argparse.Namespace(require=("bob",), far=0.01, extrapolate=False))
+    heard = synthesise(4.0, 7, ANA_HZ)
+    assert anyone(heard, RATE).accepted and anyone(heard, RATE).speaker == "ana"
+    with pytest.raises(EmoinvError):
+        only_bob(heard, RATE)
+    store.remove("ana")
+    with pytest.raises(EmoinvError):
+        anyone(heard, RATE)

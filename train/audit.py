@@ -42,6 +42,7 @@ __all__ = [
     "apply_corrections",
     "audit",
     "audit_embeddings",
+    "correct_labels",
     "find_copies",
     "format_audits",
     "read_corrections",
@@ -361,6 +362,23 @@ def apply_corrections(clips: Sequence[PreparedClip], corrections: Corrections) -
         clip if clip.speaker == speaker else dataclasses.replace(clip, speaker=speaker)
         for clip, speaker in zip(clips, speakers, strict=True)
     ]
+
+
+def correct_labels(sets: Sequence[PreparedSet], corrections: Mapping[str, Corrections]) -> None:
+    """Correct the speakers of prepared sets that were prepared before the audit; of an unknown pair one is left out.
+
+    Parameters
+    ----------
+    sets : sequence of PreparedSet
+        Changed in memory, not on disk.
+    corrections : mapping from corpus to Corrections
+        From `read_corrections`.
+    """
+    for each in sets:
+        found = corrections.get(each.folder.name)
+        if found is not None:
+            unknown = tuple(pair[1] for pair in found.unknown_pairs)
+            each.clips = apply_corrections(each.clips, dataclasses.replace(found, drop_ids=(*found.drop_ids, *unknown)))
 
 
 def find_copies(prepared: PreparedSet) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from .options import add_command, add_json, add_model, add_store, open_encoder, 
 from .terminal import EXIT_ACCEPT, print_error, print_json
 
 if TYPE_CHECKING:
+    from ..conditions import Heard
     from ..verifier import Verifier
 
 __all__ = ["add_parser", "run"]
@@ -81,11 +82,13 @@ def run(args: argparse.Namespace) -> int:
     verifiers = {
         name: Verifier(encoder, profile, prior=0.5, calibration=calibration) for name, profile in profiles.items()
     }
-    impostors = {
+    scored = {
         speaker: _scores(list(verifiers.values()), files)
         for speaker, files in _speakers(args.impostors).items()
         if speaker not in profiles
     }
+    impostors = {speaker: scores for speaker, (scores, _) in scored.items()}
+    heard = {speaker: conditions for speaker, (_, conditions) in scored.items()}
     genuine: list[float] = []
     if args.genuine is not None:
         for speaker, files in _speakers(args.genuine).items():
@@ -93,8 +96,9 @@ def run(args: argparse.Namespace) -> int:
                 raise UnknownSpeakerError(
                     f"{args.genuine / speaker}: no profile of that name; the enrolled are {', '.join(profiles)}"
                 )
-            genuine += _scores([verifiers[speaker]], files)
-    refinement = refine(calibration, encoder.fingerprint, impostors, genuine, file_sha256=encoder.file_sha256)
+            genuine += _scores([verifiers[speaker]], files)[0]
+    sha256 = encoder.file_sha256
+    refinement = refine(calibration, encoder.fingerprint, impostors, genuine, file_sha256=sha256, heard=heard)
     store.device.keep(refinement)
     answer = {"refined": True, "store": str(store.path), "shift": refinement.shift, "raises": refinement.raises}
     return _answer(args, answer, f"{_summary(refinement)}\nKept in {store.path}; undo with `emoinv calibrate --reset`.")
@@ -130,11 +134,12 @@ def _speakers(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _scores(verifiers: Sequence[Verifier], files: Sequence[Path]) -> list[float]:
-    """LLRs of every usable recording against every profile; what cannot be used is named on standard error."""
+def _scores(verifiers: Sequence[Verifier], files: Sequence[Path]) -> tuple[list[float], list[Heard]]:
+    """LLRs of every usable recording against every profile, and where each was heard; others go to standard error."""
     from ..audio import read_audio
+    from ..conditions import Heard
 
-    scores = []
+    scores, heard = [], []
     for file in files:
         try:
             waveform, _ = read_audio(file, verifiers[0].encoder.spec.sample_rate)
@@ -147,8 +152,9 @@ def _scores(verifiers: Sequence[Verifier], files: Sequence[Path]) -> list[float]
             print_error(f"left out: {file}: {decision.reason}")
             continue
         scores.append(decision.score)
+        heard.append(Heard.of(decision.quality))
         for verifier in verifiers[1:]:
             score = verifier.decide(embedding, decision.quality).score
             if score is not None:
                 scores.append(score)
-    return scores
+    return scores, heard

@@ -14,7 +14,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from .terminal import EXIT_ACCEPT, EXIT_ERROR, print_json, shown
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
+    from ..profiles import ProfileInfo
     from ..store import ProfileStore
 
 __all__ = ["Finding", "add_parser", "examine", "run"]
@@ -310,9 +311,25 @@ def check_store(args: argparse.Namespace) -> list[Finding]:
     for profile in profiles:
         makers.setdefault(profile.model_fingerprint[:12], []).append(profile.name)
     findings += [Finding(f"  by model {maker}", OK, ", ".join(names)) for maker, names in makers.items()]
+    findings += check_conditions(profiles)
     findings += check_refinement(store, args.model)
     cure = "enrol the speaker again, or remove the profile: emoinv profiles remove NAME"
     findings += [Finding(f"  {profile.name}", NOTE, profile.problem, cure) for profile in profiles if profile.problem]
+    return findings
+
+
+def check_conditions(profiles: Sequence[ProfileInfo]) -> list[Finding]:
+    """Under which conditions the profiles were enrolled; a note where not all were in one band."""
+    heard: dict[str, list[str]] = {}
+    for profile in profiles:
+        if profile.condition:
+            heard.setdefault(profile.condition, []).append(profile.name)
+    findings = [Finding(f"  heard in {condition}", OK, ", ".join(names)) for condition, names in heard.items()]
+    bands = {condition.partition(",")[0] for condition in heard} - {"unknown band"}
+    if len(bands) > 1:
+        value = "the profiles were enrolled through different devices: in " + " and in ".join(sorted(bands))
+        cure = "enrol each speaker on the device that verifies: in another band owners are rejected more often"
+        findings.append(Finding("  bands", NOTE, value, cure))
     return findings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 METER_FLOOR_DB = -60.0
+NOT_GIVEN = ("unreadable", "gap")  # reasons of recordings that never came to the enroller
 MOST_DAYS = 36525  # a hundred years
 
 
@@ -63,6 +64,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="add the recordings to the profile that exists")
     existing.add_argument("--replace", action="store_true", help="replace the profile that exists")
+    parser.add_argument(
+        "--sure", action="store_true", help="take recordings that sound like somebody else too: you know who spoke"
+    )
     parser.add_argument("--consent", default="", metavar="TEXT", help="what the speaker agreed to, and how")
     parser.add_argument(
         "--expires",
@@ -158,6 +162,21 @@ def from_microphone(args: argparse.Namespace, enroller: Enroller, rate: int, out
                 return
 
 
+def reconsidered(answers: Iterable[dict[str, Any]], enroller: Enroller) -> Iterator[dict[str, Any]]:
+    """The answers that later recordings changed, as they stand now: who the speaker is shows only among several."""
+    given = [each for each in answers if each["reason"] not in NOT_GIVEN]
+    doubts = {doubt.number: doubt for doubt in enroller.doubts}
+    for number, each in enumerate(given):
+        if each["reason"] == "accepted" and number not in enroller.taken:
+            told = f" (LLR {doubts[number].llr:.1f}, at least {doubts[number].least:.1f})" if number in doubts else ""
+            message = f"Left out after all: it does not sound like the speaker of the others{told}."
+            each |= {"accepted": False, "reason": "other_speaker", "message": message}
+            yield each
+        elif each["reason"] == "other_speaker" and number in enroller.taken:
+            each |= {"accepted": True, "reason": "accepted", "message": "Taken after all: others agree with it."}
+            yield each
+
+
 def run(args: argparse.Namespace) -> int:
     """Enrol from files or at the microphone; 0 when the profile was stored, 2 without some of the files, 3 when not."""
     from ..enrolment import Enroller
@@ -176,6 +195,7 @@ def run(args: argparse.Namespace) -> int:
         profile=existing,
         keep_audio=args.keep_audio,
         heard_before=heard,
+        sure=args.sure,
         language=args.lang,
     )
     answers = []
@@ -183,6 +203,9 @@ def run(args: argparse.Namespace) -> int:
     source = from_microphone if args.mic else from_files
     for each in source(args, enroller, encoder.spec.sample_rate, out):
         answers.append(each)
+        if not args.json:
+            print_answer(each, out)
+    for each in reconsidered(answers, enroller):
         if not args.json:
             print_answer(each, out)
     if not any(each["accepted"] for each in answers):

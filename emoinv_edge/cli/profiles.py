@@ -149,12 +149,15 @@ def run_show(args: argparse.Namespace) -> int:
     if args.json:
         events = [{"at": at.isoformat(), "event": event} for at, event in audit.events]
         covered = None if coverage is None else coverage_fields(coverage, args.lang)
-        print_json({**fields(info), "coverage": covered, "events": events, "verified": audit.verified})
+        agreed = None if info.problem else profile_agreement(args, store, info)
+        found = {"coverage": covered, "agreement": agreed, "events": events, "verified": audit.verified}
+        print_json({**fields(info), **found})
         return EXIT_ACCEPT
     lines = [
         f"name        {info.name}",
         f"recordings  {info.num_exemplars}, {info.num_clips} with their speech",
         f"enrolled    {info.created:%Y-%m-%d %H:%M} UTC",
+        f"heard in    {info.condition}",
         f"expires     {f'{info.expires:%Y-%m-%d %H:%M} UTC' if info.expires else 'never'}",
         f"consent     {info.consent or 'no note'}",
         f"model       {info.model_fingerprint}",
@@ -169,6 +172,7 @@ def run_show(args: argparse.Namespace) -> int:
     ]
     if coverage is not None:
         lines += coverage_lines(coverage, info.name, args.lang)
+        lines.append(agreement_line(profile_agreement(args, store, info)))
     console().print("\n".join(map(shown, lines)), markup=False, soft_wrap=True)
     return EXIT_ACCEPT
 
@@ -181,6 +185,23 @@ def profile_coverage(args: argparse.Namespace, store: ProfileStore, info: Profil
     own = info.model_fingerprint == encoder.fingerprint
     exemplars = store.get(info.name, audio=False).exemplars
     return coverage_of([each.quality for each in exemplars], encoder.calibration if own else None)
+
+
+def profile_agreement(args: argparse.Namespace, store: ProfileStore, info: ProfileInfo) -> float | None:
+    """The least LLR of one of the profile's recordings against the others; None for one, or by another model."""
+    from ..clips import agreement
+
+    encoder = open_encoder(args)
+    if encoder.calibration is None or encoder.fingerprint != info.model_fingerprint:
+        return None
+    return agreement(encoder.calibration, encoder.guards, store.get(info.name, audio=False).exemplars)
+
+
+def agreement_line(agreed: float | None) -> str:
+    """What is told of a profile's agreement with itself."""
+    if agreed is None:
+        return "agreement   unknown: it needs two recordings, and their model (--model)"
+    return f"agreement   LLR {agreed:.1f} or more for one speaker, of each recording against the others"
 
 
 def run_remove(args: argparse.Namespace) -> int:

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 MOST_S = 7 * 86400.0
+# Reasons of a decision that could not be made which mixing a bad channel in explains.
+DROWNED = ("too_quiet", "too_short", "too_noisy", "clipped", "no_voice", "second_voice")
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -174,7 +176,7 @@ def print_decision(
         }
         print_json({**fields, "notes": recording.notes, "ms": round(took_ms, 1)})
         return
-    for note in recording.notes:
+    for note in (*recording.notes, *filter(None, [decision.warning])):
         print_error(f"{recording.label}: {note}")
     line = decision.reason
     if decision.score is not None and decision.quality is not None:
@@ -193,7 +195,7 @@ def print_decision(
 def explained(decision: Decision, notes: Sequence[str]) -> Decision:
     """The decision, with what mixing did to its channels as the reason where that is why none could be made."""
     about_channels = [note for note in notes if note.startswith("channel")]
-    if decision.score is not None or decision.code == "channels" or not about_channels:
+    if decision.code not in DROWNED or not about_channels:
         return decision
     return dataclasses.replace(decision, reason=f"{about_channels[0]} ({decision.reason})", code="channels")
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
+import importlib.resources
+from pathlib import PurePath
 
 from ..fields import read_fields, read_json, read_text
 
 __all__ = ["PROMPTS", "languages", "read_prompts"]
 
 PROMPTS = ("normal", "call", "soft", "excited", "tired", "smiling", "annoyed", "away", "enough")
-FOLDER = Path(__file__).parent
+FOLDER = importlib.resources.files(__name__)  # the library may lie in a zip
 
 
 def languages() -> tuple[str, ...]:
     """The languages that there are prompts in, by their code."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+    return tuple(sorted(PurePath(entry.name).stem for entry in FOLDER.iterdir() if entry.name.endswith(".json")))
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,7 +10,8 @@ A profile in one piece, as a portable file holds it (`encode_profile`)::
 
 The header has exactly these keys: ``name``, ``model_fingerprint``, ``created``, ``expires`` (null or a
 time), ``consent``, ``dim`` and ``exemplars``, a list of objects with exactly the keys ``created``,
-``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`); where adaptation added some
+``audio`` (null or a count of bytes) and ``quality`` (the fields of `SpeechQuality`, of which those of
+`MEASURED_LATER` may be missing); where adaptation added some
 of the exemplars, also ``num_adapted``: they are the last so many. Times are ISO 8601 in UTC. Nothing may follow the
 last exemplar.
 
@@ -37,7 +38,7 @@ from ..errors import StoreError
 from ..fields import read_count, read_fields, read_json, read_list, read_text
 from ..model_file import present_fingerprint
 from ..profiles import AuditTrail, Exemplar, Profile
-from ..quality import SpeechQuality
+from ..quality import MEASURED_LATER, SpeechQuality
 
 __all__ = [
     "Record",
@@ -56,7 +57,9 @@ __all__ = [
 MAX_DIM = 65536
 MAX_ROLLBACKS = 16
 HEADER_KEYS = ("name", "model_fingerprint", "created", "expires", "consent", "dim", "exemplars")
-QUALITY_KEYS = tuple(field.name for field in dataclasses.fields(SpeechQuality))
+QUALITY_KEYS = tuple(
+    field.name for field in dataclasses.fields(SpeechQuality) if field.name not in MEASURED_LATER
+)  # what every version kept
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -278,7 +281,7 @@ def _leading_json(data: bytes) -> tuple[dict[str, Any], int]:
 
 
 def _quality(values: Any) -> SpeechQuality:
-    return SpeechQuality(**read_fields(values, QUALITY_KEYS, "quality"))
+    return SpeechQuality(**read_fields(values, QUALITY_KEYS, "quality", optional=MEASURED_LATER))
 
 
 def _ids(values: Any) -> tuple[int, ...]:

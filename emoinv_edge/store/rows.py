@@ -39,6 +39,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..conditions import Heard, describe
 from ..errors import SealError, StoreError, UnknownSpeakerError
 from ..fields import read_json
 from ..model_file import present_fingerprint
@@ -279,6 +280,7 @@ class Rows:
             last_used=trail.last_used,
             adaptations=len(record.history),
             num_enrolled=record.num_enrolled,
+            condition=describe(Heard.of(*(exemplar.quality for exemplar in exemplars))),
         )
 
     def _profile_row(self, name: str, entry: Entry) -> tuple[str, int, object, object]:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emoinv_edge.calibration import MAX_CIRCUMSTANCES, Term
+from emoinv_edge.calibration import Term
 from emoinv_edge.cli import main
 from emoinv_edge.cohort import Cohort, cohort_of
 from emoinv_edge.encoder import MODEL_NAMES, Encoder
 from emoinv_edge.enrolment import Enroller
 from emoinv_edge.errors import EnrolmentError, ModelFormatError
+from emoinv_edge.plausible import MAX_CIRCUMSTANCES
 from emoinv_edge.profiles import Exemplar, Profile
 from emoinv_edge.scoring import ProfileBank
 from emoinv_edge.store import Passphrase, ProfileStore

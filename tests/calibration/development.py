@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emoinv_edge.quality import SpeechQuality
+from train.calibration.channels import CONDITIONS, choose_parts
 from train.calibration.speech import DevelopmentSpeech
 
 DIM = 24
@@ -86,3 +87,26 @@ def along_an_axis(seed: int = 3) -> tuple[DevelopmentSpeech, NDArray[np.float64]
             far = rng.uniform(0.2, 1.2)
             moved[i] += far * axis + 1.5 * far * others[rng.integers(6)] * rng.choice([-1.0, 1.0])
     return DevelopmentSpeech(plain.clips, unit(moved), plain.qualities), axis
+
+
+def through_all(plain: DevelopmentSpeech, alike: float = 0.6, seed: int = 5) -> DevelopmentSpeech:
+    """The same clips, and some of each speaker through all conditions; a telephone makes all voices `alike`."""
+    rng = np.random.default_rng(seed)
+    common = np.linalg.qr(rng.standard_normal((DIM, 1)))[0][:, 0]
+    wide = [dataclasses.replace(each, bandwidth_hz=8000.0, decay_s=0.2) for each in plain.qualities]
+    clips, embeddings, qualities = [*plain.clips], [*plain.embeddings], [*wide]
+    original, conditions, roles = [*range(len(clips))], ["clean"] * len(clips), [""] * len(clips)
+    for corpus in sorted({clip.corpus for clip in plain.clips}):
+        usable = [i for i, clip in enumerate(plain.clips) if clip.corpus == corpus]
+        for part in choose_parts(plain.clips, usable):
+            roles[part.index] = part.role
+            for condition in CONDITIONS[1:]:
+                narrow = condition == "telephone"
+                moved = plain.embeddings[part.index] + (alike * common if narrow else 0.0)
+                clips.append(plain.clips[part.index])
+                embeddings.append(moved)
+                qualities.append(dataclasses.replace(wide[part.index], bandwidth_hz=3750.0 if narrow else 8000.0))
+                original.append(part.index)
+                conditions.append(condition)
+                roles.append(part.role)
+    return DevelopmentSpeech(clips, unit(np.array(embeddings)), qualities, original, conditions, roles)

@@ -59,7 +59,7 @@ def test_two_hundred_sessions_adapt_to_emotions_and_to_no_impostor(fitted: Calib
     assert found.impostor_sessions > 20
     assert found.adapted_own > 100
     assert found.adapted_foreign == 0
-    assert found.frr_after < 0.5 * found.frr_before
+    assert found.frr_after < 0.6 * found.frr_before
     assert found.far_after <= found.far_before + 0.01
     # One attempt more of the attackers' 84 is chance; the rate that was asked for must hold for them too.
     assert found.attacker_after <= found.attacker_before + 1 / 84 + 1e-9

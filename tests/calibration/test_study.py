@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from emoinv_edge.calibration import EmotionAxis
 from emoinv_edge.encoder import Encoder
 from tests.builders import build_encoder, calibration, emotion_axis, in_file, synthesise, write_emotional_corpus
+from tests.calibration.development import speech, through_all
 from train.__main__ import main
+from train.calibration.bands import by_condition
 from train.calibration.emotion_axis import fit_axis
 from train.calibration.speech import DevelopmentSpeech
 from train.calibration.study import format_study, study
-from train.calibration.trials import DRAWS
+from train.calibration.trials import DRAWS, channel_trials, draw_trials, teaching_trials
 from train.prepare import PreparedSet
 
 CALIBRATION = calibration()
@@ -127,3 +129,19 @@ def test_a_corpus_that_gave_the_emotion_axis_is_judged_by_an_axis_of_the_others(
     assert list(ranked) == ["cosine", "all"] and all(set(figures) == {"ased", "nemo"} for figures in ranked.values())
     assert "along the emotion axis of ased" in format_study(found)
     assert "Cllr of the corpora left out" not in format_study(found | {"steps": []})
+
+
+def test_through_channels_each_corpus_is_judged_in_every_condition() -> None:
+    heard = through_all(speech(2, 24, corpora=2))
+    everyone, teaching = draw_trials(heard), teaching_trials(heard)
+    rows = by_condition(everyone, channel_trials(heard), teaching, ("cosine",), heard)
+    cells = [
+        {"corpus": corpus, "enrolled": enrolled, "tested": tested, **figures}
+        for (corpus, enrolled, tested), figures in rows.items()
+    ]
+    empty = {"terms": ["cosine"], "axis_corpora": [], "steps": [], "chosen": ["cosine"], "adaptation": {}}
+    found = {**empty, "left_out": {}, "one_threshold": {}, "together": {}, "refusals": {}, "second_voices": {}}
+    table = format_study(found | {"by_condition": cells})
+    assert "| telephone / telephone | " in table and "| room / codec | " in table
+    first = rows["corpus0", "clean", "telephone"]
+    assert f"{100 * first['frr']:.1f} / {100 * first['far']:.2f}" in table

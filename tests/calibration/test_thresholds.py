@@ -14,15 +14,16 @@ from emoinv_edge.calibration import Calibration
 from emoinv_edge.errors import CalibrationError
 from tests.calibration.development import speech
 from train.calibration.speech import DevelopmentSpeech
-from train.calibration.thresholds import at_one_threshold, draw_chances, far_table
+from train.calibration.thresholds import SAFETY, at_one_threshold, draw_chances, far_table
 from train.calibration.trials import Evidence, draw_trials
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2, 0.1, 0.06])
-def test_unseen_impostors_keep_the_rate_asked_for(fitted: Calibration, rate: float) -> None:
+def test_unseen_impostors_keep_the_rate_with_room_for_harder_corpora(fitted: Calibration, rate: float) -> None:
     llrs = np.concatenate([fitted.llr(each.take(~each.target).terms) for each in draw_trials(speech(2, 20))])
     accepted = float(np.mean(llrs >= fitted.threshold(rate).llr))
-    assert 0.5 * rate <= accepted <= 1.5 * rate
+    assert 0.5 * rate <= SAFETY * accepted <= 1.5 * rate
+    assert accepted <= rate
 
 
 def test_the_support_is_the_rule_of_three_on_speakers(fitted: Calibration) -> None:
@@ -78,4 +79,4 @@ def test_the_threshold_of_several_profiles_is_that_of_drawn_sets(
             rows = np.flatnonzero((tests == test) & ~each.target)
             drawn = [rng.choice(rows, 4, replace=False) for _ in range(5)]
             accepted += [llr[some].max() >= table.thresholds[3] for some in drawn]
-    assert np.mean(accepted) == pytest.approx(table.rates[3], abs=0.015)
+    assert SAFETY * np.mean(accepted) == pytest.approx(table.rates[3], abs=0.02)

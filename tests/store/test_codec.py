@@ -114,3 +114,19 @@ def test_json_nested_a_million_deep_is_refused() -> None:
     text = b"[" * 1_000_000
     with pytest.raises(StoreError):
         decode_profile(struct.pack("<I", len(text)) + text)
+
+
+def test_a_profile_of_before_the_band_was_measured_opens_with_an_unknown_band() -> None:
+    measured = dataclasses.replace(QUALITY, bandwidth_hz=4000.0, decay_s=0.3)
+    new = dataclasses.replace(
+        sample_profile("ana"), exemplars=(dataclasses.replace(sample_exemplar(1), quality=measured),)
+    )
+    assert decode_profile(encode_profile(new)) == new
+    written = encode_profile(new)
+    (length,) = struct.unpack_from("<I", written)
+    header = json.loads(written[4 : 4 + length])
+    for exemplar in header["exemplars"]:
+        del exemplar["quality"]["bandwidth_hz"], exemplar["quality"]["decay_s"]
+    text = json.dumps(header).encode()
+    old = decode_profile(struct.pack("<I", len(text)) + text + written[4 + length :])
+    assert old.exemplars[0].quality == dataclasses.replace(measured, bandwidth_hz=None, decay_s=None)

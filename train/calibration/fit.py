@@ -19,13 +19,15 @@ from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 
 from ..prepare import PreparedSet
+from .bands import fit_conditions
+from .channels import CorpusChannels
 from .coverage import coverage_rates
 from .emotion_axis import fit_axis
 from .select import select_terms
 from .sessions import session_rises
 from .speech import DevelopmentSpeech, measure, noises_of
 from .thresholds import impostor_speakers, with_thresholds
-from .trials import Evidence, draw_trials, teaching_trials, with_axis
+from .trials import Evidence, channel_trials, draw_trials, teaching_trials, with_axis
 from .weights import calibration_of, problem_of
 
 __all__ = ["fit_calibration", "fit_speech"]
@@ -73,7 +75,12 @@ def fit_speech(
         names, _ = select_terms(teaching)
     problem = problem_of(teaching)
     bare = calibration_of(problem, names, np.ones(len(problem.target), bool), axis)
-    found = with_thresholds(bare, everyone + further, NUM_PROFILES)
+    through = channel_trials(speech)
+    if axis is not None:
+        through = with_axis(through, speech, axis)
+    if through:
+        bare = dataclasses.replace(bare, conditions=fit_conditions(bare, through, speech))
+    found = with_thresholds(bare, everyone + further + through, NUM_PROFILES)
     return dataclasses.replace(
         found,
         source=source or _describe(everyone + further, teaching),
@@ -100,6 +107,7 @@ def fit_calibration(
     names: Sequence[str] | None = None,
     noises: Sequence[NDArray[np.float32]] | None = None,
     axis_corpora: Sequence[str] = (),
+    channels: bool = False,
 ) -> Calibration:
     """Measure development speech with `encoder` and fit its calibration; what `python -m export` calls.
 
@@ -117,10 +125,14 @@ def fit_calibration(
         That every test is also heard in (see `measure`); pink noise unless given, none if empty.
     axis_corpora : sequence of str
         As for `fit_speech`.
+    channels : bool
+        Whether a few clips of each speaker are heard through telephones, codecs and rooms too.
     """
     if noises is None:
         noises = noises_of((), encoder.spec.sample_rate)
     others = list(impostors)
     further = measure(encoder, others, noises=noises) if others else None
-    speech = measure(encoder, sets, noises=noises)
+    development = list(sets)
+    through = CorpusChannels.simulated(len(development)) if channels else None
+    speech = measure(encoder, development, noises=noises, channels=through)
     return fit_speech(speech, names=names, impostors=further, axis_corpora=axis_corpora)

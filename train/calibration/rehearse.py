@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from emoinv_edge.adaptation import LIMIT, admissible
 from emoinv_edge.calibration import Calibration, bayes_threshold
+from emoinv_edge.clips import SAME_SPEAKER_PRIOR
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.enrolment import SAME_SPEAKER_PRIOR, Enroller
+from emoinv_edge.enrolment import Enroller
 from emoinv_edge.profiles import Exemplar
 from emoinv_edge.scoring import ProfileBank
 

@@ -75,9 +75,9 @@ def session_rises(
             ]
         )
         test, row = np.nonzero(strange)
-        names = np.array([f"{each.corpus} {name}" for name in speaker])[test]
+        names = [f"{each.corpus} {name}" for name in speaker]
         for count, scores in session_scores(utterances, sessions, bank, calibration).items():
-            attempts[count].append(Attempts(scores[test, row], test, names))
+            attempts[count].append(Attempts(scores[test, row], test, test, names))
     return tuple(
         rise for count in range(2, MAX_ATTEMPTS + 1) if (rise := _rise(attempts[1], attempts[count], count)) is not None
     )

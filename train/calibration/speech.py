@@ -18,6 +18,7 @@ from ..augment import add_noise
 from ..evaluation.clips import Clip
 from ..noise_and_rooms import read_noises
 from ..prepare import HELD_OUT, PreparedClip, PreparedSet, held_out_speakers
+from .channels import CHANNELS, CorpusChannels, choose_parts
 
 __all__ = ["DevelopmentSpeech", "join", "measure", "noises_of", "pink_noise", "without_copies"]
 
@@ -29,17 +30,26 @@ NOISE_SNR_DB = (5.0, 25.0)  # below 5 dB a verifier mostly refuses to decide
 class DevelopmentSpeech:
     """Clips that a verifier could use, with what it would measure on them.
 
-    A clip that is another one in noise names it in `original`: it is tried wherever that one is, and never enrolled.
+    A clip that is another one in noise or through a channel names it in `original`. One in noise is tried wherever that
+    one is; those through channels are enrolled and tried among themselves (`channel_trials`), by their `roles`.
     """
 
     clips: Sequence[Clip]
     embeddings: NDArray[np.float32]  # (clips, embedding_dim), unit norm
     qualities: Sequence[SpeechQuality]
     original: Sequence[int] = ()  # of each clip the one that it was made of, or itself; by default all themselves
+    conditions: Sequence[str] = ()  # of `CONDITIONS`; by default copies are in noise and all others clean
+    roles: Sequence[str] = ()  # "profile" or "test" where it was heard through all channels, else ""
 
     def copies(self) -> dict[int, int]:
-        """The clips that are another one in noise, each with that one."""
+        """The clips that are another one in noise or through a channel, each with that one."""
         return {i: made_of for i, made_of in enumerate(self.original) if made_of != i}
+
+    def condition(self, index: int) -> str:
+        """In which of `CONDITIONS` a clip was heard."""
+        if self.conditions:
+            return self.conditions[index]
+        return "noise" if self.original and self.original[index] != index else "clean"
 
 
 def measure(
@@ -47,6 +57,7 @@ def measure(
     sets: Iterable[PreparedSet],
     progress: Callable[[int], None] = lambda done: None,
     noises: Sequence[NDArray[np.float32]] = (),
+    channels: CorpusChannels | None = None,
 ) -> DevelopmentSpeech:
     """Embed and measure every usable clip, exactly as `Verifier.verify` would.
 
@@ -61,6 +72,8 @@ def measure(
     noises : sequence of ndarray
         Each clip is measured once more with a piece of one of them, `NOISE_SNR_DB` below its speech; without
         noises it is not.
+    channels : CorpusChannels, optional
+        A few clips of each speaker are heard through these too.
 
     Raises
     ------
@@ -68,33 +81,55 @@ def measure(
         If no clip is usable.
     """
     clips: list[Clip] = []
-    embeddings, qualities, original = [], [], []
+    embeddings, qualities, original, conditions = [], [], [], []
+    roles: dict[int, str] = {}
     rate = encoder.spec.sample_rate
 
-    def add(clip: Clip, waveform: NDArray[np.float32], made_of: int | None) -> bool:
+    def add(clip: Clip, waveform: NDArray[np.float32], made_of: int | None, condition: str = "clean") -> bool:
         heard = hear(encoder, waveform, rate)
         if heard.quality is None or heard.embedding is None:
             return False
         original.append(len(clips) if made_of is None else made_of)
+        conditions.append(condition)
         clips.append(clip)
         embeddings.append(heard.embedding.vector)
         qualities.append(heard.quality)
         return True
 
     done = 0
-    for each in sets:
+    for number, each in enumerate(sets):
+        heard: dict[int, int] = {}  # clip here -> clip in its set
+        copies: dict[int, int] = {}  # clip here -> the same in noise
         for index in _spread(each.clips):
             done += 1
             progress(done)
             clip, waveform = each.clips[index], each.waveform(index)
-            if add(clip, waveform, None) and noises:
+            if not add(clip, waveform, None):
+                continue
+            heard[len(clips) - 1] = index
+            if noises:
                 # Drawn from the clip's own name: the same noise whatever else is measured.
                 rng = np.random.default_rng((zlib.crc32(f"{clip.corpus}/{clip.path}".encode()), index))
                 noise = noises[int(rng.integers(len(noises)))]
-                add(clip, add_noise(waveform, noise, float(rng.uniform(*NOISE_SNR_DB)), rng), len(clips) - 1)
+                noisy = add_noise(waveform, noise, float(rng.uniform(*NOISE_SNR_DB)), rng)
+                if add(clip, noisy, len(clips) - 1, "noise"):
+                    copies[len(clips) - 2] = len(clips) - 1
+        if channels is None:
+            continue
+        for part in choose_parts(clips, list(heard)):
+            index = heard[part.index]
+            clip = each.clips[index]
+            roles |= dict.fromkeys((part.index, copies.get(part.index, part.index)), part.role)
+            for condition in CHANNELS:
+                rng = np.random.default_rng((zlib.crc32(f"{clip.corpus}/{clip.path}/{condition}".encode()), index))
+                waveform = channels.hear(each.waveform(index), condition, (number, clip.corpus), part.variant, rng)
+                if add(clip, waveform, part.index, condition):
+                    roles[len(clips) - 1] = part.role
     if not clips:
         raise ValueError("no usable clip in the development speech; prepare it with `python -m train prepare`")
-    return DevelopmentSpeech(clips, np.stack(embeddings), qualities, original)
+    return DevelopmentSpeech(
+        clips, np.stack(embeddings), qualities, original, conditions, [roles.get(i, "") for i in range(len(clips))]
+    )
 
 
 def _spread(clips: Sequence[PreparedClip]) -> list[int]:
@@ -113,6 +148,9 @@ def _spread(clips: Sequence[PreparedClip]) -> list[int]:
 
 def join(parts: Iterable[DevelopmentSpeech]) -> DevelopmentSpeech:
     """Several parts as one."""
+    parts = list(parts)
+    conditions = [each.condition(i) for each in parts for i in range(len(each.clips))]
+    roles = [role for each in parts for role in (each.roles or [""] * len(each.clips))]
     clips: list[Clip] = []
     original: list[int] = []
     embeddings: list[NDArray[np.float32]] = []
@@ -122,11 +160,11 @@ def join(parts: Iterable[DevelopmentSpeech]) -> DevelopmentSpeech:
         clips += each.clips
         embeddings.append(each.embeddings)
         qualities += each.qualities
-    return DevelopmentSpeech(clips, np.concatenate(embeddings), qualities, original)
+    return DevelopmentSpeech(clips, np.concatenate(embeddings), qualities, original, conditions, roles)
 
 
 def without_copies(speech: DevelopmentSpeech) -> DevelopmentSpeech:
-    """The clips as they were recorded, without those in noise."""
+    """The clips as they were recorded, without those in noise or through channels."""
     copies = speech.copies()
     kept = [i for i in range(len(speech.clips)) if i not in copies]
     clips, qualities = [speech.clips[i] for i in kept], [speech.qualities[i] for i in kept]

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from emoinv_edge.encoder import Encoder
 
 from ..prepare import PreparedSet
+from .bands import by_condition
+from .channels import CONDITIONS, CorpusChannels
 from .emotion_axis import fit_axis
 from .rehearse import adaptation, refusals, second_voices
 from .select import corpus_by_corpus, left_out_scores, select_terms, together
 from .speech import DevelopmentSpeech, join, measure, without_copies
 from .thresholds import at_one_threshold
-from .trials import Evidence, draw_trials, teaching_trials, with_axis
+from .trials import Evidence, channel_trials, draw_trials, teaching_trials, with_axis
 from .weights import term_names
 
 __all__ = ["format_study", "study"]
@@ -35,6 +37,7 @@ def study(
     tries: int = 60,
     sessions: int = 1000,
     report: Report = lambda line: None,
+    channels: CorpusChannels | None = None,
 ) -> dict[str, Any]:
     """Measure the speech and judge the encoder's calibration on it.
 
@@ -52,6 +55,8 @@ def study(
         Of `second_voices` and of `adaptation`; 0 leaves it out.
     report : callable
         Takes a line for each step.
+    channels : CorpusChannels, optional
+        A few clips of each speaker are heard through these too, for ``by_condition``.
 
     Returns
     -------
@@ -73,9 +78,10 @@ def study(
     if "emotion_shift" in names and calibration.emotion_axis is None:
         raise ValueError(f"{encoder.path}: the term emotion_shift needs an axis, and this model's calibration has none")
     by_corpus: dict[str, DevelopmentSpeech] = {}
-    for each in sets:
+    for number, each in enumerate(sets):
         report(f"measure {each.clips[0].corpus}")
-        by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises)
+        lines = None if channels is None else CorpusChannels(channels.rooms[2 * number : 2 * number + 2])
+        by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises, channels=lines)
     speech = join(by_corpus.values())
     axis_corpora: list[str] = []
     if calibration.emotion_axis is not None:
@@ -85,6 +91,7 @@ def study(
     everyone, teaching = draw_trials(speech), teaching_trials(speech)
     out: dict[str, Any] = {"terms": list(names), "axis_corpora": axis_corpora, "steps": [], "chosen": list(names)}
     out |= _left_out(speech, everyone, teaching, names, axis_corpora, report)
+    out["by_condition"] = _by_condition(speech, everyone, teaching, names, axis_corpora, report)
     if len({each.corpus for each in teaching}) > 1:
         report("choose terms")
         tried = with_axis(teaching, speech, fit_axis(speech, axis_corpora)) if axis_corpora else teaching
@@ -102,6 +109,30 @@ def study(
         if tries:
             out["second_voices"][corpus] = dataclasses.asdict(second_voices(encoder, each, tries=tries))
     return out
+
+
+def _by_condition(
+    speech: DevelopmentSpeech,
+    everyone: Sequence[Evidence],
+    teaching: Sequence[Evidence],
+    names: Sequence[str],
+    axis_corpora: Sequence[str],
+    report: Report,
+) -> list[dict[str, Any]]:
+    """The figures of `by_condition`, a row for each corpus and pair of conditions; none without channels."""
+    through = channel_trials(speech)
+    if not through:
+        return []
+    report("conditions")
+    everyone, teaching = list(everyone), list(teaching)
+    if axis_corpora:
+        axis = fit_axis(speech, axis_corpora)
+        everyone, through, teaching = (with_axis(part, speech, axis) for part in (everyone, through, teaching))
+    weighed = [name for name in names if axis_corpora or name != "emotion_shift"]
+    return [
+        {"corpus": corpus, "enrolled": enrolled, "tested": tested, **figures}
+        for (corpus, enrolled, tested), figures in by_condition(everyone, through, teaching, weighed, speech).items()
+    ]
 
 
 def _left_out(
@@ -178,6 +209,8 @@ def format_study(found: Mapping[str, Any]) -> str:
                 for label, figures in counted.items()
             ],
         )
+    if found["by_condition"]:
+        lines += _conditions_table(found["by_condition"])
     if found["adaptation"]:
         lines += ["Guarded adaptation:", ""]
         lines += _table(
@@ -207,6 +240,22 @@ def format_study(found: Mapping[str, Any]) -> str:
         rows.append([corpus, *map(_percent, shares)])
     lines += _table(head, rows)
     return "\n".join(lines)
+
+
+def _conditions_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    corpora = sorted({row["corpus"] for row in rows})
+    cells = {(row["enrolled"], row["tested"], row["corpus"]): row for row in rows}
+    lines = ["FRR % / FAR % at the threshold for 1 in 100 that the other corpora give, by condition:", ""]
+    body = [
+        [f"{enrolled} / {tested}", *(_both(cells.get((enrolled, tested, corpus))) for corpus in corpora)]
+        for enrolled in CONDITIONS
+        for tested in CONDITIONS
+    ]
+    return lines + _table(["enrolled / tested", *corpora], body)
+
+
+def _both(row: Mapping[str, Any] | None) -> str:
+    return "" if row is None else f"{_percent(row['frr'])} / {_percent(row['far'], 2)}"
 
 
 def _mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from emoinv_edge.calibration import TERMS, EmotionAxis
+from emoinv_edge.calibration import BANDS, TERMS, EmotionAxis
 from emoinv_edge.scoring import ProfileBank
 
 from ..evaluation.clips import Clip, is_neutral
 from ..evaluation.metrics import eer
 from ..evaluation.protocols import ENROL_CLIPS, Trials, cross
+from .channels import CONDITIONS
 from .speech import DevelopmentSpeech
 
-__all__ = ["DESIGNS", "Evidence", "draw_trials", "teaching_trials", "with_axis"]
+__all__ = ["DESIGNS", "Evidence", "channel_trials", "draw_trials", "teaching_trials", "with_axis"]
 
 DESIGNS = ("single", "neutral", "varied")
 TESTS_PER_SPEAKER = 60
@@ -41,10 +42,15 @@ class Evidence:
     owner: NDArray[np.int32]  # speaker of the profile, (trials,)
     speaker: NDArray[np.int32]  # speaker of the test, (trials,)
     emotional: NDArray[np.bool_]  # the test is not neutral, (trials,)
-    noisy: NDArray[np.bool_]  # the test is a clip with noise added, (trials,)
+    condition: NDArray[np.str_]  # of `CONDITIONS`, in which the test was heard, (trials,)
     names: tuple[str, ...]  # of the speakers, by their number
     centroids: NDArray[np.float32]  # (profiles, embedding_dim): the mean of each profile's exemplars, of unit norm
     axis: EmotionAxis | None = None  # behind the term ``emotion_shift``, which is 0 without
+
+    @property
+    def noisy(self) -> NDArray[np.bool_]:
+        """Whether the test is a clip with noise added, (trials,)."""
+        return np.asarray(self.condition == "noise")
 
     @property
     def target(self) -> NDArray[np.bool_]:
@@ -60,7 +66,7 @@ class Evidence:
             owner=self.owner[index],
             speaker=self.speaker[index],
             emotional=self.emotional[index],
-            noisy=self.noisy[index],
+            condition=self.condition[index],
         )
 
 
@@ -96,7 +102,8 @@ def draw_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Evidence]:
     copies = speech.copies()
     heard_again: dict[int, list[int]] = {}
     for copy, made_of in copies.items():
-        heard_again.setdefault(made_of, []).append(copy)
+        if speech.condition(copy) == "noise":
+            heard_again.setdefault(made_of, []).append(copy)
     out = []
     for corpus in sorted({clip.corpus for clip in clips}):
         by_speaker: dict[str, list[int]] = {}
@@ -122,6 +129,29 @@ def draw_trials(speech: DevelopmentSpeech, seed: int = 0) -> list[Evidence]:
                 out.append(_evidence(speech, corpus, design, profiles[design], tests, sorted(by_speaker)))
     if not out:
         raise ValueError("expected corpora with two speakers or more who have several clips each; got none")
+    return out
+
+
+def channel_trials(speech: DevelopmentSpeech) -> list[Evidence]:
+    """Trials within each corpus of what was heard through all channels: enrolled in each condition, tried in all.
+
+    The design of each is the condition that its profiles were enrolled in, of `CONDITIONS`. Empty where nothing was
+    heard through channels.
+    """
+    out = []
+    corpora = sorted({clip.corpus for clip, role in zip(speech.clips, speech.roles, strict=False) if role})
+    for corpus in corpora:
+        chosen: dict[str, dict[str, list[int]]] = {condition: {} for condition in CONDITIONS}
+        tests = []
+        for i, (clip, role) in enumerate(zip(speech.clips, speech.roles, strict=True)):
+            if clip.corpus == corpus and role == "test":
+                tests.append(i)
+            elif clip.corpus == corpus and role == "profile":
+                chosen[speech.condition(i)].setdefault(clip.speaker, []).append(i)
+        names = sorted({speech.clips[i].speaker for i in tests} | {name for own in chosen.values() for name in own})
+        for condition, profiles in chosen.items():
+            if len(profiles) > 1 and tests:
+                out.append(_evidence(speech, corpus, condition, dict(sorted(profiles.items())), tests, names))
     return out
 
 
@@ -158,7 +188,7 @@ def _evidence(
     profiles = list(chosen.values())
     gender = _genders(speech, corpus)
     trials = cross(clips, profiles, tests, [gender.get(clip.speaker, "") for clip in clips])
-    held = {(row, i) for row, profile in enumerate(profiles) for i in profile}
+    held = {(row, copies.get(i, i)) for row, profile in enumerate(profiles) for i in profile}
     made_of = [copies.get(i, i) for i in trials.test.tolist()]
     trials = trials.take(np.array([key not in held for key in zip(trials.enrol.tolist(), made_of, strict=True)], bool))
     index = [i for profile in profiles for i in profile]
@@ -172,11 +202,11 @@ def _evidence(
         corpus=corpus,
         design=design,
         trials=trials,
-        terms={name: np.stack([each[name] for each in found])[row, trials.enrol] for name in TERMS},
+        terms={name: np.stack([each[name] for each in found])[row, trials.enrol] for name in (*TERMS, *BANDS)},
         owner=owners[trials.enrol],
         speaker=np.array([number[clips[i].speaker] for i in trials.test], np.int32),
         emotional=np.array([not is_neutral(clips[i]) for i in trials.test], bool),
-        noisy=np.array([int(i) in copies for i in trials.test], bool),
+        condition=np.array([speech.condition(int(i)) for i in trials.test], str),
         names=tuple(speakers),
         centroids=np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6), np.float32),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from emoinv_edge.encoder import Encoder
 
+from ..calibration.channels import CorpusChannels
 from ..calibration.speech import noises_of
 from ..calibration.study import format_study, study
 from ..calibration.weights import GROUPS
@@ -38,6 +39,9 @@ examples:
     parser.add_argument("--terms", nargs="+", metavar="TERM", help="beside the cosine (those of the model)")
     parser.add_argument("--sessions", type=int, default=1000, help="of adaptation, an owner; 0 leaves it out (1000)")
     parser.add_argument("--tries", type=int, default=60, help="of joined recordings; 0 leaves them out (60)")
+    parser.add_argument(
+        "--channels", action="store_true", help="telephones, codecs and rooms too, each corpus left out"
+    )
     parser.add_argument("--json", action="store_true", help="print every figure as JSON instead of the tables")
     parser.set_defaults(run=run)
 
@@ -58,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.tries,
         arguments.sessions,
         report=lambda line: print(line, file=sys.stderr, flush=True),
+        channels=CorpusChannels.simulated(len(arguments.sets)) if arguments.channels else None,
     )
     print(json.dumps(found, indent=1) if arguments.json else format_study(found))
     return 0
