@@ -23,7 +23,7 @@ from .gates import GateFailed
 
 __all__ = ["SPEAKERS", "add_cohort", "gather"]
 
-SPEAKERS = 120
+SPEAKERS = 100
 CLIPS = 3  # of one speaker
 SHORTEST_S = 2.0
 
