@@ -239,7 +239,8 @@ def run_import(args: argparse.Namespace) -> int:
         model_fingerprint=encoder.fingerprint,
         name=args.new_name,
         replace=args.replace,
-        encoder=encoder if args.upgrade else None,
+        encoder=encoder,
+        upgrade=args.upgrade,
     )
     return report(args, "imported", [profile.name], file=str(args.file))
 
