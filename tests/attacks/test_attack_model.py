@@ -114,7 +114,7 @@ def test_only_the_shipped_models_answer_to_what_they_were_called_before(name: st
     from emoinv_edge.model_file import RENAMED
 
     now = Encoder.open(name).fingerprint
-    assert [new for old, new in RENAMED.items() if new == now] == [now] and present_fingerprint(now) == now
+    assert now in RENAMED.values() and present_fingerprint(now) == now
 
 
 def test_a_profile_of_before_fits_the_shipped_model_and_no_file_that_claims_its_name(tmp_path: Path) -> None:
