@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emoinv_edge.calibration import Calibration, EmotionAxis, FarTable, Term
+from emoinv_edge.clips import SAME_SPEAKER_PRIOR
 from emoinv_edge.encoder import LONGEST_S, MIN_FRAMES, Encoder
 from emoinv_edge.enrolment import (
     DUPLICATE_COSINE,
@@ -25,7 +26,6 @@ from emoinv_edge.enrolment import (
     MIN_ENROL_SNR_DB,
     MIN_PROFILE_S,
     MIN_UTTERANCE_S,
-    SAME_SPEAKER_PRIOR,
     TARGET_S,
     TARGET_UTTERANCES,
     Enroller,

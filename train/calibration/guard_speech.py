@@ -130,8 +130,8 @@ def measure_sounds(encoder: Encoder, folders: Sequence[Path], progress: Progress
                         yield heard
     progress("sounds made by rule")
     for number in range(made):
-        wave, category = sound(np.random.default_rng((7, number)))
-        heard = _hear(encoder, wave, ("made", "", category, "", "", 0.0))
+        wave, kind = sound(np.random.default_rng((7, number)))
+        heard = _hear(encoder, wave, ("made", "", kind, "", "", 0.0))
         if heard is not None:
             yield heard
 
@@ -249,6 +249,16 @@ def read_heard(path: Path) -> list[Heard]:
         labels, vectors = kept["labels"], kept["vectors"]
         windows = np.split(kept["windows"], np.cumsum(kept["counts"])[:-1])
     return [
-        Heard(*map(str, row[:5]), float(row[5]), vector, SpeechQuality(**json.loads(row[6])), own if len(own) else None)
+        Heard(
+            str(row[0]),
+            str(row[1]),
+            str(row[2]),
+            str(row[3]),
+            str(row[4]),
+            float(row[5]),
+            vector,
+            SpeechQuality(**json.loads(row[6])),
+            own if len(own) else None,
+        )
         for row, vector, own in zip(labels, vectors, windows, strict=True)
     ]

@@ -117,7 +117,8 @@ def measure(
         if channels is None:
             continue
         for part in choose_parts(clips, list(heard)):
-            index, clip = heard[part.index], clips[part.index]
+            index = heard[part.index]
+            clip = each.clips[index]
             roles |= dict.fromkeys((part.index, copies.get(part.index, part.index)), part.role)
             for condition in CHANNELS:
                 rng = np.random.default_rng((zlib.crc32(f"{clip.corpus}/{clip.path}/{condition}".encode()), index))

@@ -80,8 +80,8 @@ def study(
     by_corpus: dict[str, DevelopmentSpeech] = {}
     for number, each in enumerate(sets):
         report(f"measure {each.clips[0].corpus}")
-        own = None if channels is None else CorpusChannels(channels.rooms[2 * number : 2 * number + 2])
-        by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises, channels=own)
+        lines = None if channels is None else CorpusChannels(channels.rooms[2 * number : 2 * number + 2])
+        by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises, channels=lines)
     speech = join(by_corpus.values())
     axis_corpora: list[str] = []
     if calibration.emotion_axis is not None:
@@ -124,14 +124,14 @@ def _by_condition(
     if not through:
         return []
     report("conditions")
-    parts = [list(everyone), through, list(teaching)]
+    everyone, teaching = list(everyone), list(teaching)
     if axis_corpora:
         axis = fit_axis(speech, axis_corpora)
-        parts = [with_axis(part, speech, axis) for part in parts]
+        everyone, through, teaching = (with_axis(part, speech, axis) for part in (everyone, through, teaching))
     weighed = [name for name in names if axis_corpora or name != "emotion_shift"]
     return [
         {"corpus": corpus, "enrolled": enrolled, "tested": tested, **figures}
-        for (corpus, enrolled, tested), figures in by_condition(*parts, weighed, speech).items()
+        for (corpus, enrolled, tested), figures in by_condition(everyone, through, teaching, weighed, speech).items()
     ]
 
 
