@@ -11,7 +11,8 @@ comes to cover the owner's other emotions and rooms. What keeps an impostor from
 - the speech must be good, and no duplicate of an exemplar;
 - at most `per_day` utterances are added in 24 hours, and at most `limit` adapted exemplars are kept, the oldest
   goes first, the enrolment's never;
-- however many they are, together they weigh at most half of what the enrolment weighs (`scoring`);
+- however many they are, together they weigh at most half of what the enrolment weighs, and add at most a tenth of a
+  nat to the score against the enrolment alone (`scoring`);
 - an utterance joins only the very profile that it was judged by (`ProfileStore.adapt`);
 - every change is in the store's audit trail, and ``emoinv profiles rollback`` undoes it.
 """
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapted", "Adapter", "admissible"]
 
-MARGIN = 1.0  # nats above the strictest supported threshold
+MARGIN = 2.0  # nats above the strictest supported threshold
 MIN_SPEECH_S = 1.5
 MIN_SNR_DB = 10.0
 LIMIT = 8

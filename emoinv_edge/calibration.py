@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from .conditions import Conditions
 from .errors import CalibrationError, ModelFormatError
 from .fields import is_finite, read_fields, read_json, read_list, read_number, read_text
-from .plausible import check_plausible
+from .plausible import CIRCUMSTANCES, MAX_CIRCUMSTANCES, check_plausible
 
 __all__ = [
     "BANDS",
@@ -277,11 +277,17 @@ class Calibration:
             If any value is not finite: no score comes out of a NaN.
         """
         total = np.full(len(evidence["cosine"]), self.bias)
+        circumstances = np.zeros(len(total))
         for term in self.terms:
             values = np.asarray(evidence[term.name], np.float64)
             if not np.isfinite(values).all():
                 raise ValueError(f"the evidence {term.name!r} is not finite; the embedding or the quality is broken")
-            total += term.weight * np.clip(values, term.low, term.high)
+            weighed = term.weight * np.clip(values, term.low, term.high)
+            if term.name in CIRCUMSTANCES:
+                circumstances += weighed
+            else:
+                total += weighed
+        total += np.minimum(circumstances, MAX_CIRCUMSTANCES)
         if self.conditions is not None:
             total += self.conditions.shift(*(np.asarray(evidence[name], np.float64) for name in BANDS))
         return total
@@ -394,7 +400,9 @@ class Calibration:
         """
         try:
             found = _read(read_json(text))
-            check_plausible(found.bias, found.terms, found.far_tables)
+            held = found.conditions
+            shifts = (0.0,) if held is None else (held.both_narrow, held.profile_narrow, held.test_narrow)
+            check_plausible(found.bias, found.terms, found.far_tables, max(shifts))
             return found
         except ModelFormatError:
             raise

@@ -62,7 +62,7 @@ _GUARDS = "emoinv.guards"
 _PROVENANCE = "emoinv.provenance"
 MAX_FILE_BYTES = 256 << 20
 MAX_METADATA_CHARACTERS = 1 << 20  # of one value
-_KEYS = frozenset({_SPEC, _CALIBRATION, _GUARDS, _PROVENANCE, "emoinv.golden", DIGEST_KEY})
+_KEYS = frozenset({_SPEC, _CALIBRATION, _GUARDS, _PROVENANCE, "emoinv.golden", "emoinv.cohort", DIGEST_KEY})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

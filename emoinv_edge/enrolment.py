@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .audio import level_dbfs
 from .calibration import Calibration, bayes_threshold
 from .clips import Clips, Doubt
+from .cohort import cohort_of, refuse_implausible
 from .coverage import Coverage, coverage_of, next_prompt
 from .decision import require_calibration, require_model
 from .encoder import Encoder
@@ -263,7 +264,8 @@ class Enroller:
         Raises
         ------
         EnrolmentError
-            If less than 2 s of speech were accepted, or they may be two people's.
+            If less than 2 s of speech were accepted, they may be two people's, or the profile accepts too many
+            strangers (`cohort`).
         """
         if self._undecided:
             raise EnrolmentError(
@@ -277,14 +279,12 @@ class Enroller:
             )
         if self._base is not None:
             exemplars = (*self._base.enrolled, *self.added, *self._base.adapted)
-            return dataclasses.replace(self._base, name=name, exemplars=exemplars)
-        return Profile(
-            name,
-            self._encoder.fingerprint,
-            tuple(self._exemplars),
-            datetime.datetime.now(datetime.timezone.utc),
-            consent=consent,
-        )
+            profile = dataclasses.replace(self._base, name=name, exemplars=exemplars)
+        else:
+            now = datetime.datetime.now(datetime.timezone.utc)
+            profile = Profile(name, self._encoder.fingerprint, tuple(self._exemplars), now, consent=consent)
+        refuse_implausible(profile, self._calibration, cohort_of(self._encoder))
+        return profile
 
     def _spoilt(self, heard: Utterance, digest: bytes) -> tuple[str, str] | None:
         """Reason and message if this is a duplicate or a mixture of voices."""
@@ -304,7 +304,7 @@ class Enroller:
         return None
 
     def _doubtful(self, doubt: Doubt) -> str:
-        """What a speaker is told whose utterance is doubted."""
+        """The message to a speaker whose utterance is doubted."""
         said = f"(LLR {doubt.llr:.1f}, at least {doubt.least:.1f} is asked for)"
         if self._base is not None:
             return (

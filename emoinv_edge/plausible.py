@@ -7,7 +7,12 @@ from typing import Protocol
 
 from .errors import ModelFormatError
 
-__all__ = ["check_plausible"]
+__all__ = ["CIRCUMSTANCES", "MAX_CIRCUMSTANCES", "check_plausible"]
+
+# What pitch, norm and seconds may add together, in nats: more was never seen of an owner, and a profile made by hand
+# must not buy an accept with them.
+CIRCUMSTANCES = frozenset({"f0_above", "f0_below", "norm_above", "norm_below", "test_seconds", "enrol_seconds"})
+MAX_CIRCUMSTANCES = 1.5
 
 MAX_BIAS, MAX_WEIGHT = 200.0, 500.0
 # What the evidence can be at all: no calibration covers more.
@@ -40,7 +45,7 @@ class _Table(Protocol):
     def thresholds(self) -> tuple[float, ...]: ...
 
 
-def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_Table]) -> None:
+def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_Table], most_shift: float = 0.0) -> None:
     """Refuse numbers that no speech gives, and thresholds that a voice like no other would pass.
 
     A voice at a right angle to the profile says nothing for the owner: it must stay below the threshold of every rate,
@@ -50,6 +55,8 @@ def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_T
     ----------
     bias, terms, far_tables
         Of a `Calibration`.
+    most_shift : float
+        What it adds to a score at most for the conditions of a recording.
 
     Raises
     ------
@@ -57,7 +64,8 @@ def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_T
         If they are not plausible.
     """
     _require(abs(bias) <= MAX_BIAS, f"bias should be at most {MAX_BIAS:g}, got {bias:g}")
-    stranger = best = bias
+    stranger = best = bias + max(0.0, most_shift)
+    circumstances = 0.0
     for term in terms:
         low, high = RANGES[term.name]
         _require(
@@ -67,7 +75,11 @@ def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_T
         )
         at_zero = term.weight * min(max(0.0, term.low), term.high)
         stranger += at_zero
-        best += at_zero if term.name == "cosine" else max(term.weight * term.low, term.weight * term.high)
+        if term.name in CIRCUMSTANCES:
+            circumstances += max(term.weight * term.low, term.weight * term.high)
+        else:
+            best += at_zero if term.name == "cosine" else max(term.weight * term.low, term.weight * term.high)
+    best += min(circumstances, MAX_CIRCUMSTANCES)
     for table in far_tables:
         _require(
             stranger < table.thresholds[0] and best < table.thresholds[-1],

@@ -1,4 +1,4 @@
-"""``python -m export make | calibrate | guards | browser | study``: model files, and for other languages."""
+"""``python -m export make | calibrate | guards | cohort | browser | study``: model files, and for other languages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from train.calibration.weights import GROUPS
 from train.progress import Progress, time_left
 
 from .chain import Calibrating, Options, export_model, recalibrate
+from .cohort import SPEAKERS, add_cohort
 from .gates import GateFailed
 from .guards import add_guards
 from .quantise import CORRECTIONS, Scheme
@@ -22,6 +23,7 @@ EPILOG = """examples:
   python -m export make runs/base/best.pt -o base.onnx --speech prepared/speechocean762 prepared/emogator \\
       --calibrate prepared/ased prepared/nemo
   python -m export calibrate base.onnx prepared/ased prepared/nemo -o new.onnx
+  python -m export cohort base.onnx prepared/librispeech -o base.onnx --source "LibriSpeech, CC BY 4.0"
   python -m export browser base -o examples/browser/model
   python -m export guards new.onnx --speech prepared/ased prepared/nemo --sounds sounds/esc10
   python -m export study runs/base/best.pt --speech prepared/speechocean762 -o quantisation.md"""
@@ -38,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_make(commands)
     _add_calibrate(commands)
+    _add_cohort(commands)
     _add_browser(commands)
     _add_guards(commands)
     _add_study(commands)
@@ -105,6 +108,17 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
     _add_calibration(parser)
     parser.set_defaults(run=_calibrate)
+
+
+def _add_cohort(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "Put strangers into a model file, on whom every new profile is tried; everything else in it stays."
+    parser = commands.add_parser("cohort", help="strangers for a model file", description=what)
+    parser.add_argument("model", type=Path, metavar="FILE", help="the .onnx file")
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="prepared sets whose licence allows it")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
+    parser.add_argument("--source", required=True, metavar="TEXT", help="who they are, with the licence")
+    parser.add_argument("--speakers", type=int, default=SPEAKERS, metavar="N", help=f"how many (default: {SPEAKERS})")
+    parser.set_defaults(run=_cohort)
 
 
 def _add_browser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -249,6 +263,10 @@ def _calibrate(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
     calibrating = _calibrating(parser, arguments)
     assert calibrating is not None  # the sets are required
     recalibrate(arguments.model, arguments.output, calibrating, _report)
+
+
+def _cohort(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    add_cohort(arguments.model, arguments.output, arguments.sets, arguments.source, arguments.speakers, _report)
 
 
 def _browser(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

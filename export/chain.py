@@ -60,7 +60,7 @@ __all__ = [
 PROVENANCE_FORMAT = 1
 GOLDEN_SECONDS = 0.6
 # Metadata in this order: a file cut anywhere behind the spec still holds the mark that a digest should end it.
-KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.guards", "emoinv.calibration", "emoinv.spec")
+KEYS = ("emoinv.provenance", "emoinv.golden", "emoinv.cohort", "emoinv.guards", "emoinv.calibration", "emoinv.spec")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -351,7 +351,7 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     encoder = Encoder(model)
     graph = onnx.load_from_string(model.read_bytes())
     values: dict[str, Any] = {entry.key: entry.value for entry in graph.metadata_props if entry.key in KEYS}
-    missing = set(KEYS) - values.keys() - {"emoinv.calibration", "emoinv.guards"}
+    missing = set(KEYS) - values.keys() - {"emoinv.calibration", "emoinv.cohort", "emoinv.guards"}
     if missing:
         raise ValueError(f"{model}: expected a file of `python -m export`, but it lacks {', '.join(sorted(missing))}")
     golden = gates.golden(encoder)

@@ -42,7 +42,7 @@ def test_the_llr_is_the_sum_that_the_calibration_describes() -> None:
 
 
 def test_evidence_beyond_the_calibrated_range_saturates() -> None:
-    evidence = {name: np.array([0.0, 0.8, 0.9, 7.0]) if name == "f0_above" else np.zeros(4) for name in TERMS}
+    evidence = {name: np.array([0.0, 0.3, 0.9, 7.0]) if name == "f0_above" else np.zeros(4) for name in TERMS}
     found = CALIBRATION.llr(evidence)
     assert found[0] < found[1] < found[2] == found[3]
 

@@ -37,9 +37,11 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..cohort import cohort_of, refuse_implausible
 from ..errors import ProfileChangedError, StoreError
 from ..heard import FREE_SPEECH, HeardBefore
-from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, new_name, reenrolled
+from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, new_name
+from ..reenrolment import reenrolled
 from . import changes
 from .changes import refuse_expired, refuse_other_model
 from .codec import refusing
@@ -404,8 +406,12 @@ class ProfileStore(ReadableStore):
         name: str | None = None,
         replace: bool = False,
         encoder: Encoder | None = None,
+        upgrade: bool = True,
     ) -> Profile:
         """Keep the profile of a portable file.
+
+        Whoever knows its passphrase could have made the file by hand: its numbers must be those of speech, and with the
+        model itself it is tried on the strangers in the model's file (`emoinv_edge.cohort`).
 
         Parameters
         ----------
@@ -418,8 +424,10 @@ class ProfileStore(ReadableStore):
         replace : bool
             Whether a profile of the same name gives way.
         encoder : Encoder, optional
-            The model itself: then the speaker of a profile by another model is enrolled again, if the file
-            has the clips.
+            The model itself.
+        upgrade : bool
+            Whether the speaker of a profile by another model is enrolled again on `encoder`, if the file has the
+            clips.
 
         Raises
         ------
@@ -429,15 +437,21 @@ class ProfileStore(ReadableStore):
             If another model made the profile.
         ProfileExpiredError
             If its expiry has passed.
+        EnrolmentError
+            If its numbers are not those of speech, or it accepts too many strangers.
         """
         profile = read_profile_file(path, passphrase)
         refuse_expired(profile)
         event = "imported"
-        if encoder is not None and profile.model_fingerprint != encoder.fingerprint:
+        if upgrade and encoder is not None and profile.model_fingerprint != encoder.fingerprint:
             profile, event = reenrolled(profile, encoder), f"imported for model {encoder.fingerprint[:12]}"
         refuse_other_model(profile, model_fingerprint, "emoinv profiles import --upgrade")
         if name is not None:
             profile = dataclasses.replace(profile, name=name)
+        if encoder is None:
+            refuse_implausible(profile)
+        else:
+            refuse_implausible(profile, self.calibration(encoder), cohort_of(encoder))
         self._put(profile, event, replace=replace)
         return profile
 

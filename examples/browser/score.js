@@ -3,6 +3,7 @@
 
 const FORMAT = 1;
 const LEAST_SECONDS = 0.1;
+const MAX_CIRCUMSTANCES = 1.5; // what norm and seconds may add together, in nats
 const TERMS = ["cosine", "enrol_seconds", "norm_above", "norm_below", "test_seconds", "emotion_shift"];
 
 function demand(holds, message) {
@@ -106,11 +107,14 @@ export function evidence(calibration, profile, embedding, seconds) {
 export function llrOf(calibration, profile, embedding, seconds) {
   const found = evidence(calibration, profile, embedding, seconds);
   let llr = calibration.bias;
+  let circumstances = 0;
   for (const { name, weight, low, high } of calibration.terms) {
     demand(Number.isFinite(found[name]), `the evidence ${name} is not finite`);
-    llr += weight * Math.min(Math.max(found[name], low), high);
+    const weighed = weight * Math.min(Math.max(found[name], low), high);
+    if (name.startsWith("norm_") || name.endsWith("_seconds")) circumstances += weighed;
+    else llr += weighed;
   }
-  return llr;
+  return llr + Math.min(circumstances, MAX_CIRCUMSTANCES);
 }
 
 /** The LLR from which an impostor is accepted at most at the rate `far`; throws where the data do not reach so far. */
