@@ -24,9 +24,13 @@ import onnx.numpy_helper
 import pytest
 from numpy.typing import NDArray
 
+import emoinv_edge
+from emoinv_edge.audio import read_audio
 from emoinv_edge.calibration import Calibration, FarTable, Term
 from emoinv_edge.cli import main
+from emoinv_edge.decision import Verdict
 from emoinv_edge.encoder import MODEL_NAMES, Encoder
+from emoinv_edge.enrolment import Enroller
 from emoinv_edge.errors import ModelFormatError, ModelMismatchError
 from emoinv_edge.golden import make_golden, run_golden
 from emoinv_edge.model_file import present_fingerprint
@@ -119,11 +123,15 @@ def test_only_the_shipped_models_answer_to_what_they_were_called_before(name: st
 
 def test_a_profile_of_before_fits_the_shipped_model_and_no_file_that_claims_its_name(tmp_path: Path) -> None:
     base = Encoder.default()
-    ana = dataclasses.replace(enrolled(base, "ana", ANA_HZ), model_fingerprint=BASE_ONCE)
+    clips = Path(emoinv_edge.__file__).parent / "demo" / "clips" / "slt"  # the shipped model takes nothing but voices
+    first, second, third = (read_audio(path)[0] for path in sorted(clips.glob("neutral-*.ogg"))[:3])
+    enroller = Enroller(base)
+    assert enroller.add(first, 16000).accepted and enroller.add(second, 16000).accepted
+    ana = dataclasses.replace(enroller.profile("ana"), model_fingerprint=BASE_ONCE)
     held = ProfileStore(tmp_path / "p.db", bytes(32))
     held.put(ana)
     assert held.get("ana", model_fingerprint=base.fingerprint).model_fingerprint == base.fingerprint
-    assert held.verifier("ana", base).verify(synthesise(3.0, 9, ANA_HZ), 16000)
+    assert held.verifier("ana", base).verify(third, 16000).verdict is not Verdict.NO_DECISION
     assert held.adapt(held.get("ana"), ana.exemplars[0]).num_adapted == 1
     claims = build_encoder(tmp_path / "c.onnx", metadata={"emoinv.provenance": {"fingerprint": BASE_ONCE}})
     with pytest.raises(ModelMismatchError):
