@@ -27,10 +27,23 @@ from .conditions import Conditions
 from .errors import CalibrationError, ModelFormatError
 from .fields import is_finite, read_fields, read_json, read_list, read_number, read_text
 from .plausible import CIRCUMSTANCES, MAX_CIRCUMSTANCES, check_plausible
+from .thresholds import (
+    MAX_ATTEMPTS,
+    FarTable,
+    SessionRise,
+    Threshold,
+    bayes_threshold,
+    check_rises,
+    check_table,
+    extrapolated_from,
+    interpolated,
+    require,
+)
 
 __all__ = [
     "BANDS",
     "CALIBRATION_FORMAT",
+    "MAX_ATTEMPTS",
     "TERMS",
     "Calibration",
     "EmotionAxis",
@@ -59,27 +72,8 @@ TERMS = (
 )
 # The bands of both sides, in Hz and NaN where unknown: no terms, but what `Conditions` shifts an LLR by.
 BANDS = ("profile_hz", "test_hz")
-MAX_ATTEMPTS = 3  # of one session
 COVERAGE_FAR = 0.01
 RULE_OF_THREE = 3.0  # no event among n independent ones: the rate is below 3/n with 95 % confidence
-
-
-def bayes_threshold(prior: float, cost_miss: float = 1.0, cost_false_accept: float = 1.0) -> float:
-    """The LLR above which accepting costs less than rejecting.
-
-    Parameters
-    ----------
-    prior : float
-        Probability, between 0 and 1, that an attempt is the owner's.
-    cost_miss, cost_false_accept : float
-        Cost of rejecting the owner and of accepting an impostor, above 0.
-    """
-    if not 0.0 < prior < 1.0:
-        raise ValueError(f"expected a prior between 0 and 1, both excluded, got {prior!r}")
-    for name, cost in (("cost_miss", cost_miss), ("cost_false_accept", cost_false_accept)):
-        if not (math.isfinite(cost) and cost > 0.0):
-            raise ValueError(f"expected {name} above 0, got {cost!r}")
-    return math.log(cost_false_accept * (1.0 - prior)) - math.log(cost_miss * prior)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,47 +88,6 @@ class Term:
     weight: float
     low: float
     high: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FarTable:
-    """Thresholds on the LLR for falling false-accept rates, measured against `num_profiles` profiles at once.
-
-    ``thresholds[i]`` is the lowest LLR at which an impostor, tried against `num_profiles` profiles,
-    is accepted as any of them at a rate of at most ``rates[i]``.
-    """
-
-    num_profiles: int
-    rates: tuple[float, ...]
-    thresholds: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Threshold:
-    """A threshold on the LLR, and whether the calibration data reach so far."""
-
-    llr: float
-    target_far: float | None
-    extrapolated: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SessionRise:
-    """How far a session's threshold lies above that of one attempt, by the rate asked for over the whole session.
-
-    Parameters
-    ----------
-    attempts : int
-        Utterances of the session at most, 2 or 3.
-    rates : tuple of float
-        Falling, as in a `FarTable`.
-    rises : tuple of float
-        Nats, at least 0: what a session accepts, one of its utterances or some together reach the threshold alone.
-    """
-
-    attempts: int
-    rates: tuple[float, ...]
-    rises: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,9 +112,9 @@ class EmotionAxis:
 
     def __post_init__(self) -> None:
         fits = isinstance(self.axis, bytes) and len(self.axis) > 0 and len(self.axis) % 4 == 0
-        _require(fits, "the emotion axis should be float32 numbers as bytes")
+        require(fits, "the emotion axis should be float32 numbers as bytes")
         length = float(np.linalg.norm(self.array()))
-        _require(abs(length - 1.0) < 1e-3, f"the emotion axis should be of unit norm, got {length:.3g}")
+        require(abs(length - 1.0) < 1e-3, f"the emotion axis should be of unit norm, got {length:.3g}")
 
     @property
     def dim(self) -> int:
@@ -210,46 +163,46 @@ class Calibration:
     coverage: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        _require(is_finite(self.bias), f"bias should be a finite number, got {self.bias!r}")
-        _require(bool(self.terms), "there should be at least the term 'cosine', got none")
+        require(is_finite(self.bias), f"bias should be a finite number, got {self.bias!r}")
+        require(bool(self.terms), "there should be at least the term 'cosine', got none")
         names = [term.name for term in self.terms]
-        _require(len(set(names)) == len(names), f"each term should appear once, got {names}")
-        _require("cosine" in names, f"the term 'cosine' is missing from {names}")
+        require(len(set(names)) == len(names), f"each term should appear once, got {names}")
+        require("cosine" in names, f"the term 'cosine' is missing from {names}")
         for term in self.terms:
-            _require(term.name in TERMS, f"term {term.name!r} is unknown, expected one of {TERMS}")
+            require(term.name in TERMS, f"term {term.name!r} is unknown, expected one of {TERMS}")
             values = (term.weight, term.low, term.high)
-            _require(all(map(is_finite, values)), f"term {term.name!r} should hold finite numbers, got {values}")
-            _require(term.low <= term.high, f"term {term.name!r} should have low <= high, got {values}")
-            _require(
+            require(all(map(is_finite, values)), f"term {term.name!r} should hold finite numbers, got {values}")
+            require(term.low <= term.high, f"term {term.name!r} should have low <= high, got {values}")
+            require(
                 term.name != "cosine" or term.weight > 0.0,
                 f"the weight of 'cosine' should be above 0, got {term.weight!r}",
             )
-        _require(
+        require(
             self.emotion_axis is None or isinstance(self.emotion_axis, EmotionAxis),
             f"emotion_axis should be an EmotionAxis or None, got {type(self.emotion_axis).__name__}",
         )
-        _require(
+        require(
             self.emotion_axis is not None or "emotion_shift" not in names,
             "the term 'emotion_shift' needs an emotion axis, and there is none",
         )
-        _require(
+        require(
             self.conditions is None or isinstance(self.conditions, Conditions),
             f"conditions should be Conditions or None, got {type(self.conditions).__name__}",
         )
         count = self.num_impostor_speakers
-        _require(
+        require(
             isinstance(count, int) and not isinstance(count, bool) and count >= 1,
             f"num_impostor_speakers should be a count of at least 1, got {count!r}",
         )
-        _require(isinstance(self.source, str), f"source should be text, got {self.source!r}")
+        require(isinstance(self.source, str), f"source should be text, got {self.source!r}")
         sizes = [table.num_profiles for table in self.far_tables]
-        _require(
+        require(
             sizes[:1] == [1] and sizes == sorted(set(sizes)),
             f"far_tables should rise in num_profiles from 1, got {sizes}",
         )
         for table in self.far_tables:
-            _check_table(table)
-        _check_rises(self.session_rises)
+            check_table(table)
+        check_rises(self.session_rises)
         _check_coverage(self.coverage)
 
     @property
@@ -317,13 +270,13 @@ class Calibration:
         tables = [table for table in self.far_tables if table.num_profiles >= num_profiles]
         reach = target_far >= self.supported_far * (1.0 - 1e-9)
         if tables and reach and target_far >= tables[0].rates[-1]:
-            return Threshold(_interpolate(tables[0], target_far), target_far, extrapolated=False)
+            return Threshold(interpolated(tables[0], target_far), target_far, extrapolated=False)
         if not extrapolate:
             raise CalibrationError(self._refusal(target_far, num_profiles, bool(tables)))
         table = tables[0] if tables else self.far_tables[-1]
         # Union bound: against m times as many profiles the rate is at most m times as high.
         rate = target_far * min(1.0, table.num_profiles / num_profiles)
-        return Threshold(_extrapolate(table, rate, self.supported_far), target_far, extrapolated=True)
+        return Threshold(extrapolated_from(table, rate, self.supported_far), target_far, extrapolated=True)
 
     def session_threshold(self, one: Threshold, attempts: int, extrapolate: bool = False) -> Threshold:
         """The threshold of a session (`emoinv_edge.attempts`) at the rate of the threshold of one attempt.
@@ -458,52 +411,6 @@ def _decoded(text: Any) -> bytes:
         raise ValueError(f"the emotion axis should be base64 ({error})") from None
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ModelFormatError(f"calibration: {message}; it is damaged or foreign, calibrate again")
-
-
-def _check_table(table: FarTable) -> None:
-    count, rates, thresholds = table.num_profiles, table.rates, table.thresholds
-    _require(
-        isinstance(count, int) and not isinstance(count, bool) and count >= 1,
-        f"num_profiles should be a count of at least 1, got {count!r}",
-    )
-    _require(
-        len(rates) == len(thresholds) >= 2,
-        f"a far table needs as many thresholds as rates, two or more, got {len(thresholds)} and {len(rates)}",
-    )
-    _require(all(map(is_finite, (*rates, *thresholds))), "a far table should hold finite numbers")
-    _require(
-        all(0.0 < low < high <= 1.0 for high, low in itertools.pairwise(rates)),
-        "the rates of a far table should fall from at most 1 to above 0",
-    )
-    _require(
-        all(low <= high for low, high in itertools.pairwise(thresholds)),
-        "the thresholds of a far table should not fall while its rates do: lower rates need higher thresholds",
-    )
-
-
-def _check_rises(rises: tuple[SessionRise, ...]) -> None:
-    attempts = [each.attempts for each in rises]
-    _require(
-        all(isinstance(count, int) and 2 <= count <= MAX_ATTEMPTS for count in attempts)
-        and attempts == sorted(set(attempts)),
-        f"session_rises should rise in attempts, from 2 to {MAX_ATTEMPTS}, got {attempts}",
-    )
-    for each in rises:
-        _require(
-            len(each.rates) == len(each.rises) >= 1, "session_rises should have as many rises as rates, one or more"
-        )
-        _require(all(map(is_finite, (*each.rates, *each.rises))), "session_rises should hold finite numbers")
-        _require(
-            all(0.0 < rate < 1.0 for rate in each.rates)
-            and all(low < high for high, low in itertools.pairwise(each.rates)),
-            "the rates of session_rises should fall, between 1 and 0",
-        )
-        _require(min(each.rises) >= 0.0, "a session's threshold should not lie below that of one attempt")
-
-
 def _read_coverage(values: Any) -> tuple[tuple[float, float], ...]:
     pairs = [read_list(pair, "coverage") for pair in read_list(values or [], "coverage")]
     if any(len(pair) != 2 for pair in pairs):
@@ -512,32 +419,12 @@ def _read_coverage(values: Any) -> tuple[tuple[float, float], ...]:
 
 
 def _check_coverage(coverage: tuple[tuple[float, float], ...]) -> None:
-    _require(
+    require(
         all(is_finite(each) and 0.0 <= each <= 1.0 for pair in coverage for each in pair),
         "coverage should hold shares and rates from 0 to 1",
     )
-    _require(not coverage or coverage[0][0] == 0.0, "coverage should begin at a share of 0")
-    _require(
+    require(not coverage or coverage[0][0] == 0.0, "coverage should begin at a share of 0")
+    require(
         all(low[0] < high[0] and low[1] >= high[1] for low, high in itertools.pairwise(coverage)),
         "coverage should rise in shares and not in rates",
     )
-
-
-def _interpolate(table: FarTable, rate: float) -> float:
-    """The threshold for `rate`: the next lower tabulated rate's share, linear in log rate."""
-    logs = np.log(np.asarray(table.rates))[::-1]
-    return float(np.interp(math.log(rate), logs, np.asarray(table.thresholds)[::-1]))
-
-
-def _extrapolate(table: FarTable, rate: float, supported: float) -> float:
-    """A threshold beyond the table, on the safe side of two tails.
-
-    One tail continues the table's own slope from its last supported rate, never steeper than one
-    nat of LLR per nat of rate; the other is the bound that every calibrated LLR obeys,
-    P(LLR >= t | impostor) <= exp(-t).
-    """
-    anchor = max(supported, table.rates[-1])
-    last = _interpolate(table, min(anchor, table.rates[0]))
-    if rate >= anchor:
-        return _interpolate(table, rate)
-    return max(last + math.log(anchor / rate), -math.log(rate))

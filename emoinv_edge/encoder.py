@@ -15,12 +15,10 @@ Both give ``embedding`` (batch, embedding_dim), not yet of unit norm, and may gi
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import importlib.resources
-import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +28,7 @@ from numpy.typing import NDArray
 
 from .audio import to_mono
 from .calibration import Calibration
+from .embedding import Embedding, combine, windows_of
 from .errors import AudioError, EmoinvError, ModelFormatError, ModelMismatchError
 from .features import log_mel, mean_normalise
 from .fields import read_json
@@ -63,76 +62,6 @@ _PROVENANCE = "emoinv.provenance"
 MAX_FILE_BYTES = 256 << 20
 MAX_METADATA_CHARACTERS = 1 << 20  # of one value
 _KEYS = frozenset({_SPEC, _CALIBRATION, _GUARDS, _PROVENANCE, "emoinv.golden", "emoinv.cohort", DIGEST_KEY})
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Embedding:
-    """A voice as a vector; wherever an array is taken, this is too, as its `vector`.
-
-    Parameters
-    ----------
-    vector : ndarray, shape (embedding_dim,), float32
-        Of unit Euclidean norm, so that ``a @ b`` of two embeddings is their cosine.
-    norm : float
-        The norm, above 0, that the model's output had before it was scaled to 1; in the model's own unit, so that
-        only norms of one model compare. It is low for unusual emotions, noise and little speech, and so explains a
-        low cosine (a quality measure of WeSpeaker's; compare MagFace, Meng et al., arXiv:2103.06627).
-    windows : ndarray, shape (windows, embedding_dim), float32, or None
-        Of unit norm, of windows within the same speech in the order of time; None where the file gives none.
-    """
-
-    vector: NDArray[np.float32]
-    norm: float
-    windows: NDArray[np.float32] | None = None
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The vector, as NumPy asks for it."""
-        return np.array(self.vector, dtype) if copy else np.asarray(self.vector, dtype)
-
-    def __matmul__(self, other: Any) -> Any:
-        """The cosine with another embedding, or the product with an array."""
-        return self.vector @ np.asarray(other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        """The product of an array with this embedding."""
-        return np.asarray(other) @ self.vector
-
-
-def combine(embeddings: Sequence[Embedding], seconds: Sequence[float]) -> Embedding:
-    """One embedding of long speech from those of its consecutive windows: their mean, at unit norm again.
-
-    Each window counts by its seconds and by its norm, which is low where there is noise rather than speech.
-
-    Parameters
-    ----------
-    embeddings : sequence of Embedding
-    seconds : sequence of float
-        How much speech is behind each.
-
-    Raises
-    ------
-    EmoinvError
-        If the windows have nothing in common, so that their mean means nothing.
-    """
-    shares = np.asarray(seconds, np.float64) / np.sum(seconds)
-    norms = np.array([embedding.norm for embedding in embeddings])
-    mean = (shares * norms / (shares @ norms)) @ np.stack([each.vector for each in embeddings]).astype(np.float64)
-    norm = float(np.linalg.norm(mean))
-    if not norm >= 1e-3:  # written so that NaN fails
-        raise EmoinvError(
-            f"expected windows of one voice, got embeddings whose mean has a norm of {norm:.2g}; "
-            "record one person alone"
-        )
-    within = [each.windows for each in embeddings if each.windows is not None]
-    windows = np.concatenate(within) if len(within) == len(embeddings) else None
-    return Embedding((mean / norm).astype(np.float32), float(np.exp(shares @ np.log(norms))), windows)
-
-
-def _windows(length: int, longest: int) -> list[slice]:
-    """Cuts of `length` into as few windows of at most `longest` as there can be, all nearly as long."""
-    count = -(-length // longest)
-    edges = [length * number // count for number in range(count + 1)]
-    return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
 class Encoder:
@@ -335,7 +264,7 @@ class Encoder:
                 f"got {len(mono)} ({1000 * len(mono) / rate:g} ms); record longer speech, ideally 3 s or more"
             )
         if len(mono) > LONGEST_S * rate:
-            parts = [mono[window] for window in _windows(len(mono), round(WINDOW_S * rate))]
+            parts = [mono[window] for window in windows_of(len(mono), round(WINDOW_S * rate))]
             return combine([self.embed(part, rate) for part in parts], [len(part) for part in parts])
         if self._input == "waveform":
             return self._run(mono[np.newaxis], len(mono) / rate)
@@ -374,7 +303,7 @@ class Encoder:
             raise AudioError("expected finite features, got NaN or infinite ones; check the waveform behind them")
         a_second = 1000.0 / self._spec.frame_shift_ms
         if len(features) > LONGEST_S * a_second:
-            parts = [features[window] for window in _windows(len(features), round(WINDOW_S * a_second))]
+            parts = [features[window] for window in windows_of(len(features), round(WINDOW_S * a_second))]
             return combine([self.embed_features(part) for part in parts], [len(part) for part in parts])
         if self._spec.mean_normalisation:
             features = mean_normalise(features)
