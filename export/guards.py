@@ -74,7 +74,7 @@ def add_guards(
         )
     graph = onnx.load_from_string(model.read_bytes())
     values: dict[str, Any] = {entry.key: entry.value for entry in graph.metadata_props if entry.key in KEYS}
-    missing = set(KEYS) - values.keys() - {"emoinv.guards"}
+    missing = set(KEYS) - values.keys() - {"emoinv.guards", "emoinv.cohort"}
     if missing:
         raise ValueError(f"{model}: expected a file of `python -m export`, but it lacks {', '.join(sorted(missing))}")
     frame_s = original.spec.frame_shift_ms / 1000.0
