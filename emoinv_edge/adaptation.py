@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import Calibration
-from .decision import Decision, require_calibration
+from .calibration import Calibration, bayes_threshold
+from .clips import SAME_SPEAKER_PRIOR
+from .decision import Decision, Verdict, require_calibration
 from .encoder import Embedding, Encoder
 from .enrolment import DUPLICATE_COSINE
 from .errors import DailyLimitError, ProfileChangedError
@@ -74,6 +75,7 @@ def admissible(
     embedding: NDArray[np.float32],
     quality: SpeechQuality,
     margin: float = MARGIN,
+    confirmed: bool = False,
 ) -> bool:
     """Whether an utterance may become an exemplar.
 
@@ -88,6 +90,9 @@ def admissible(
         Of the utterance.
     margin : float
         Nats above the strictest threshold that the calibration supports.
+    confirmed : bool
+        Whether the speaker was proven in another way: the score must then only not speak against the owner, as in an
+        enrolment.
     """
     if quality.net_speech_s < MIN_SPEECH_S or quality.snr_db < MIN_SNR_DB or quality.clipped_fraction > 0.0:
         return False
@@ -95,6 +100,8 @@ def admissible(
         return False
     bank = ProfileBank.of_exemplars(enrolled, calibration.emotion_axis)
     llr = float(bank.score(calibration, embedding, quality)[0][0])
+    if confirmed:
+        return llr >= bayes_threshold(SAME_SPEAKER_PRIOR)
     table = calibration.far_tables[0]
     strictest = calibration.threshold(max(calibration.supported_far, table.rates[-1])).llr
     return llr >= strictest + margin
@@ -152,6 +159,7 @@ class Adapter:
         self._margin = margin
         self._heard_before = heard_before
         self._per_day = per_day
+        self._last: tuple[Decision, Embedding] | None = None
         if calibration is None:
             calibration = store.calibration(encoder)
         self._calibration = require_calibration(encoder, calibration)
@@ -182,8 +190,37 @@ class Adapter:
         """Decide as `Verifier.verify` does, and add the utterance to the profile if it may be."""
         examined = self._verifier.examine(waveform, sample_rate)
         embedding = examined.embedding
+        self._last = None if embedding is None else (examined.decision, embedding)
         added = embedding is not None and self.consider(examined.decision, embedding)
         return Adapted(examined.decision, added)
+
+    def confirm(self, decision: Decision) -> bool:
+        """Offer the utterance that `verify` has just rejected to the profile, because the owner has proven it.
+
+        For an application that lets the owner in by other means after a reject, such as a PIN. Call it only then, and
+        only where whoever spoke is who gave the proof: a PIN that others know lets them into the profile, within the
+        limits of the adaptation. What speaks against the owner's voice, is of poor speech or was heard before is not
+        added all the same, and an utterance counts once.
+
+        Parameters
+        ----------
+        decision : Decision
+            The REJECT that the last `verify` gave.
+
+        Returns
+        -------
+        bool
+            Whether the utterance was added.
+
+        Raises
+        ------
+        UnknownSpeakerError, ProfileExpiredError
+            If the profile was removed meanwhile, or its expiry has passed.
+        """
+        last, self._last = self._last, None
+        if last is None or last[0] is not decision or decision.verdict is not Verdict.REJECT:
+            return False
+        return self._offer(decision, last[1], confirmed=True)
 
     def consider(self, decision: Decision, embedding: Embedding) -> bool:
         """Add the utterance behind a decision to the profile if it may be; whether it was.
@@ -196,12 +233,17 @@ class Adapter:
         UnknownSpeakerError, ProfileExpiredError
             If the profile was removed meanwhile, or its expiry has passed.
         """
-        if not (decision.accepted and decision.final) or decision.extrapolated or decision.quality is None:
+        return decision.accepted and self._offer(decision, embedding)
+
+    def _offer(self, decision: Decision, embedding: Embedding, confirmed: bool = False) -> bool:
+        """Add the utterance to the profile if it is admissible and the store takes it; whether it was added."""
+        quality = decision.quality
+        if quality is None or not decision.final or decision.extrapolated:
             return False
         held, enrolled = self._profile.exemplars, self._profile.enrolled
-        if not admissible(self._calibration, enrolled, held, embedding.vector, decision.quality, self._margin):
+        if not admissible(self._calibration, enrolled, held, embedding.vector, quality, self._margin, confirmed):
             return False
-        exemplar = Exemplar(embedding.vector, decision.quality, datetime.datetime.now(datetime.timezone.utc))
+        exemplar = Exemplar(embedding.vector, quality, datetime.datetime.now(datetime.timezone.utc))
         try:
             adapted = self._store.adapt(
                 self._profile, exemplar, limit=len(enrolled) + self._limit, per_day=self._per_day

@@ -1,8 +1,8 @@
 """What a profile covers of its speaker's ways of speaking, and what to say next.
 
-Told from the speech alone, never from a guess of emotions: how far the exemplars reach in vocal effort, in pitch and in
-brightness (the shape of the spectrum). Profiles that reach further reject fewer of the owner's utterances in emotions
-that they have not heard; how many, the model's calibration knows (`Calibration.coverage`).
+Measured on the speech alone, without a guess of emotions: how far the exemplars reach in vocal effort, in pitch and
+in brightness (the shape of the spectrum). Profiles that reach further reject fewer of the owner's utterances in
+emotions that they have not heard; how many, the model's calibration knows (`Calibration.coverage`).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ Both give ``embedding`` (batch, embedding_dim), not yet of unit norm, and may gi
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.resources
 import itertools
@@ -382,10 +383,7 @@ class Encoder:
     def _run(self, batch: NDArray[np.float32], seconds: float) -> Embedding:
         """Run the session on one item; InferenceSession.run is safe from many threads at once."""
         if self._num_threads > 1 and self._generation != FORKS.generation:
-            raise EmoinvError(
-                f"{self._path}: this encoder has {self._num_threads} threads, and a fork left them behind in the other "
-                "process; open it anew here, or give it num_threads=1"
-            )
+            self._open_after_fork()
         try:
             found = run_outputs(self._session, self._outputs, {self._input: batch}, shrink=seconds > LONG_S)
         except EmoinvError as error:
@@ -416,6 +414,14 @@ class Encoder:
         if not (np.isfinite(norms).all() and norms.min() >= 1e-6):
             raise EmoinvError(f"{self._path}: a window's embedding means nothing; check the file with `emoinv doctor`")
         return np.asarray(windows / norms, np.float32)
+
+    def _open_after_fork(self) -> None:
+        """Open the same file again in a process whose fork left this encoder's threads behind in the other one."""
+        generation = FORKS.generation
+        again = _reopened(type(self), self._opened_as, self._num_threads, self._file_sha256)
+        # What would end the old session waits for its threads, so it must never be ended here.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+        self._session, self._generation = again._session, generation
 
 
 def _reopened(cls: type[Encoder], name_or_path: str | Path, num_threads: int, file_sha256: str) -> Encoder:

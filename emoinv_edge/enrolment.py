@@ -304,7 +304,7 @@ class Enroller:
         return None
 
     def _doubtful(self, doubt: Doubt) -> str:
-        """What a speaker is told whose utterance is doubted."""
+        """The message to a speaker whose utterance is doubted."""
         said = f"(LLR {doubt.llr:.1f}, at least {doubt.least:.1f} is asked for)"
         if self._base is not None:
             return (

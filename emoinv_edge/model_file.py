@@ -20,10 +20,10 @@ DIGEST_KEY = "emoinv.digest"
 # and what it is now. Only a model that computes the very same has the fingerprint on the right.
 RENAMED = {
     "bbe2c7230ef8e9331bfe13f3ed874aca090f26a28cb72464561a46b05abb7e04": (
-        "de6498d55c958dea0dfb8fe0f5d1393cd9650bf7c6287232e3a4ef4a5e9462db"
+        "ddc3f12c3f1f04612ff4ec9a7e096ad16fb1adda578987d2c7c1ff17bcb08ac0"
     ),
     "97dbf3825e0bc9934001cabd1bc367642d1e6176bf359e1c3a9042f4e97479e9": (
-        "57124822e27c5851100ac966729741b0e102a338b507441cfb3cd3cf0b9329ab"
+        "8c8d68a7ec1e180e6e28333f7c64b038f4eb12e1848db7e340a84f48b3a5dd44"
     ),
 }
 

@@ -45,7 +45,7 @@ class ProfileSource(Protocol):
         """`Profile.version` of those that there are."""
 
     def signature(self) -> tuple[object, ...]:
-        """What is another after a change; empty where that cannot be told yet."""
+        """What is another after a change; empty where that is not known yet."""
 
     def calibration(self, encoder: Encoder) -> Calibration | None:
         """The encoder's calibration on this device."""

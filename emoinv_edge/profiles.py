@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EnrolmentError
-
 if TYPE_CHECKING:
-    from .encoder import Encoder
     from .quality import SpeechQuality
 
 __all__ = [
@@ -25,7 +22,6 @@ __all__ = [
     "ProfileInfo",
     "checked_name",
     "new_name",
-    "reenrolled",
 ]
 
 MAX_NAME = 128
@@ -283,38 +279,3 @@ class AuditTrail:
     events: tuple[tuple[datetime.datetime, str], ...]
     last_used: datetime.datetime | None
     verified: Mapping[str, Mapping[str, int]]
-
-
-def reenrolled(profile: Profile, encoder: Encoder) -> Profile:
-    """The profile with embeddings by `encoder`, from the clips that its exemplars keep.
-
-    Raises
-    ------
-    EnrolmentError
-        If no exemplar of the enrolment has one.
-    """
-
-    def again(exemplars: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
-        found = []
-        for exemplar in exemplars:
-            if exemplar.audio is not None:
-                waveform = np.frombuffer(exemplar.audio, "<i2").astype(np.float32) / np.float32(32768.0)
-                embedding = encoder.embed(waveform, CLIP_RATE)
-                quality = exemplar.quality.with_embedding_norm(embedding.norm)
-                found.append(dataclasses.replace(exemplar, embedding=embedding.vector, quality=quality))
-        return tuple(found)
-
-    enrolled = again(profile.enrolled)
-    if not enrolled:
-        raise EnrolmentError(
-            f"profile {profile.name!r} has no speech to enrol again from (it was enrolled without --keep-audio); "
-            "record the speaker again"
-        )
-    adapted = again(profile.adapted)
-    return dataclasses.replace(
-        profile,
-        model_fingerprint=encoder.fingerprint,
-        exemplars=(*enrolled, *adapted),
-        num_adapted=len(adapted),
-        version="",
-    )

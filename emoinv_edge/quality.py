@@ -384,9 +384,15 @@ def _mean_decay(qualities: list[SpeechQuality]) -> float | None:
 
 def _decay(waveform: NDArray[np.float32], sample_rate: int) -> float | None:
     """60 dB over the steepest falls of the level per second; None where there is no fall or too little to tell."""
-    step = round(FALL_STEP_S * sample_rate)
+    return _decay_of(_step_powers(waveform, round(FALL_STEP_S * sample_rate)))
+
+
+def _step_powers(waveform: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     blocks = waveform[: len(waveform) // step * step].reshape(-1, step)
-    power = np.einsum("ij,ij->i", blocks, blocks) / np.float32(step)
+    return np.asarray(np.einsum("ij,ij->i", blocks, blocks) / np.float32(step), np.float32)
+
+
+def _decay_of(power: NDArray[np.float32]) -> float | None:
     level = 10.0 * np.log10(np.maximum(power, np.float32(1e-12)))
     apart = round(FALL_S / FALL_STEP_S)
     if len(level) <= apart:
@@ -400,36 +406,39 @@ def _decay(waveform: NDArray[np.float32], sample_rate: int) -> float | None:
 class BackgroundMeter:
     """What `measure_quality` takes from a whole recording, pauses included, for one that comes in blocks.
 
-    Noise and clipping have the bits that `measure_quality` gives for the blocks joined.
-
-    Parameters
-    ----------
-    sample_rate : int
+    Noise, clipping and decay have the bits that `measure_quality` gives for the blocks joined.
     """
 
     def __init__(self, sample_rate: int) -> None:
-        self._frame, self._hop, *_ = _plan(sample_rate)
-        self._rest = np.empty(0, np.float32)
-        self._powers: list[NDArray[np.float32]] = []
+        self._frame, hop, *_ = _plan(sample_rate)
         self._clipped = self._squares = 0.0
         self.num_samples = 0
+        self._steps = (hop, _hop_powers), (round(FALL_STEP_S * sample_rate), _step_powers)
+        self._rests = [np.empty(0, np.float32)] * 2
+        self._powers: tuple[list[NDArray[np.float32]], ...] = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
 
     def add(self, block: NDArray[np.float32]) -> None:
         """Take the next samples, shape (samples,), float32 in [-1, 1]; any number of them."""
         self.num_samples += len(block)
         self._clipped += float(np.count_nonzero(np.abs(block) >= CLIP_LEVEL))
         self._squares += float(np.sum(np.square(block, dtype=np.float64)))
-        samples = np.concatenate([self._rest, block])
-        whole = len(samples) // self._hop * self._hop
-        self._powers.append(_hop_powers(samples[:whole], self._hop))
-        self._rest = samples[whole:].copy()
+        for place, (step, powers) in enumerate(self._steps):
+            samples = np.concatenate([self._rests[place], block])
+            whole = len(samples) // step * step
+            self._powers[place].append(powers(samples[:whole], step))
+            self._rests[place] = samples[whole:].copy()
+
+    @property
+    def decay_s(self) -> float | None:
+        """As `SpeechQuality.decay_s`."""
+        return _decay_of(np.concatenate(self._powers[1]))
 
     @property
     def snr_db(self) -> float:
         """As `SpeechQuality.snr_db`."""
         if self.num_samples < self._frame:
             return snr_db(np.empty(0, np.float32))
-        return snr_db(_frame_powers_db(np.concatenate(self._powers)))
+        return snr_db(_frame_powers_db(np.concatenate(self._powers[0])))
 
     @property
     def clipped_fraction(self) -> float:

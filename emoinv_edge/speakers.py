@@ -1,7 +1,7 @@
 """One speaker or two: among the windows of a recording, and among the clips of an enrolment.
 
 Within a recording every stretch is tried against the rest: the cosine of the two mean embeddings, less what is
-expected of one voice that changes its mood, given how much of it each side is. Of windows that overlap, those that
+expected of one voice whose emotion changes, given how much of it each side is. Of windows that overlap, those that
 lie astride a border belong to neither side.
 
 Among clips each is tried against all the others, by the evidence that verification weighs and by how well the others
@@ -26,7 +26,18 @@ from .scoring import ProfileBank
 if TYPE_CHECKING:
     from .profiles import Exemplar
 
-__all__ = ["CLIP_TERMS", "Change", "ClipsTest", "WindowsTest", "clip_evidence", "odd_ones"]
+__all__ = [
+    "CLIP_TERMS",
+    "Change",
+    "ClipsTest",
+    "WindowsTest",
+    "clip_evidence",
+    "odd_ones",
+    "read_clips_test",
+    "read_term",
+    "read_windows_test",
+    "side_cosines",
+]
 
 # Of the other clips: the mean cosine of two of them, and the cosine of the nearest one with the clip in question.
 COHERENCE, NEAREST = "coherence", "nearest"
@@ -44,8 +55,8 @@ class Change:
     first, last : int
         The windows of the stretch, the last one included.
     score : float
-        LLR for another person there than in the rest, less the LLR at which two voices are told: at 0 and above
-        they are.
+        LLR for another person there than in the rest, less the LLR from which on they count as
+        two voices, so that at 0 and above they do.
     """
 
     first: int

@@ -244,7 +244,11 @@ def _hear_long(
     quality = windows.quality()
     level = quality.level_dbfs if quality.net_speech_s else meter.level_dbfs
     quality = dataclasses.replace(
-        quality, snr_db=meter.snr_db, clipped_fraction=meter.clipped_fraction, level_dbfs=level
+        quality,
+        snr_db=meter.snr_db,
+        clipped_fraction=meter.clipped_fraction,
+        level_dbfs=level,
+        decay_s=meter.decay_s,
     )
     found = unusable(quality, min_speech_s, min_snr_db) or windows.embedding()
     heard = Utterance(gather(kept), quality, None, None, meter.num_samples, tuple(spans))

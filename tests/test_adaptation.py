@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from emoinv_edge.adaptation import Adapter, admissible
-from emoinv_edge.calibration import Term
+from emoinv_edge.calibration import FarTable, Term
 from emoinv_edge.decision import Verdict
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.enrolment import Enroller
@@ -21,6 +23,7 @@ from emoinv_edge.store import PLAINTEXT, ProfileStore
 from emoinv_edge.verifier import Verifier
 from tests.builders import (
     ANA_HZ,
+    BOB_HZ,
     NOW,
     RATE,
     calibrated_encoder,
@@ -140,3 +143,61 @@ def test_verification_enrolment_and_adaptation_all_score_along_the_emotion_axis(
         answer = Enroller(encoder, profile=profile, calibration=weighed).add(waveform, RATE)
         assert answer.accepted is known and (answer.reason == "other_speaker") is not known
         assert admissible(weighed, held, held, embedding, decision.quality, margin=0.0) is known
+
+
+# --- an utterance that was rejected, and proven to be the owner's ---------------------------------------
+
+
+def strict(encoder: Encoder, store: ProfileStore, **options: Any) -> Adapter:
+    """An adapter whose threshold no utterance reaches."""
+    tables = (FarTable(1, (0.5, 0.01), (-1.0, 5.0)),)
+    return Adapter(encoder, store, "ana", calibration=calibration(far_tables=tables), **options)
+
+
+def test_a_rejected_utterance_that_the_owner_has_proven_joins_the_profile_once(
+    encoder: Encoder, store: ProfileStore
+) -> None:
+    adapter = strict(encoder, store)
+    found = adapter.verify(synthesise(3.0, 7, ANA_HZ), RATE)
+    assert found.decision.verdict is Verdict.REJECT and not found.added
+    held = len(adapter.profile.exemplars)
+    assert adapter.confirm(found.decision)
+    assert len(adapter.profile.exemplars) == held + 1
+    assert not adapter.confirm(found.decision)
+    assert len(store.get("ana").exemplars) == held + 1
+
+
+def test_what_speaks_against_the_owner_is_not_added_whoever_has_proven_what(
+    encoder: Encoder, store: ProfileStore
+) -> None:
+    adapter = strict(encoder, store)
+    found = adapter.verify(synthesise(3.0, 7, BOB_HZ), RATE)
+    assert found.decision.verdict is Verdict.REJECT
+    assert not adapter.confirm(found.decision)
+    assert len(store.get("ana").exemplars) == len(adapter.profile.exemplars) == 2
+
+
+def test_only_the_last_reject_can_be_confirmed(encoder: Encoder, store: ProfileStore) -> None:
+    adapter = strict(encoder, store)
+    before = adapter.verify(synthesise(3.0, 7, ANA_HZ), RATE).decision
+    short = adapter.verify(synthesise(0.3, 8, ANA_HZ), RATE).decision
+    assert short.verdict is Verdict.NO_DECISION
+    assert not adapter.confirm(before) and not adapter.confirm(short)
+    accepted = Adapter(encoder, store, "ana").verify(synthesise(1.2, 9, ANA_HZ), RATE).decision
+    assert accepted.verdict is Verdict.ACCEPT and not adapter.confirm(accepted)
+
+
+def test_confirmed_utterances_keep_the_limits_of_a_day(encoder: Encoder, store: ProfileStore) -> None:
+    adapter = strict(encoder, store, per_day=1)
+    confirmed = [adapter.confirm(adapter.verify(synthesise(3.0, seed, ANA_HZ), RATE).decision) for seed in (7, 8, 9)]
+    assert confirmed == [True, False, False]
+
+
+@pytest.mark.parametrize("changes", [{"net_speech_s": 1.4}, {"snr_db": 9.0}, {"clipped_fraction": 0.01}])
+def test_a_proof_does_not_make_poor_speech_good(changes: dict[str, float]) -> None:
+    held = (exemplar(at(1.0, 1)),)
+    vector = at(0.8, 2)
+    assert admissible(CALIBRATION, held, held, vector, GOOD, confirmed=True)
+    assert not admissible(CALIBRATION, held, held, vector, dataclasses.replace(GOOD, **changes), confirmed=True)
+    assert not admissible(CALIBRATION, held, held, at(0.3, 2), GOOD, confirmed=True)
+    assert not admissible(CALIBRATION, held, held, at(1.0, 1), GOOD, confirmed=True)

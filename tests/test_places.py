@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -204,6 +205,23 @@ def test_a_verifier_decides_the_same_in_another_process(encoder: Encoder, method
     verifier = Verifier(encoder, enrolled(encoder, "ana", ANA_HZ), 0.01)
     with context.Pool(1) as pool:
         assert pool.apply(_score, (verifier,)) == _score(verifier)
+
+
+@POSIX
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of threads and fork: what is tried here
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_an_encoder_works_on_in_the_child_of_a_fork(encoder: Encoder, num_threads: int) -> None:
+    shared = Encoder(encoder.path, num_threads)
+    expected = shared.embed(synthesise(3.0, 9, ANA_HZ), RATE).vector.tobytes()
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            same = [shared.embed(synthesise(3.0, 9, ANA_HZ), RATE).vector.tobytes() == expected for _ in range(2)]
+            os._exit(0 if all(same) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert shared.embed(synthesise(3.0, 9, ANA_HZ), RATE).vector.tobytes() == expected
 
 
 def test_a_verifier_that_watches_a_store_is_not_pickled_since_that_holds_a_key(

@@ -28,6 +28,6 @@ for distribution in (
     "wyoming",
 ):
     try:
-        datas += copy_metadata(distribution)  # `emoinv doctor` tells their versions
+        datas += copy_metadata(distribution)  # `emoinv doctor` shows their versions
     except importlib.metadata.PackageNotFoundError:  # an extra that is not installed
         continue

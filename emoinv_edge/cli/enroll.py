@@ -168,8 +168,8 @@ def reconsidered(answers: Iterable[dict[str, Any]], enroller: Enroller) -> Itera
     doubts = {doubt.number: doubt for doubt in enroller.doubts}
     for number, each in enumerate(given):
         if each["reason"] == "accepted" and number not in enroller.taken:
-            told = f" (LLR {doubts[number].llr:.1f}, at least {doubts[number].least:.1f})" if number in doubts else ""
-            message = f"Left out after all: it does not sound like the speaker of the others{told}."
+            llr = f" (LLR {doubts[number].llr:.1f}, at least {doubts[number].least:.1f})" if number in doubts else ""
+            message = f"Left out after all: it does not sound like the speaker of the others{llr}."
             each |= {"accepted": False, "reason": "other_speaker", "message": message}
             yield each
         elif each["reason"] == "other_speaker" and number in enroller.taken:

@@ -198,7 +198,7 @@ def profile_agreement(args: argparse.Namespace, store: ProfileStore, info: Profi
 
 
 def agreement_line(agreed: float | None) -> str:
-    """What is told of a profile's agreement with itself."""
+    """The message about a profile's agreement with itself."""
     if agreed is None:
         return "agreement   unknown: it needs two recordings, and their model (--model)"
     return f"agreement   LLR {agreed:.1f} or more for one speaker, of each recording against the others"

@@ -126,7 +126,7 @@ def verdict_text(decision: Decision) -> str:
 def decision_fields(decision: Decision, verbose: bool = False) -> dict[str, Any]:
     """A decision as a JSON object: its fields, with the verdict as "accept", "reject" or "no_decision".
 
-    What tells of the voice itself is in it only if `verbose`.
+    What describes the voice itself is in it only if `verbose`.
     """
     fields = dataclasses.asdict(decision)
     fields["quality"] = quality_fields(decision.quality, verbose)

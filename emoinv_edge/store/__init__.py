@@ -40,7 +40,8 @@ from typing import TYPE_CHECKING
 from ..cohort import cohort_of, refuse_implausible
 from ..errors import ProfileChangedError, StoreError
 from ..heard import FREE_SPEECH, HeardBefore
-from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, new_name, reenrolled
+from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, new_name
+from ..reenrolment import reenrolled
 from . import changes
 from .changes import refuse_expired, refuse_other_model
 from .codec import refusing

@@ -1,6 +1,6 @@
 """The pages of a store: which profiles there are, in which rows and states, by buckets of their names.
 
-A write touches the page of its profile, however many profiles there are. Which bucket a name has, only the key tells.
+A write touches the page of its profile, however many profiles there are. Which bucket a name has, only the key shows.
 """
 
 from __future__ import annotations

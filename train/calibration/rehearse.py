@@ -166,6 +166,7 @@ def adaptation(
     impostor_share: float = 0.01,
     limit: int = LIMIT,
     seed: int = 0,
+    confirm: bool = False,
 ) -> Adaptation:
     """What guarded adaptation gains and risks: sessions simulated for every speaker with enough clips.
 
@@ -186,6 +187,9 @@ def adaptation(
     limit : int
         Adapted exemplars kept.
     seed : int
+    confirm : bool
+        Whether every rejected session is proven to be the owner's in another way (`Adapter.confirm`), the impostor's
+        too, as if the proof were known to the impostor.
 
     Raises
     ------
@@ -209,7 +213,7 @@ def adaptation(
             foreign = bool(roles.rng.random() < impostor_share)
             drawn.append((int(roles.rng.choice(roles.attack if foreign else roles.used)), foreign))
         start = [_exemplar(speech, i) for i in roles.enrolled]
-        adapted = _adapt(speech, calibration, start, drawn, threshold, limit, counts)
+        adapted = _adapt(speech, calibration, start, drawn, threshold, limit, counts, confirm)
         # Before and after each: the owner rejected, strangers accepted, the attacker accepted.
         found = [
             [_llrs(speech, calibration, held, tests) for held in (start, [*start, *adapted])]
@@ -265,15 +269,18 @@ def _adapt(
     threshold: float,
     limit: int,
     counts: NDArray[np.int64],
+    confirm: bool,
 ) -> list[Exemplar]:
     """The exemplars that the sessions `drawn`, (clip, whether an impostor's), leave in the profile; `counts` rises."""
     adapted: list[Exemplar] = []
     for i, foreign in drawn:
         counts[0] += foreign
         held = [*start, *adapted]
-        if _llrs(speech, calibration, held, [i])[0] < threshold:
+        rejected = bool(_llrs(speech, calibration, held, [i])[0] < threshold)
+        if rejected and not confirm:
             continue
-        if admissible(calibration, tuple(start), tuple(held), speech.embeddings[i], speech.qualities[i]):
+        vector, quality = speech.embeddings[i], speech.qualities[i]
+        if admissible(calibration, tuple(start), tuple(held), vector, quality, confirmed=rejected):
             adapted = [*adapted, _exemplar(speech, i)][-limit:]
             counts[2 if foreign else 1] += 1
     return adapted
