@@ -28,9 +28,7 @@ import emoinv_edge
 from emoinv_edge.audio import read_audio
 from emoinv_edge.calibration import Calibration, FarTable, Term
 from emoinv_edge.cli import main
-from emoinv_edge.decision import Verdict
 from emoinv_edge.encoder import MODEL_NAMES, Encoder
-from emoinv_edge.enrolment import Enroller
 from emoinv_edge.errors import ModelFormatError, ModelMismatchError
 from emoinv_edge.golden import make_golden, run_golden
 from emoinv_edge.model_file import present_fingerprint
