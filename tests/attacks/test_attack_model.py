@@ -323,8 +323,21 @@ def many_nodes(model: onnx.ModelProto) -> None:
         model.graph.node.append(NODE("Abs", ["features"], [f"n{number}"]))
 
 
+def product_of_weights(model: onnx.ModelProto) -> None:
+    for name, shape in (("tall", (100_000, 1)), ("wide", (1, 100_000))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    model.graph.node.insert(0, NODE("MatMul", ["tall", "wide"], ["huge"]))
+
+
+def doubling_of_weights(model: onnx.ModelProto) -> None:
+    for level in range(40):
+        name = f"c{level - 1}" if level else "rotation"
+        model.graph.node.insert(level, NODE("Concat", [name, name], [f"c{level}"], axis=0))
+
+
 GRAPHS = [
-    endless_loop, branch, expand, laughter, external, external_constant, foreign_domain, random_numbers, many_nodes
+    endless_loop, branch, expand, laughter, external, external_constant, foreign_domain, random_numbers, many_nodes,
+    product_of_weights, doubling_of_weights,
 ]  # fmt: skip
 
 
