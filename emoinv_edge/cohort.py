@@ -30,7 +30,11 @@ COHORT_FORMAT = 1
 MAX_SPEAKERS = 512
 # At each of these false-accept rates a profile may accept the share of the cohort that the rate allows, and no more.
 RATES = (0.5, 0.3, 0.2, 0.1)
+# And so far below the threshold of the first rate, this share: strangers of one corpus are less like a mean of
+# another's voices than strangers of its own are.
+BELOW_NATS, BELOW_SHARE = 1.75, 0.5
 SECONDS = 3.0  # as long each stranger is heard
+BANDWIDTH_HZ = 8000.0
 NORM_SLACK = 0.3  # nats beyond the largest norm of the cohort's utterances
 LEAST_SECONDS = 2.0
 RANGES = {
@@ -42,6 +46,8 @@ RANGES = {
     "log_f0_std": (0.0, 1.2),
     "tilt_db": (-80.0, 80.0),
     "log_embedding_norm": (-8.0, 8.0),
+    "bandwidth_hz": (500.0, 8000.0),
+    "decay_s": (0.0, 20.0),
 }
 
 
@@ -108,17 +114,16 @@ class Cohort:
             "largest_log_norm": round(self.largest_log_norm, 3),
         }
 
-    def accepted(self, profile: Profile, calibration: Calibration) -> dict[float, float]:
-        """The share of the strangers whom the profile accepts, at each of `RATES`."""
+    def scores(self, profile: Profile, calibration: Calibration) -> NDArray[np.float64]:
+        """The LLR of each stranger against the profile, shape (speakers,)."""
         bank = ProfileBank([profile], calibration.emotion_axis)
         scores = []
         for vector, log_f0, log_norm in zip(self.vectors, self.log_f0, self.log_norm, strict=True):
-            heard = SpeechQuality(SECONDS, 25.0, 0.0, -23.0, log_f0, 0.15, -10.0, 0.6, None, log_norm)
+            heard = SpeechQuality(
+                SECONDS, 25.0, 0.0, -23.0, log_f0, 0.15, -10.0, 0.6, None, log_norm, bandwidth_hz=BANDWIDTH_HZ
+            )
             scores.append(float(bank.score(calibration, vector, heard)[0][0]))
-        return {
-            rate: float(np.mean(np.asarray(scores) >= calibration.threshold(rate, extrapolate=True).llr))
-            for rate in RATES
-        }
+        return np.asarray(scores)
 
 
 def cohort_of(encoder: Encoder) -> Cohort | None:
@@ -162,12 +167,16 @@ def refuse_implausible(profile: Profile, calibration: Calibration | None = None,
         )
     if calibration is None or cohort is None:
         return
-    for rate, share in cohort.accepted(profile, calibration).items():
+    scores = cohort.scores(profile, calibration)
+    thresholds = [calibration.threshold(rate, extrapolate=True).llr for rate in RATES]
+    allowed = [*zip(thresholds, RATES, strict=True), (thresholds[0] - BELOW_NATS, BELOW_SHARE)]
+    for threshold, rate in allowed:
+        share = float(np.mean(scores >= threshold))
         if share > rate:
             raise EnrolmentError(
-                f"profile {profile.name!r} accepts {share:.0%} of {len(cohort.log_f0)} strangers where {rate:.0%} may "
-                "be: it is like too many voices (a wolf or a lamb) and would open for others; enrol the speaker again, "
-                "alone and close to the microphone"
+                f"profile {profile.name!r} scores {share:.0%} of {len(scores)} strangers at {threshold:.1f} or more, "
+                f"where {rate:.0%} may be: it is like too many voices (a wolf or a lamb) and would open for others; "
+                "enrol the speaker again, alone and close to the microphone"
             )
 
 

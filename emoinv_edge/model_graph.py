@@ -40,6 +40,9 @@ Reshape Round Selu Shape Sigmoid Sign Slice Softmax Softplus Softsign Split Sqrt
 Unsqueeze Where Xor
 """
 OPERATORS = frozenset(_OPERATORS.split())
+# What may be computed from weights alone, when the file is opened: nothing that is larger than they are.
+FROM_WEIGHTS = frozenset({"Cast", "Constant", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape"})
+FROM_WEIGHTS |= {"Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 DOMAINS = frozenset({b"", b"ai.onnx", b"com.microsoft"})
 
 _MALFORMED = "it is no ONNX file, or a damaged one: copy it again"
@@ -103,23 +106,30 @@ def _refused(what: str) -> ModelFormatError:
 
 
 def _check_graph(reader: _Reader, start: int, end: int) -> None:
-    nodes = 0
+    nodes = []
+    weights: set[bytes] = set()
     for number, _, first, last in reader.fields(start, end):
         if number == 1:
-            nodes += 1
-            if nodes > MAX_NODES:
+            nodes.append((first, last))
+            if len(nodes) > MAX_NODES:
                 raise _refused(f"more than {MAX_NODES} nodes")
-            _check_node(reader, first, last)
         elif number == 5:
-            _check_tensor(reader, first, last)
+            weights.add(_check_tensor(reader, first, last))
         elif number == 15:
             raise _refused("sparse weights")
+    for first, last in nodes:  # in an order in which they can be computed, or ONNX Runtime refuses them
+        _check_node(reader, first, last, weights)
 
 
-def _check_node(reader: _Reader, start: int, end: int) -> None:
+def _check_node(reader: _Reader, start: int, end: int, weights: set[bytes]) -> None:
+    """Check a node; what it makes of weights alone joins them."""
     operator, domain = b"", b""
+    inputs: list[bytes] = []
+    outputs: list[bytes] = []
     for number, _, first, last in reader.fields(start, end):
-        if number == 4:
+        if number in (1, 2):
+            (inputs if number == 1 else outputs).append(reader.content[first:last])
+        elif number == 4:
             operator = reader.content[first:last]
         elif number == 7:
             domain = reader.content[first:last]
@@ -131,12 +141,21 @@ def _check_node(reader: _Reader, start: int, end: int) -> None:
                     raise _refused("a loop, a branch or sparse weights")
     if operator.decode("ascii", "replace") not in OPERATORS or domain not in DOMAINS:
         raise _refused(f"the operator {operator.decode('ascii', 'replace')[:40]!a}")
+    if weights.issuperset(filter(None, inputs)):
+        if operator.decode() not in FROM_WEIGHTS:
+            raise _refused(f"the operator {operator.decode()} on weights alone")
+        weights.update(outputs)
 
 
-def _check_tensor(reader: _Reader, start: int, end: int) -> None:
+def _check_tensor(reader: _Reader, start: int, end: int) -> bytes:
+    """Check a tensor; its name."""
+    name = b""
     for number, kind, first, last in reader.fields(start, end):
         if number == 13 or (number == 14 and kind == 0 and reader.content[first:last] != b"\0"):
             raise _refused("weights in other files")
+        if number == 8:
+            name = reader.content[first:last]
+    return name
 
 
 class _Reader:

@@ -34,6 +34,7 @@ __all__ = ["StoreFile", "default_store_path"]
 
 APPLICATION_ID = 0x656D6F69  # "emoi"
 PAGE_BYTES = 4096
+MAX_ROOT_BYTES = 256 << 20
 CLOCK_SLACK_S = 300.0
 # SQLite's steps within one transaction: so many, and as many again as the file has bytes. What needs more is no work of
 # ours but something that was built to take for ever.
@@ -285,8 +286,8 @@ class StoreFile:
         return schema
 
     def _open(self, db: sqlite3.Connection, schema: int, newest: tuple[bytes, int], *, write: bool) -> Rows:
-        query = "SELECT store_id, key_kind, salt, keys, root, log FROM store ORDER BY copy LIMIT 2"
-        copies = db.execute(query).fetchall()
+        query = "SELECT store_id, key_kind, salt, keys, root, log FROM store WHERE length(root) + length(log) <= ?"
+        copies = db.execute(f"{query} ORDER BY copy LIMIT 2", (MAX_ROOT_BYTES,)).fetchall()
         opened = []
         for *columns, root, log in copies:
             with contextlib.suppress(SealError):

@@ -58,9 +58,6 @@ double thresholdOf(const Json& calibration, double far) {
   return llrs[i - 1] + std::log(far / rates[i - 1]) / std::log(rates[i] / rates[i - 1]) * (llrs[i] - llrs[i - 1]);
 }
 
-// What norm and seconds may add together, in nats.
-const double MAX_CIRCUMSTANCES = 1.5;
-
 double llrOf(const Json& calibration, const Json& profile, const Vector& unit, double norm, double seconds) {
   Vector mean(unit.size(), 0.0);
   double enrolled = 0, logNorm = 0, known = 0;
@@ -80,16 +77,11 @@ double llrOf(const Json& calibration, const Json& profile, const Vector& unit, d
       {"cosine", dot(mean, unit)}, {"emotion_shift", dot(axis, unit) - dot(axis, mean)},
       {"norm_above", std::max(rise, 0.0)}, {"norm_below", std::max(-rise, 0.0)},
       {"test_seconds", std::log(std::max(seconds, 0.1))}, {"enrol_seconds", std::log(std::max(enrolled, 0.1))}};
-  double llr = calibration.at("bias"), circumstances = 0;
-  for (const Json& term : calibration.at("terms")) {  // a term that is unknown here throws
-    const std::string name = term["name"];
-    const bool bounded = name.rfind("norm_", 0) == 0 || name.find("_seconds") != std::string::npos;
-    (bounded ? circumstances : llr) +=
-        double(term["weight"]) * std::clamp(evidence.at(name), double(term["low"]), double(term["high"]));
-  }
-  llr += std::min(circumstances, MAX_CIRCUMSTANCES);
-  require(std::isfinite(llr), "the score is not finite");
-  return llr;
+  double llr = calibration.at("bias"), bounded = 0;  // what norm and seconds add together: 1.5 nats at most
+  for (const Json& term : calibration.at("terms"))   // a term that is unknown here throws
+    (term["name"] == "cosine" || term["name"] == "emotion_shift" ? llr : bounded) +=
+        double(term["weight"]) * std::clamp(evidence.at(term["name"]), double(term["low"]), double(term["high"]));
+  return require(std::isfinite(llr += std::min(bounded, 1.5)), "the score is not finite"), llr;
 }
 
 int main(int count, char** given) try {

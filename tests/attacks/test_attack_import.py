@@ -50,11 +50,11 @@ def imported(folder: Path, encoder: Encoder, profile: Profile, **how: Any) -> Pr
 def test_a_mean_of_many_voices_is_refused_as_a_wolf(base: Encoder, tmp_path: Path, norm: float) -> None:
     cohort = cohort_of(base)
     assert cohort is not None
-    # Not the cohort's own mean: that of voices of another kind, drawn towards it.
-    voices = [base.embed(synthesise(2.0, seed, hz), RATE).vector for seed, hz in enumerate(range(100, 260, 20))]
-    for vector in (cohort.vectors.mean(axis=0), cohort.vectors[::2].mean(axis=0) + 0.2 * np.mean(voices, axis=0)):
+    others = [base.embed(synthesise(2.0, seed, hz), RATE).vector for seed, hz in enumerate(range(100, 260, 20))]
+    for vector in (cohort.vectors.mean(axis=0), cohort.vectors[::2].mean(axis=0) + 0.2 * np.mean(others, axis=0)):
+        profile = made_by_hand(base, vector, log_embedding_norm=norm, bandwidth_hz=8000.0)
         with pytest.raises(EnrolmentError, match="a wolf or a lamb"):
-            imported(tmp_path, base, made_by_hand(base, vector, log_embedding_norm=norm))
+            imported(tmp_path, base, profile)
     assert not (tmp_path / "p.db").exists()
 
 
@@ -62,7 +62,7 @@ HOSTILE = [
     {"log_embedding_norm": 9.0}, {"log_embedding_norm": 3.0}, {"log_embedding_norm": -20.0}, {"log_f0_mean": 0.0},
     {"log_f0_mean": 9.0}, {"log_f0_std": 4.0}, {"net_speech_s": 0.01}, {"net_speech_s": 1.0},
     {"net_speech_s": 1e9}, {"clipped_fraction": 1.0}, {"snr_db": -300.0}, {"level_dbfs": 1e6}, {"tilt_db": 1e6},
-    {"envelope": (1e6,) * 8},
+    {"envelope": (1e6,) * 8}, {"bandwidth_hz": 10.0}, {"decay_s": 1e9},
 ]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_numbers_are_looked_at_without_the_model_too(encoder: Encoder, tmp_path:
 def test_the_command_refuses_it_too(base: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cohort = cohort_of(base)
     assert cohort is not None
-    write_profile_file(tmp_path / "a", made_by_hand(base, cohort.vectors.mean(axis=0)), WORD)
+    write_profile_file(tmp_path / "a", made_by_hand(base, cohort.vectors.mean(axis=0), bandwidth_hz=8000.0), WORD)
     monkeypatch.setenv("EMOINV_EXPORT_PASSPHRASE", "correct horse")
     store = str(tmp_path / "p.db")
     assert main(["profiles", "import", str(tmp_path / "a"), "--store", store, "--plaintext"]) == 3

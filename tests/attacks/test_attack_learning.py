@@ -81,9 +81,10 @@ def test_adapted_exemplars_stay_adapted_through_export_import_put_and_further_en
     other.put(other.get("ana"))
     assert other.info("ana").num_enrolled == 2
     enroller = Enroller(encoder, profile=other.get("ana"))
-    assert enroller.add(synthesise(3.0, 77, ANA_HZ), RATE)
+    assert any(enroller.add(synthesise(3.0, seed, ANA_HZ), RATE) for seed in range(1002, 1008))
     grown = enroller.profile("ana")
     assert grown.num_adapted == 2 and grown.adapted == held.adapted and grown.enrolled[:2] == held.enrolled
+    assert len(grown.enrolled) > 2
     limited = other.adapt(other.get("ana"), new_like(held, 9), limit=4)
     assert limited.enrolled == held.enrolled  # the oldest adapted one went
 
