@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,10 @@ class Adapted:
     def __bool__(self) -> bool:
         """Whether the verdict is ACCEPT."""
         return self.decision.accepted
+
+    def __iter__(self) -> Iterator[Any]:
+        """The two, for ``decision, added = adapter.verify(...)``."""
+        return iter((self.decision, self.added))
 
 
 def admissible(

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -130,6 +130,10 @@ class Examined:
     def __bool__(self) -> bool:
         """Whether the verdict is ACCEPT."""
         return self.decision.accepted
+
+    def __iter__(self) -> Iterator[Any]:
+        """The two, for ``decision, embedding = verifier.examine(...)``."""
+        return iter((self.decision, self.embedding))
 
 
 def require_calibration(encoder: Encoder, calibration: Calibration | None) -> Calibration:

@@ -252,3 +252,13 @@ def test_the_command_line_refuses_replays_of_enrolment_and_attempts(
     assert emoinv("listen", "ana", "--file", attempt, "--refuse-replays", "--until-accept") == 2
     assert emoinv("enroll", "bob", wav(tmp_path, "d.wav", voice(23, BOB_HZ))) == 0
     assert emoinv("listen", "ana", "bob", "--file", attempt, "--refuse-replays") == 3
+
+
+def test_an_examination_unpacks_and_is_true_for_an_accept_only(encoder: Encoder, ana: Profile) -> None:
+    verifier = Verifier(encoder, ana)
+    for f0_hz in (ANA_HZ, BOB_HZ):
+        examined = verifier.examine(voice(30, f0_hz), RATE)
+        decision, embedding = examined
+        assert decision is examined.decision and embedding is examined.embedding
+        assert bool(examined) == decision.accepted
+        assert not isinstance(examined, tuple)
