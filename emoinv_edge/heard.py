@@ -53,6 +53,7 @@ LEAST_ENERGY = 1e-4  # in the overlap, of the product of both energies
 LEAST_S = 0.8
 LONGEST_S = 20.0
 SPEEDS = tuple(1.0 + 0.0075 * step for step in (0, 1, -1, 2, -2, 3, -3, 4, -4))  # a correlation bears half a step
+SPEED_LOSS = 0.1  # of the envelope's correlation, at most, where another speed than the best one is looked at
 STEP = 0.4  # of the 4-bit numbers, in standard deviations of a picture
 
 _HEADER = struct.Struct("<dI")  # time of hearing, frames
@@ -221,12 +222,14 @@ class HeardBefore:
 
         best = Match(self._threshold, heard[0].when, math.nan)
         for kept in heard:
-            length = 1 << (len(tests[0][0]) * 33 // 32 + kept.frames).bit_length()
+            length = _fast_length(len(tests[0][0]) * 33 // 32 + kept.frames)
             fine, envelope = kept.pictures()
             motion = _Spectra(envelope, length)
             envelopes = [_correlation(of_test(number, 1, length), motion) for number in range(len(tests))]
             # The harmonics are dear and add 1 at most: only what can still be the best is looked at.
-            hopeful = [number for number, found in enumerate(envelopes) if found.max() + 1.0 >= best.score]
+            peaks = [float(found.max()) for found in envelopes]
+            least = max(best.score - 1.0, max(peaks) - SPEED_LOSS)
+            hopeful = [number for number, peak in enumerate(peaks) if peak >= least]
             tracks = _Spectra(fine, length) if hopeful else motion
             for number in hopeful:
                 test = of_test(number, 0, length)
@@ -307,6 +310,11 @@ def _products(left: NDArray[np.complex64], right: NDArray[np.complex64]) -> NDAr
     if hasattr(np, "vecdot"):  # from NumPy 2.0 on
         return np.asarray(np.vecdot(left, right), np.complex64)
     return np.asarray((left.conj() * right).sum(axis=1), np.complex64)
+
+
+def _fast_length(least: int) -> int:
+    """The next length from `least` on that is 2, 3, 5 or 9 times a power of two: transforms of it are quick."""
+    return min(factor << max(0, (-(-least // factor) - 1).bit_length()) for factor in (1, 3, 5, 9))
 
 
 def _offsets(test_frames: int, stored_frames: int) -> NDArray[np.int64]:
