@@ -154,7 +154,8 @@ def test_another_user_with_read_only_folders_verifies_and_is_told_where_to_write
             "import emoinv_edge.verifier, emoinv_edge.device_calibration, webrtcvad\n"
             "import cryptography.hazmat.bindings._rust\n"
             "import cryptography.hazmat.primitives.ciphers.aead, cryptography.hazmat.primitives.kdf.hkdf\n"
-            "import emoinv_edge.store, emoinv_edge.adaptation, emoinv_edge.enrolment\n"
+            "import emoinv_edge.store, emoinv_edge.adaptation, emoinv_edge.enrolment, emoinv_edge.prompts\n"
+            "emoinv_edge.prompts.read_prompts('en')\n"
             "os.setgid(12345); os.setuid(12345); sys.exit(main(sys.argv[1:]))"
         )
         environment = {"PATH": os.environ["PATH"], "HOME": str(place), "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -14,6 +14,7 @@ PROMPTS = ("normal", "call", "soft", "excited", "tired", "smiling", "annoyed", "
 FOLDER = importlib.resources.files(__name__)  # the library may lie in a zip
 
 
+@functools.cache
 def languages() -> tuple[str, ...]:
     """The languages that there are prompts in, by their code."""
     return tuple(sorted(PurePath(entry.name).stem for entry in FOLDER.iterdir() if entry.name.endswith(".json")))
