@@ -56,7 +56,7 @@ class Clips:
     ----------
     calibration : Calibration
     guards : Guards or None
-        Of the model; without any, clips are told apart by the calibration alone.
+        Of the model; without any, clips are compared by the calibration alone.
     held : sequence of Exemplar
         Those of a profile that the clips are added to. Then each clip must be what `ADDED_FAR` would accept.
     sure : bool

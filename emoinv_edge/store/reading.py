@@ -127,7 +127,7 @@ class ReadableStore:
             return {name: rows.entry(name).state for name in names if name in rows}
 
     def signature(self) -> tuple[object, ...]:
-        """What is another tuple after a change of the file; empty where that cannot be told yet."""
+        """What is another tuple after a change of the file; empty where that is not known yet."""
         return self._file.signature()
 
     def names(self) -> _Names:

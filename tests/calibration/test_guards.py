@@ -71,8 +71,8 @@ def test_what_is_planted_is_found_on_corpora_left_out() -> None:
     figures = {name: shares["all"] for name, shares in fitted.figures.items()}
     assert figures["clean speech refused as no voice"] <= 0.01
     assert figures["recorded sounds taken for a voice"] <= 0.05
-    assert figures["two voices told, 3 + 3 s"] >= 0.9
-    assert figures["two voices told at the door, 3 + 3 s"] >= 0.9
+    assert figures["two voices found, 3 + 3 s"] >= 0.9
+    assert figures["two voices found at the door, 3 + 3 s"] >= 0.9
     assert figures["one voice taken for two, 3 + 3 s"] <= 0.05
     assert figures["strangers' clips found"] >= 0.9
     assert figures["own emotional clips doubted"] <= 0.05

@@ -202,7 +202,7 @@ def _joined(
         if left is None:
             continue
         theirs = [i for i in speakers[second] if i not in left[1]]
-        # One voice in two moods begins neutral and goes on in another.
+        # One voice in two emotions begins neutral and goes on in another.
         theirs = [i for i in theirs if is_neutral(prepared.clips[i]) != (mixed and not two) or (mixed and two)]
         right = _side(prepared, theirs, length, rng)
         if right is None:

@@ -28,7 +28,7 @@ __all__ = ["Fitted", "fit_guards"]
 
 OWN_AS_NO_VOICE = 0.005  # of one's own speech that may be refused as no voice
 ONE_AS_TWO = 0.02  # of recordings of one voice that may be taken for two
-# Of these so many change their mood within: at an enrolment and at the door, where both parts must fit the profile.
+# Of these so many change their emotion within: at an enrolment and at the door, where both parts must fit the profile.
 MOVED_WITHIN = {"windows": 0.05, "door": 0.1}
 OWN_AS_STRANGER = 0.03  # of the owner's clips in other emotions that may be doubted
 # Of the owner's accepts, that the least cosine and the least sum may cost. The sum's voices are scored by tests that
@@ -44,7 +44,7 @@ RIDGE = 1e-4  # on the weights of standardised columns
 VOICE_RIDGE = 3e-3  # the same where the columns are as many as an embedding's numbers
 FOLDS = 10
 DRAWS = 5  # enrolments of each speaker and kind
-STRANGE_MOODS = 0.1  # of strangers' clips that are not neutral
+STRANGE_EMOTIONS = 0.1  # of strangers' clips that are not neutral
 LEAST_OTHERS, MOST_OTHERS = 2, 5  # clips of an enrolment that another is tried against
 PROFILE = 4  # neutral clips of the profile at the door
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
@@ -229,12 +229,12 @@ def _fit_windows(
             own, own_bias = regression(own, folds != fold)
         scores[folds == fold] = worst(own)[folds == fold] @ own + own_bias
     limit = _one_voice_limit(rows, scores, MOVED_WITHIN["door" if door else "windows"])
-    figures = _told(rows, scores >= limit, " at the door" if door else "")
+    figures = _found(rows, scores >= limit, " at the door" if door else "")
     return WindowsTest(window_s, hop_s, bias - limit, *(float(slope) for slope in slopes)), figures
 
 
 def _one_voice_limit(rows: Sequence[Heard], scores: Matrix, moved_within: float) -> float:
-    """The score that so few recordings of one voice reach, if this share of them changes the mood within."""
+    """The score that so few recordings of one voice reach, if this share of them changes the emotion within."""
     one = np.array([each.kind == "one" for each in rows])
     moved = np.array([each.emotion != "" for each in rows])
     weight = np.zeros(len(rows))
@@ -243,16 +243,16 @@ def _one_voice_limit(rows: Sequence[Heard], scores: Matrix, moved_within: float)
     return _weighted_quantile(scores[one], weight[one], 1.0 - ONE_AS_TWO)
 
 
-def _told(rows: Sequence[Heard], told: Flags, where: str) -> dict[str, dict[str, float]]:
+def _found(rows: Sequence[Heard], found: Flags, where: str) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = {}
-    for kind, what in (("one", "one voice taken for two"), ("two", "two voices told")):
+    for kind, what in (("one", "one voice taken for two"), ("two", "two voices found")):
         for side_s in sorted({each.side_s for each in rows}):
             for emotion in ("", "mixed"):
                 pick = np.array([(each.kind, each.side_s, each.emotion) == (kind, side_s, emotion) for each in rows])
                 if pick.any():
                     labels = [each.corpus for each, held in zip(rows, pick, strict=True) if held]
-                    mood = ", several moods" if emotion else ""
-                    figures |= _shares(f"{what}{where}, {side_s:g} + {side_s:g} s{mood}", told[pick], labels)
+                    several = ", several emotions" if emotion else ""
+                    figures |= _shares(f"{what}{where}, {side_s:g} + {side_s:g} s{several}", found[pick], labels)
     return figures
 
 
@@ -304,8 +304,8 @@ def _trials(clips: Sequence[Heard], least_others: int = LEAST_OTHERS, seed: int 
                 continue
             neutral = [clip for clip in rest if clip.emotion in ("", "neutral")]
             moved = [clip for clip in rest if clip.emotion not in ("", "neutral")]
-            moody = rng.random() < STRANGE_MOODS
-            theirs = [clip for clip in strange if moody or clip.emotion in ("", "neutral")]
+            emotional = rng.random() < STRANGE_EMOTIONS
+            theirs = [clip for clip in strange if emotional or clip.emotion in ("", "neutral")]
             for kind, pool in (("own", neutral), ("own", moved), ("stranger", theirs)):
                 if pool:
                     drawn = pool[int(rng.integers(len(pool)))]
