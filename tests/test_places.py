@@ -156,6 +156,10 @@ def test_another_user_with_read_only_folders_verifies_and_is_told_where_to_write
             "import cryptography.hazmat.primitives.ciphers.aead, cryptography.hazmat.primitives.kdf.hkdf\n"
             "import emoinv_edge.store, emoinv_edge.adaptation, emoinv_edge.enrolment, emoinv_edge.prompts\n"
             "emoinv_edge.prompts.read_prompts('en')\n"
+            # What is imported late is imported now: the other user may not read where this Python lies.
+            "from emoinv_edge import Encoder, ProfileStore, read_audio\n"
+            f"store, encoder = ProfileStore({str(place / 'profiles.db')!r}), Encoder({str(place / 'model.onnx')!r})\n"
+            f"store.verifier('ana', encoder).verify(read_audio({str(place / 'door.wav')!r})[0], 16000)\n"
             "os.setgid(12345); os.setuid(12345); sys.exit(main(sys.argv[1:]))"
         )
         environment = {"PATH": os.environ["PATH"], "HOME": str(place), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -170,7 +174,7 @@ def test_another_user_with_read_only_folders_verifies_and_is_told_where_to_write
                        EMOINV_STORE_KEY=key)  # fmt: skip
         assert verified.returncode == 0, verified.stderr
         assert "audit trail" in verified.stderr and "Traceback" not in verified.stderr
-        enrolled_there = run("enroll", "bob", str(place / "door.wav"))
+        enrolled_there = run("enroll", "bob", str(place / "door.wav"), EMOINV_STORE_KEY=key)
         assert enrolled_there.returncode == 3 and "Traceback" not in enrolled_there.stderr
         assert "--store" in enrolled_there.stderr or "XDG_DATA_HOME" in enrolled_there.stderr
     finally:
