@@ -133,8 +133,17 @@ def test_a_key_whose_mode_nobody_here_can_change_works_unless_others_can_write_i
         assert "chmod" not in str(caught.value)
 
 
+def open_to_others(*places: str) -> bool:
+    """Whether another user can read what lies there."""
+    return all(above.stat().st_mode & 0o005 == 0o005 for place in places for above in Path(place).resolve().parents)
+
+
 @POSIX
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(
+    not open_to_others(__file__, os.__file__, np.__file__),
+    reason="another user cannot read where this Python or the checkout lies",
+)
 def test_another_user_with_read_only_folders_verifies_and_is_told_where_to_write(
     encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -156,10 +165,6 @@ def test_another_user_with_read_only_folders_verifies_and_is_told_where_to_write
             "import cryptography.hazmat.primitives.ciphers.aead, cryptography.hazmat.primitives.kdf.hkdf\n"
             "import emoinv_edge.store, emoinv_edge.adaptation, emoinv_edge.enrolment, emoinv_edge.prompts\n"
             "emoinv_edge.prompts.read_prompts('en')\n"
-            # What is imported late is imported now: the other user may not read where this Python lies.
-            "from emoinv_edge import Encoder, ProfileStore, read_audio\n"
-            f"store, encoder = ProfileStore({str(place / 'profiles.db')!r}), Encoder({str(place / 'model.onnx')!r})\n"
-            f"store.verifier('ana', encoder).verify(read_audio({str(place / 'door.wav')!r})[0], 16000)\n"
             "os.setgid(12345); os.setuid(12345); sys.exit(main(sys.argv[1:]))"
         )
         environment = {"PATH": os.environ["PATH"], "HOME": str(place), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -174,7 +179,7 @@ def test_another_user_with_read_only_folders_verifies_and_is_told_where_to_write
                        EMOINV_STORE_KEY=key)  # fmt: skip
         assert verified.returncode == 0, verified.stderr
         assert "audit trail" in verified.stderr and "Traceback" not in verified.stderr
-        enrolled_there = run("enroll", "bob", str(place / "door.wav"), EMOINV_STORE_KEY=key)
+        enrolled_there = run("enroll", "bob", str(place / "door.wav"))
         assert enrolled_there.returncode == 3 and "Traceback" not in enrolled_there.stderr
         assert "--store" in enrolled_there.stderr or "XDG_DATA_HOME" in enrolled_there.stderr
     finally:
