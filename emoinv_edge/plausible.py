@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from .errors import ModelFormatError
+from .thresholds import require
 
 __all__ = ["CIRCUMSTANCES", "MAX_CIRCUMSTANCES", "check_plausible"]
 
@@ -63,12 +63,12 @@ def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_T
     ModelFormatError
         If they are not plausible.
     """
-    _require(abs(bias) <= MAX_BIAS, f"bias should be at most {MAX_BIAS:g}, got {bias:g}")
+    require(abs(bias) <= MAX_BIAS, f"bias should be at most {MAX_BIAS:g}, got {bias:g}")
     stranger = best = bias + max(0.0, most_shift)
     circumstances = 0.0
     for term in terms:
         low, high = RANGES[term.name]
-        _require(
+        require(
             abs(term.weight) <= MAX_WEIGHT and low <= term.low <= term.high <= high,
             f"term {term.name!r} should weigh at most {MAX_WEIGHT:g} and lie within {low:g} and {high:g}, "
             f"got {term.weight:g} within {term.low:g} and {term.high:g}",
@@ -81,13 +81,8 @@ def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_T
             best += at_zero if term.name == "cosine" else max(term.weight * term.low, term.weight * term.high)
     best += min(circumstances, MAX_CIRCUMSTANCES)
     for table in far_tables:
-        _require(
+        require(
             stranger < table.thresholds[0] and best < table.thresholds[-1],
             f"thresholds should be above the scores of a voice unlike the profile's, {stranger:.2f} and at best "
             f"{best:.2f}, got {table.thresholds[0]:.2f} to {table.thresholds[-1]:.2f}",
         )
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ModelFormatError(f"calibration: {message}; it is damaged or foreign, calibrate again")

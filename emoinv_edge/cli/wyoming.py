@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +112,9 @@ class StoredEnrolment:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until ctrl-C or SIGTERM."""
+    import asyncio
+    import logging
+
     try:
         from ..wyoming import Service, serve
     except ModuleNotFoundError as error:
