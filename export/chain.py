@@ -34,7 +34,7 @@ from train.calibration.channels import CHANNELS
 from train.calibration.fit import fit_calibration
 from train.calibration.speech import noises_of
 from train.calibration.weights import term_names
-from train.model import ResidualEncoder, load_checkpoint
+from train.model import ResidualEncoder, SpeakerNet, load_checkpoint
 from train.prepare import PreparedSet
 
 from . import gates
@@ -99,7 +99,7 @@ def _silent(what: str) -> Callable[[int, int], None]:
 
 
 def quantise(
-    model: ResidualEncoder,
+    model: SpeakerNet,
     spec: EncoderSpec,
     fit: Portion,
     scheme: Scheme,
@@ -108,6 +108,9 @@ def quantise(
     observed: Mapping[str, Observed] | None = None,
 ) -> onnx.ModelProto:
     """Int8 graph of `model`, fitted on `fit`; `observed` saves a run over it where it is at hand."""
+    made_up = scheme.equalisation or scheme.correction == "bias"
+    if made_up and not isinstance(model, ResidualEncoder):
+        raise ValueError(f"expected a residual encoder for {scheme.describe()}, got {type(model).__name__}")
     if scheme.equalisation:
         model = equalise(model, spec, fit.features[::2], scheme.equalisation, progress("equalisation"))
         observed = None

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
-from train.model import ResidualEncoder
+from train.model import ResidualEncoder, SpeakerNet
 
-from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers, stages
+from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers, stages, tensors, weighted
 
 __all__ = [
     "CORRECTIONS",
@@ -79,13 +79,13 @@ class Observed:
 
 
 def observe(
-    model: ResidualEncoder,
+    model: SpeakerNet,
     spec: EncoderSpec,
     features: NDArray[np.float32],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Observed]:
     """Run the float graph on `features` (clips, frames, bins) and note every tensor that may be rounded."""
-    names = [*(layer.name for layer in layers(model)), STATISTICS]
+    names = tensors(model)
     proto = encoder_graph(model, spec)
     proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
     session = open_session(proto.SerializeToString())
@@ -179,7 +179,7 @@ def _multiply_inputs(convolution: nn.Conv2d, factor: Tensor) -> None:
 def choose_ranges(observed: Mapping[str, Observed]) -> dict[str, Affine]:
     """One `Affine` for every observed tensor; the pooling statistics have room beyond their extremes."""
     return {
-        name: _affine(1.5 * seen.low, 1.5 * seen.high) if name == STATISTICS else _affine(*_balanced(seen))
+        name: _affine(1.5 * seen.low, 1.5 * seen.high) if name.endswith(STATISTICS) else _affine(*_balanced(seen))
         for name, seen in observed.items()
     }
 
@@ -242,24 +242,20 @@ def _nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pack(steps: Tensor, scale: Tensor, bias: Tensor | None, like: Tensor) -> QuantisedWeights:
-    assert bias is not None
     return QuantisedWeights(
         steps.reshape(like.shape).to(torch.int8).numpy().copy(),
         scale.flatten().to(torch.float32).numpy().copy(),
-        bias.detach().to(torch.float32).numpy().copy(),
+        (torch.zeros(len(steps)) if bias is None else bias.detach()).to(torch.float32).numpy().copy(),
     )
 
 
-def round_weights(model: ResidualEncoder, in_float: Sequence[str] = IN_FLOAT) -> dict[str, QuantisedWeights]:
+def round_weights(model: SpeakerNet, in_float: Sequence[str] = IN_FLOAT) -> dict[str, QuantisedWeights]:
     """The weights of every layer but `in_float` rounded to the nearest step, biases as they are."""
-    chosen: list[tuple[str, nn.Conv2d | nn.Linear]] = [
-        (layer.name, layer.convolution) for layer in layers(model) if layer.convolution is not None
-    ]
     with torch.no_grad():
         return {
             name: _pack(*_nearest(module.weight.flatten(1)), module.bias, module.weight)
-            for name, module in [*chosen, ("linear", model.linear)]
-            if name not in in_float
+            for name, module in weighted(model).items()
+            if not name.endswith(tuple(in_float))
         }
 
 

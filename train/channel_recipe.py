@@ -30,7 +30,7 @@ from .distributed import barrier, rank, world_size
 from .evaluation.embeddings import unit
 from .finetune import WEIGHT_DECAY
 from .losses import contrast_loss, relation_loss, target_loss
-from .model import ResidualEncoder, autocast, channels_last, save_checkpoint
+from .model import AnyNet, ResidualEncoder, SpeakerNet, autocast, channels_last, save_checkpoint
 from .pairs import Source
 from .prepare import SAMPLE_RATE, PreparedSet, by_speaker
 from .progress import Report, silent
@@ -65,6 +65,8 @@ class ChannelRecipe:
         Share of the batches of each kind of channel (`channel.KINDS`).
     speakers : int
         Of a batch; it holds `VIEWS` times as many crops.
+    clean_weight, channel_weight : float
+        Of the distance of clean and of channelled crops from their targets.
     own_weight : float
         A channelled crop's target lies between the mean of its speaker (0) and its own clean clip (1).
     relation_weight : float
@@ -81,6 +83,8 @@ class ChannelRecipe:
         }
     )  # fmt: skip
     speakers: int = 16
+    clean_weight: float = 1.0 / 3.0
+    channel_weight: float = 2.0 / 3.0
     own_weight: float = 0.8
     relation_weight: float = 5.0
     contrast_weight: float = 0.15
@@ -93,7 +97,8 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
 
     Rows i, i + speakers and i + 2 speakers are of speaker i: clean, and twice through one kind of channel. ``labels``
     is -1 for a clip without a speaker's name, which has a target but takes no part in the contrast; its three views are
-    crops of three clips.
+    crops of three clips. With `original_spec`, the front end of an encoder that the student is to answer like, the clean
+    crops' features by it are there too, as ``original``.
 
     Raises
     ------
@@ -109,9 +114,10 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
         channels: Channels,
         seed: int = 0,
         steps: int = 1_000_000,
+        original_spec: EncoderSpec | None = None,
     ) -> None:
         self.sources, self.spec, self.recipe, self.channels = sources, spec, recipe, channels
-        self.seed, self.steps = seed, steps
+        self.seed, self.steps, self.original_spec = seed, steps, original_spec
         self._shares = np.array([source.share for source in sources]) / sum(source.share for source in sources)
         self._clips_of: list[list[list[int]]] = []
         self._genders: list[NDArray[np.str_]] = []
@@ -145,21 +151,24 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
         source, groups, named = self.sources[number], self._clips_of[number], self._named[number]
         chosen = self._speakers(number, rng)
         samples = round(float(rng.choice(LENGTHS_S)) * SAMPLE_RATE)
-        features, targets = [], []
+        features, targets, original = [], [], []
         for view in range(VIEWS):
             for speaker in chosen:
                 index = self._clip(groups, int(speaker), view, named, step)
                 wave = augment.crop(source.clips.waveform(index), samples, rng)
                 heard = self.channels.hear(wave, "clean" if view == 0 else kind, rng)
                 features.append(mean_normalise(log_mel(heard, self.spec)))
+                if view == 0 and self.original_spec is not None:
+                    original.append(mean_normalise(log_mel(wave, self.original_spec)))
                 own = 1.0 if view == 0 else recipe.own_weight
                 targets.append(own * source.embeddings[index] + (1.0 - own) * self._means[number][index])
         labels = np.tile(chosen if named else np.full(len(chosen), -1), VIEWS)
-        return {
+        batch = {
             "features": torch.from_numpy(np.stack(features)),
             "targets": torch.from_numpy(np.stack(targets).astype(np.float32)),
             "labels": torch.from_numpy(labels.astype(np.int64)),
         }
+        return batch | ({"original": torch.from_numpy(np.stack(original))} if original else {})
 
     def _speakers(self, number: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Different speakers of a source; of one gender if that is drawn and there are enough of it."""
@@ -200,7 +209,8 @@ def channel_loss(embeddings: Tensor, batch: Mapping[str, Tensor], recipe: Channe
         "mismatched": contrast_loss(clean, first, labels, recipe.contrast_scale),
     }
     parts["loss"] = (
-        (parts["own"] + 2.0 * parts["channel"]) / 3.0
+        recipe.clean_weight * parts["own"]
+        + recipe.channel_weight * parts["channel"]
         + recipe.relation_weight * parts["relation"]
         + recipe.contrast_weight * (parts["matched"] + 0.5 * parts["mismatched"])
     )
@@ -208,7 +218,7 @@ def channel_loss(embeddings: Tensor, batch: Mapping[str, Tensor], recipe: Channe
 
 
 def fit_run(
-    encoder: ResidualEncoder,
+    encoder: AnyNet,
     spec: EncoderSpec,
     batches: ChannelBatches,
     schedule: Schedule,
@@ -218,12 +228,13 @@ def fit_run(
     judge: loop.Judge | None = None,
     progress: Report = silent,
     provenance: dict[str, Any] | None = None,
-) -> ResidualEncoder:
+    original: SpeakerNet | None = None,
+) -> AnyNet:
     """Fine-tune an encoder through channels.
 
     Parameters
     ----------
-    encoder : ResidualEncoder
+    encoder : SpeakerNet
         Where to start; changed in place. All its layers learn, the lower ones more slowly: a channel changes
         what the first layers see.
     batches : ChannelBatches
@@ -234,10 +245,12 @@ def fit_run(
         As `loop.run` takes them.
     provenance : dict, optional
         Goes into ``best.pt``.
+    original : SpeakerNet, optional
+        With batches that hold ``original`` features: the target of a clean crop is what it makes of the same crop.
 
     Returns
     -------
-    ResidualEncoder
+    SpeakerNet
         The exponential moving average of the weights.
 
     Raises
@@ -256,6 +269,10 @@ def fit_run(
 
     def step(number: int) -> dict[str, Tensor]:
         batch = read(number)
+        if original is not None:
+            with torch.no_grad(), autocast(device):
+                answers = torch.nn.functional.normalize(original(batch["original"]).float(), dim=1)
+            batch["targets"] = torch.cat((answers, batch["targets"][len(answers) :]))
         with autocast(device):
             embeddings = module(batch["features"])
         return channel_loss(embeddings.float(), batch, recipe)
@@ -323,10 +340,10 @@ def fit_channel(
     return mixed
 
 
-def _optimizer(encoder: ResidualEncoder, schedule: Schedule) -> torch.optim.AdamW:
-    """The schedule's peak rate for the linear layer and the last stage, and less for each stage below."""
-    layers = [encoder.stem, *encoder.stages]
-    groups: list[dict[str, Any]] = [{"params": list(encoder.linear.parameters()), "lr": schedule.rate}]
-    for below, layer in enumerate(reversed(layers)):
-        groups.append({"params": list(layer.parameters()), "lr": schedule.rate * schedule.lower_rate**below})
+def _optimizer(encoder: SpeakerNet, schedule: Schedule) -> torch.optim.AdamW:
+    """The schedule's peak rate for the layers next to the embedding, and less for those at each depth below."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for layer in layers for p in layer.parameters()], "lr": schedule.rate * schedule.lower_rate**below}
+        for below, layers in enumerate(reversed(encoder.depths()))
+    ]
     return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)

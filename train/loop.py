@@ -14,7 +14,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from emoinv_edge.spec import EncoderSpec
 
 from .batch_norm import folded
 from .distributed import average_over_ranks, copy_from_first_rank, rank, world_size
-from .model import ResidualEncoder, save_checkpoint
+from .model import AnyNet, save_checkpoint
 from .muon import MuonAdamW
 from .progress import Report, silent
 from .schedule import Schedule
@@ -36,17 +36,17 @@ CLIP_NORM = 1.0
 EMA_DECAY = 0.998
 LOG_EVERY = 20
 
-Judge = Callable[[ResidualEncoder], dict[str, float]]
+Judge = Callable[[Any], dict[str, float]]  # of an encoder
 
 
 def run(
     out: Path,
     schedule: Schedule,
-    state: State,
+    state: State[AnyNet],
     step: Callable[[int], dict[str, Tensor]],
     judge: Judge | None = None,
     progress: Report = silent,
-) -> ResidualEncoder:
+) -> AnyNet:
     """Train to the end of the schedule, from where an earlier call stopped.
 
     Parameters
@@ -65,7 +65,7 @@ def run(
 
     Returns
     -------
-    ResidualEncoder
+    SpeakerNet
         The exponential moving average of the weights, ready to embed.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def run(
     return state.averaged()
 
 
-class State:
+class State(Generic[AnyNet]):
     """What a run changes and keeps: a module, its optimiser, and the moving average of the encoder in it.
 
     Parameters
@@ -98,7 +98,7 @@ class State:
         Everything that learns; rank 0's weights are copied to the other ranks.
     optimizer : torch.optim.Optimizer or MuonAdamW
         Its groups' rates are the peaks of the schedule.
-    encoder : ResidualEncoder
+    encoder : SpeakerNet
         `module`, or the part of it whose weights are averaged; with batch norms or without.
     about
         What ``best.pt`` holds beside the weights and the spec.
@@ -108,7 +108,7 @@ class State:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer | MuonAdamW,
-        encoder: ResidualEncoder,
+        encoder: AnyNet,
         spec: EncoderSpec,
         **about: Any,
     ) -> None:
@@ -130,7 +130,7 @@ class State:
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - decay)
 
-    def averaged(self) -> ResidualEncoder:
+    def averaged(self) -> AnyNet:
         """A plain encoder with the averaged weights, batch norms folded in."""
         encoder = copy.deepcopy(self.encoder)
         encoder.load_state_dict(self.average)

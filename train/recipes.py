@@ -8,6 +8,7 @@ The recipe is in code, not in a configuration file: this module is what the mode
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from .corpora import CORPORA
 from .crops import Crops
 from .distributed import barrier, copy_from_first_rank, rank, world_size
 from .evaluation.protocols import evaluate_embeddings
-from .model import EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
+from .model import AnyNet, EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
 from .pairs import PairBatches, Recipe, Source
 from .prepare import HELD_OUT, SAMPLE_RATE, PreparedSet, held_out_speakers
 from .prosody_morphs import MorphedSet
@@ -229,10 +230,10 @@ def credited(*made_of: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def interpolate(start: ResidualEncoder, runs: Sequence[ResidualEncoder], alpha: float) -> ResidualEncoder:
+def interpolate(start: AnyNet, runs: Sequence[AnyNet], alpha: float) -> AnyNet:
     """The weights start + alpha * (mean(runs) - start), with `alpha` from 0 to 1."""
     first, rest = start.state_dict(), [run.state_dict() for run in runs]
-    mixed = ResidualEncoder(start.shape)
+    mixed = copy.deepcopy(start)
     mixed.load_state_dict(
         {name: value + alpha * (torch.stack([r[name] for r in rest]).mean(0) - value) for name, value in first.items()}
     )
