@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -28,13 +29,20 @@ QUICK = Schedule(steps=2, frozen_stages=1, warmup_steps=1)
 SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
     """A prepared root with two open corpora and a research one, embedded by a tiny encoder."""
+    folder = tmp_path_factory.mktemp("embedded")
     for corpus in ("malayalam", "librispeech", "ased"):
-        prepared(tmp_path / corpus, corpus, speakers=6, takes=2, seconds=0.6, genders=("female",))
-        embed_initial(tiny_encoder(), TINY_SPEC, tmp_path / corpus)
-    return tmp_path
+        prepared(folder / corpus, corpus, speakers=6, takes=2, seconds=0.6, genders=("female",))
+        embed_initial(tiny_encoder(), TINY_SPEC, folder / corpus)
+    return folder
+
+
+@pytest.fixture
+def root(embedded, tmp_path):
+    """A copy of `embedded`, to change at will."""
+    return shutil.copytree(embedded, tmp_path, dirs_exist_ok=True)
 
 
 def test_targets_are_one_unit_row_a_clip(root):
