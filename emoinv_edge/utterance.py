@@ -156,7 +156,7 @@ def hear(
         Or another `Embedder`.
     waveform : ndarray, shape (samples,) or (samples, channels), int16, int32, float32 or float64; or Piece
         As `emoinv_edge.audio.to_mono` takes it. Of a `Piece` it is not asked whether it is a voice, which only a
-        whole utterance can tell, and its speech is not given back.
+        whole utterance shows, and its speech is not given back.
     sample_rate : int
         8000 to 192000 Hz; of a `Piece` the encoder's.
     min_speech_s, min_snr_db : float

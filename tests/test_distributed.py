@@ -31,18 +31,16 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 import test_distributed as t
-with t.process_group():
-    for work in t.WORKS:
-        work(Path({folder!r}) / work.__name__)
+getattr(t, {function!r})(Path({folder!r}))
 """
 
 
-def launch(folder: Path, processes: int = 2) -> None:
-    """Do all of `WORKS`, each in its own folder, in so many processes, as torchrun would."""
+def launch(function: str, folder: Path, processes: int = 2) -> None:
+    """Run a function of this file in so many processes, as torchrun would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    code = WORKER.format(tests=str(HERE), root=str(HERE.parent), folder=str(folder))
+    code = WORKER.format(tests=str(HERE), root=str(HERE.parent), function=function, folder=str(folder))
     running = []
     for number in range(processes):
         environment = os.environ | {
@@ -107,22 +105,14 @@ def compress_two_steps(folder: Path) -> None:
     torch.save(small.state_dict(), folder / f"small-{rank()}.pt")
 
 
-WORKS = (keep_gradients, train_two_steps, compress_two_steps, teach_share)
+@pytest.fixture
+def folder(tmp_path):
+    prepared(tmp_path / "toy", speakers=4, seconds=0.6)
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """A folder in which two processes have done everything."""
-    folder = tmp_path_factory.mktemp("distributed")
-    for work in WORKS:
-        prepared(folder / work.__name__ / "toy", speakers=4, seconds=0.6)
-    save_checkpoint(folder / "teach_share" / "teacher.pt", tiny_encoder(), TINY_SPEC)
-    launch(folder)
-    return folder
-
-
-def test_gradients_of_two_processes_are_the_mean_of_both_batches_in_one(done):
-    folder = done / "keep_gradients"
+def test_gradients_of_two_processes_are_the_mean_of_both_batches_in_one(folder):
+    launch("keep_gradients", folder)
     first, second = (torch.load(folder / f"gradients-{r}.pt", weights_only=True) for r in (0, 1))
     batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, 2, 1)
     for name, gradient in gradients_of(batches, range(2)).items():
@@ -130,8 +120,8 @@ def test_gradients_of_two_processes_are_the_mean_of_both_batches_in_one(done):
         assert torch.allclose(first[name], gradient, atol=1e-6, rtol=1e-4), name
 
 
-def test_a_run_of_two_processes_ends_in_one_checkpoint_of_the_whole(done):
-    folder = done / "train_two_steps"
+def test_a_run_of_two_processes_ends_in_one_checkpoint_of_the_whole(folder):
+    launch("train_two_steps", folder)
     assert sorted(path.name for path in (folder / "run").iterdir()) == ["best.pt", "last.pt", "log.csv"]
     saved = torch.load(folder / "run" / "last.pt", weights_only=True)
     assert saved["step"] == 2
@@ -140,9 +130,9 @@ def test_a_run_of_two_processes_ends_in_one_checkpoint_of_the_whole(done):
     assert torch.load(folder / "run" / "last.pt", weights_only=True)["step"] == 3
 
 
-def test_a_compression_by_two_processes_ends_in_one_encoder(done, monkeypatch):
-    folder = done / "compress_two_steps"
+def test_a_compression_by_two_processes_ends_in_one_encoder(folder, monkeypatch):
     monkeypatch.setitem(CORPORA, "toy", CORPORA["librispeech"])
+    launch("compress_two_steps", folder)
     first, second = (torch.load(folder / f"small-{r}.pt", weights_only=True) for r in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert sorted(path.name for path in (folder / "run").iterdir()) == ["best.pt", "last.pt", "log.csv"]
@@ -155,8 +145,9 @@ def test_a_compression_by_two_processes_ends_in_one_encoder(done, monkeypatch):
     assert any(not torch.equal(value, first[name]) for name, value in one.state_dict().items())
 
 
-def test_targets_of_two_processes_equal_those_of_one(done):
-    folder = done / "teach_share"
+def test_targets_of_two_processes_equal_those_of_one(folder):
+    save_checkpoint(folder / "teacher.pt", tiny_encoder(), TINY_SPEC)
+    launch("teach_share", folder)
     teacher, clips = open_teacher(folder / "teacher.pt"), PreparedSet(folder / "toy")
     path = targets_path(teacher, clips, folder / "targets")
     assert [each.name for each in (folder / "targets").iterdir()] == [path.name]

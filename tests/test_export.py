@@ -359,7 +359,7 @@ def test_a_file_whose_golden_test_fails_here_is_not_calibrated(
         (["make", "best.pt", "--speech", "a", "--emotion-axis", "n"], "expected --calibrate"),
         (["calibrate", "old.onnx", "a", "b", "--terms", "norm", "norm"], "expected --terms without repeats"),
         (["calibrate", "old.onnx", "a", "b", "--terms", "norm", "emotion_shift"], "expected --emotion-axis"),
-        (["calibrate", "old.onnx", "a", "b", "--terms", "mood"], "'envelope'"),
+        (["calibrate", "old.onnx", "a", "b", "--terms", "anger"], "'envelope'"),
     ],
 )
 def test_a_command_names_what_it_lacks(

@@ -143,7 +143,7 @@ def join_clips(
     Parameters
     ----------
     clips : sequence of Heard
-        From `measure_clips`: the pitch of speakers whose gender no corpus tells.
+        From `measure_clips`: the pitch of speakers whose gender no corpus labels.
     """
     for prepared in sets:
         corpus, speakers = prepared.folder.name, _speakers(prepared)
