@@ -26,6 +26,7 @@ from .corpora import CORPORA
 from .crops import Crops
 from .distributed import barrier, copy_from_first_rank, rank, world_size
 from .evaluation.protocols import evaluate_embeddings
+from .manifest import Clips
 from .model import EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
 from .pairs import PairBatches, Recipe, Source
 from .prepare import HELD_OUT, SAMPLE_RATE, PreparedSet, held_out_speakers
@@ -168,10 +169,9 @@ def open_sources(
         counts = Counter(clip.speaker for clip in clips.clips)
         fewest = FEWEST_CLIPS.get(corpus, 1)
         usable = np.isfinite(embeddings).all(axis=1)
-        clips.clips = [
-            clip if usable[i] and counts[clip.speaker] >= fewest else dataclasses.replace(clip, speaker="")
-            for i, clip in enumerate(clips.clips)
-        ]
+        seldom = np.array([counts[clip.speaker] < fewest for clip in clips.clips], bool)
+        assert isinstance(clips.clips, Clips)  # as just read
+        clips.clips = clips.clips.nameless(~usable | seldom)
         sources.append(Source(clips, embeddings, weight, held_out_speakers(clips.clips, corpus)))
         if (folder / "morphs" / "manifest.csv").is_file():
             morphs.append(MorphedSet(folder / "morphs"))
