@@ -255,7 +255,7 @@ def fit_run(
     """Fine-tune an encoder, in place, by one run; options go to `finetune.fit`."""
     sources, morphs = open_sources(prepared, run.shares, use, run.targets)
     batches = PairBatches(
-        sources, spec, run.recipe, pairs, run.schedule.steps * world_size(), seed, morphs, noises, rooms
+        sources, spec, run.recipe, pairs, run.schedule.batches * world_size(), seed, morphs, noises, rooms
     )
     provenance = {"corpora": corpora_of(run.shares), "teachers": TEACHERS[run.targets]}
     return finetune.fit(start, spec, batches, run.schedule, out, provenance=provenance, **options)
@@ -382,7 +382,7 @@ def fit_small(
     # An int8 teacher answers in the processes that make the crops; else crops are made where the encoder learns.
     made_on = "cpu" if teacher else device
     crops = Crops(
-        sets, list(SMALL_SHARES.values()), spec, schedule.steps * world_size(), batch, seed, noises, rooms, teacher,
+        sets, list(SMALL_SHARES.values()), spec, schedule.batches * world_size(), batch, seed, noises, rooms, teacher,
         morphs, device=made_on,
     )  # fmt: skip
     small = start if start is not None else cut(large, shape)

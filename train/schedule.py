@@ -28,6 +28,8 @@ class Schedule:
     checkpoint_every_s : float
     judge_every : int
         Steps between two judgements; 0 for none.
+    accumulate : int
+        Batches of each rank whose mean gradient makes a step: a larger batch than the memory holds.
     """
 
     steps: int
@@ -38,6 +40,12 @@ class Schedule:
     floor: float = 0.02
     checkpoint_every_s: float = 240.0
     judge_every: int = 0
+    accumulate: int = 1
+
+    @property
+    def batches(self) -> int:
+        """Batches of each rank over all steps."""
+        return self.steps * self.accumulate
 
     def factor(self, step: int) -> float:
         """Share of the peak rate at `step`: linear warm-up, then a half cosine to `floor`."""
