@@ -259,7 +259,8 @@ def fit_run(
             embeddings = module(batch["features"])
         return channel_loss(embeddings.float(), batch, recipe)
 
-    return loop.run(out, schedule, state, ahead, losses, judge, progress)
+    averaged: ResidualEncoder = loop.run(out, schedule, state, ahead, losses, judge, progress)
+    return averaged
 
 
 def fit_channel(

@@ -261,4 +261,5 @@ def fit_stages(
             match = distillation_loss(embedding, wanted.embedding)
         return {"hints": hints, "match": match, "loss": fade * hints + (1.0 - (1.0 - LEAST_MATCH) * fade) * match}
 
-    return loop.run(out, schedule, state, ahead, losses, judge, progress)
+    averaged: ResidualEncoder = loop.run(out, schedule, state, ahead, losses, judge, progress)
+    return averaged

@@ -136,4 +136,5 @@ def fit(
         with autocast(device):
             return module.losses(module(batch["features"]), batch, recipe.margin_at(step, schedule.steps))
 
-    return loop.run(out, schedule, state, ahead, losses, judge, progress)
+    averaged: ResidualEncoder = loop.run(out, schedule, state, ahead, losses, judge, progress)
+    return averaged

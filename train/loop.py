@@ -27,19 +27,18 @@ from emoinv_edge.spec import EncoderSpec
 
 from .batch_norm import folded
 from .distributed import copy_from_first_rank, from_first_rank, rank, world_size
-from .model import ResidualEncoder, save_checkpoint
+from .model import save_checkpoint
 from .muon import MuonAdamW
 from .progress import Progress, Report, silent
 from .schedule import Schedule
 
 __all__ = ["Batch", "Batches", "Judge", "Losses", "State", "run"]
 
-CLIP_NORM = 1.0
 EMA_DECAY = 0.998
 LOG_EVERY = 20
 
 Batch = dict[str, Tensor]
-Judge = Callable[[ResidualEncoder], dict[str, float]]
+Judge = Callable[[Any], dict[str, float]]
 Losses = Callable[[Batch, int], dict[str, Tensor]]
 """A batch and the number of the step, from 0, to the losses by name; ``loss`` is the one to be lowered."""
 
@@ -52,7 +51,7 @@ def run(
     losses: Losses,
     judge: Judge | None = None,
     progress: Report = silent,
-) -> ResidualEncoder:
+) -> Any:
     """Train to the end of the schedule, from where an earlier call stopped.
 
     Parameters
@@ -73,18 +72,18 @@ def run(
 
     Returns
     -------
-    ResidualEncoder
+    ResidualEncoder, or what ``plain`` of the state gives
         The exponential moving average of the weights, ready to embed; of rank 0 on every rank.
     """
     if rank() == 0:
         out.mkdir(parents=True, exist_ok=True)
     peaks = [group["lr"] for group in state.optimizer.param_groups]
     begin = state.resume(out)
-    learner, pace, saved_at = _Learner(state, losses), Pace(), time.monotonic()
+    learner, pace, saved_at = _Learner(state, losses, schedule), Pace(), time.monotonic()
     for number in range(begin, schedule.steps):
         for group, peak in zip(state.optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * schedule.factor(number)
-        found = learner.step(number, schedule.accumulate, pace.timed(batches))
+        found = learner.step(number, pace.timed(batches))
         if rank() != 0:
             continue
         done, finished = number + 1, number + 1 == schedule.steps
@@ -129,14 +128,15 @@ class Pace:
 class _Learner:
     """Steps down the gradient: of the mean loss of some batches, on all ranks."""
 
-    def __init__(self, state: State, losses: Losses) -> None:
-        self._state = state
+    def __init__(self, state: State, losses: Losses, schedule: Schedule) -> None:
+        self._state, self._accumulate, self._clip_norm = state, schedule.accumulate, schedule.clip_norm
         self._losses: nn.Module = _LossesOf(state.module, losses)
         if torch.distributed.is_initialized():
             self._losses = DistributedDataParallel(self._losses)
 
-    def step(self, number: int, accumulate: int, batches: Callable[[int], Batch]) -> dict[str, Tensor]:
-        """Learn from so many batches; their mean losses, without a gradient."""
+    def step(self, number: int, batches: Callable[[int], Batch]) -> dict[str, Tensor]:
+        """Learn from the batches of a step; their mean losses, without a gradient."""
+        accumulate = self._accumulate
         self._state.optimizer.zero_grad()
         of_batches = []
         for which in range(accumulate):
@@ -145,7 +145,7 @@ class _Learner:
                 losses = self._losses(batch, number)
                 torch.autograd.backward(losses["loss"] / accumulate)
             of_batches.append({name: loss.detach() for name, loss in losses.items()})
-        self._state.follow(number)
+        self._state.follow(number, self._clip_norm)
         return {name: torch.stack([each[name] for each in of_batches]).mean() for name in of_batches[0]}
 
     def _apart(self, apart: bool) -> contextlib.AbstractContextManager[Any]:
@@ -177,6 +177,9 @@ class State:
         Its groups' rates are the peaks of the schedule.
     encoder : ResidualEncoder
         `module`, or the part of it whose weights are averaged; with batch norms or without.
+    plain, save : callable
+        What turns it into an encoder to embed with, and what writes that (path, encoder, spec, what else is known):
+        for another architecture than the residual encoder's.
     about
         What ``best.pt`` holds beside the weights and the spec.
     """
@@ -185,16 +188,19 @@ class State:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer | MuonAdamW,
-        encoder: ResidualEncoder,
+        encoder: Any,
         spec: EncoderSpec,
+        plain: Callable[[Any], Any] = folded,
+        save: Callable[..., None] = save_checkpoint,
         **about: Any,
     ) -> None:
         self.module, self.optimizer, self.encoder, self.spec, self.about = module, optimizer, encoder, spec, about
+        self._plain, self._save = plain, save
         self.average = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
 
-    def follow(self, step: int) -> None:
+    def follow(self, step: int, clip_norm: float) -> None:
         """Take the step of the gradients at hand, unless they are not finite, and move the average on."""
-        if torch.isfinite(nn.utils.clip_grad_norm_(self.module.parameters(), CLIP_NORM)):
+        if torch.isfinite(nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)):
             self.optimizer.step()
         decay = min(EMA_DECAY, (1 + step) / (10 + step))  # faster at first
         with torch.no_grad():
@@ -202,11 +208,11 @@ class State:
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - decay)
 
-    def averaged(self) -> ResidualEncoder:
+    def averaged(self) -> Any:
         """A plain encoder with the averaged weights, batch norms folded in."""
         encoder = copy.deepcopy(self.encoder)
         encoder.load_state_dict(self.average)
-        return folded(encoder)
+        return self._plain(encoder)
 
     def save(self, folder: Path, step: int, schedule: Schedule) -> None:
         """Write ``last.pt`` and ``best.pt``, each atomically."""
@@ -214,7 +220,7 @@ class State:
         module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
         torch.save({"module": module, "optimizer": optimizer, "average": self.average, "step": step}, content)
         write_atomically(folder / "last.pt", content.getvalue(), 0o666)
-        save_checkpoint(
+        self._save(
             folder / "best.pt", self.averaged(), self.spec, step=step, finished=step == schedule.steps,
             schedule=dataclasses.asdict(schedule), **self.about,
         )  # fmt: skip

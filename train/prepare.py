@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from emoinv_edge.audio import read_audio, to_mono
 from emoinv_edge.errors import AudioError
 
-from .corpora import Clip
+from .corpora import VOXCELEB1_TEST, Clip
 from .manifest import COLUMNS, SAMPLE_RATE, Clips, PreparedClip
 from .progress import Report, silent
 from .shards import INDEX, Shards, write_shards
@@ -53,8 +53,8 @@ __all__ = [
 
 SHORTEST_S = 0.4
 LONGEST_S = 12.0
-# Every fifth speaker of these is never trained on: the ordinary speech of the development figures.
-HELD_OUT = ("malayalam", "speechocean762")
+# Every fifth speaker of these is never trained on (of VoxCeleb its test speakers): the development figures' speech.
+HELD_OUT = ("malayalam", "speechocean762", "voxceleb")
 SHUFFLED_BY = 0  # seed of the order in which clips lie in shards
 
 
@@ -98,6 +98,8 @@ def by_speaker(clips: Iterable[Clip | PreparedClip], without: frozenset[str] = f
 
 def held_out_speakers(clips: Iterable[PreparedClip], corpus: str) -> frozenset[str]:
     """Speakers of a corpus that training leaves out."""
+    if corpus == "voxceleb":
+        return VOXCELEB1_TEST
     return frozenset(sorted({clip.speaker for clip in clips})[::5]) if corpus in HELD_OUT else frozenset()
 
 
