@@ -43,8 +43,8 @@ __all__ = ["ALPHA", "SCHEDULE", "SHARES", "ChannelBatches", "ChannelRecipe", "ch
 # Share of the batches that each corpus gives: open ones only, and real voices only, since made-up speeds and formants
 # cost unseen clean speech.
 SHARES = {
-    "speechocean762": 0.30, "malayalam": 0.24, "librispeech": 0.22, "speech_commands": 0.10, "picovoice": 0.09,
-    "arabic_commands": 0.05,
+    "crema_d": 0.24, "speechocean762": 0.22, "malayalam": 0.17, "librispeech": 0.16, "banglaser": 0.07,
+    "speech_commands": 0.06, "picovoice": 0.05, "arabic_commands": 0.03,
 }  # fmt: skip
 # 300,000 crops. Low rates, lower still below: there are no batch norms to keep the layers in bounds.
 SCHEDULE = Schedule(
@@ -238,7 +238,7 @@ def fit_run(
         Where to start; changed in place. All its layers learn, the lower ones more slowly: a channel changes
         what the first layers see.
     batches : ChannelBatches
-        As many as ``schedule.steps`` times the number of ranks.
+        As many as ``schedule.batches`` times the number of ranks.
     schedule : Schedule
         Its ``frozen_stages`` are 0.
     out, judge, progress
@@ -260,24 +260,27 @@ def fit_run(
     """
     if schedule.frozen_stages:
         raise ValueError(f"expected a schedule in which all layers learn, got {schedule.frozen_stages} frozen stages")
-    if len(batches) < schedule.steps:
-        raise ValueError(f"expected {schedule.steps} batches or more, got {len(batches)}")
+    if len(batches) < schedule.batches:
+        raise ValueError(f"expected {schedule.batches} batches or more, got {len(batches)}")
     module, recipe = channels_last(encoder, device).train(), batches.recipe
-    about = {"provenance": provenance or {}, "recipe": dataclasses.asdict(recipe) | {"kinds": dict(recipe.kinds)}}
+    about: dict[str, Any] = {
+        "provenance": provenance or {},
+        "recipe": dataclasses.asdict(recipe) | {"kinds": dict(recipe.kinds)},
+    }
     state = loop.State(module, _optimizer(module, schedule), module, spec, **about)
-    read = loop.Batches(batches, schedule.steps, num_workers, device)
+    ahead = loop.Batches(batches, schedule.batches, num_workers, device)
 
-    def step(number: int) -> dict[str, Tensor]:
-        batch = read(number)
+    def losses(batch: loop.Batch, step: int) -> dict[str, Tensor]:
         if original is not None:
             with torch.no_grad(), autocast(device):
                 answers = torch.nn.functional.normalize(original(batch["original"]).float(), dim=1)
-            batch["targets"] = torch.cat((answers, batch["targets"][len(answers) :]))
+            batch = batch | {"targets": torch.cat((answers, batch["targets"][len(answers) :]))}
         with autocast(device):
             embeddings = module(batch["features"])
         return channel_loss(embeddings.float(), batch, recipe)
 
-    return loop.run(out, schedule, state, step, judge, progress)
+    averaged: ResidualEncoder = loop.run(out, schedule, state, ahead, losses, judge, progress)
+    return averaged
 
 
 def fit_channel(
@@ -329,7 +332,7 @@ def fit_channel(
             save_rows(prepared / corpus / "base.npy", embeddings)
         barrier()
     sources, _ = open_sources(prepared, SHARES, targets="base")
-    steps = schedule.steps * world_size()
+    steps = schedule.batches * world_size()
     batches = ChannelBatches(sources, spec, recipe or ChannelRecipe(), channels, seed, steps)
     made_of = credited(provenance or {}, {"corpora": corpora_of(SHARES), "teachers": TEACHERS["base"]})
     begun = interpolate(start, [start], 0.0)
