@@ -41,7 +41,7 @@ from . import gates
 from .frontend import add_frontend
 from .gates import Gate, GateFailed
 from .graph import encoder_graph
-from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
+from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, even_out, observe, round_weights
 from .speech import Portion, take_portion
 
 __all__ = [
@@ -114,6 +114,9 @@ def quantise(
     if scheme.equalisation:
         model = equalise(model, spec, fit.features[::2], scheme.equalisation, progress("equalisation"))
         observed = None
+    even = even_out(model, spec, fit.features[::2])
+    if even is not model:
+        model, observed = even, None
     if observed is None:
         observed = observe(model, spec, fit.features, progress("ranges"))
     activations = choose_ranges(observed)

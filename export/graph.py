@@ -19,14 +19,24 @@ import onnx
 from torch import nn
 
 from emoinv_edge.spec import EncoderSpec
-from train.model import BasicBlock, ResidualEncoder, SpeakerNet
 from train.branches import BranchedEncoder
+from train.model import BasicBlock, ResidualEncoder, SpeakerNet
 from train.tdnn import DenseTdnn
 
 from .tdnn_graph import tdnn_layers, tdnn_tensors, write_tdnn
 from .writer import FEATURES, Affine, QuantisedWeights, Writer, finished
 
-__all__ = ["FEATURES", "Affine", "Layer", "QuantisedWeights", "encoder_graph", "layers", "stages", "tensors", "weighted"]
+__all__ = [
+    "FEATURES",
+    "Affine",
+    "Layer",
+    "QuantisedWeights",
+    "encoder_graph",
+    "layers",
+    "stages",
+    "tensors",
+    "weighted",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
 
@@ -13,7 +17,7 @@ from train.tdnn import DenseBlock, DenseLayer, DenseTdnn, Reads
 
 from .writer import Writer
 
-__all__ = ["tdnn_layers", "tdnn_tensors", "write_tdnn"]
+__all__ = ["even_channels", "tdnn_layers", "tdnn_tensors", "write_tdnn"]
 
 
 def tdnn_layers(model: DenseTdnn) -> dict[str, nn.Conv2d]:
@@ -37,6 +41,24 @@ def tdnn_tensors(model: DenseTdnn) -> list[str]:
     read = [f"block{b}.layer{i}.reads" for b, n in enumerate(model.shape.layers, 1) for i in range(1, n + 1)]
     read += [f"block{b}.reads" for b in range(1, len(model.blocks) + 1)]
     return [*tdnn_layers(model), *sums, *read]
+
+
+def even_channels(model: DenseTdnn, peaks: Mapping[str, NDArray[np.float64]]) -> DenseTdnn:
+    """The same function with the channels that each layer adds of equal size, so that one scale suits all of them.
+
+    Parameters
+    ----------
+    peaks : mapping of tensor name to ndarray, shape (channels,)
+        Largest magnitudes in every channel of the tensors ``blockB.layerI.local``.
+    """
+    even = copy.deepcopy(model)
+    for b, dense in enumerate(_blocks(even), 1):
+        start = dense.channels - len(dense.layers) * even.shape.growth
+        for i, local in enumerate(dense.locals(), 1):
+            factors = 1.0 / np.maximum(peaks[f"block{b}.layer{i}.local"], 1e-6)
+            dense.scale(local, start, torch.from_numpy(factors).float())
+            start += even.shape.growth
+    return even
 
 
 def _image(model: DenseTdnn) -> list[BasicBlock]:

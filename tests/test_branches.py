@@ -18,6 +18,7 @@ from export.gates import compare_with_torch
 from export.graph import encoder_graph, tensors, weighted
 from export.quantise import choose_ranges, observe, round_weights
 from export.windows import add_windows, geometry
+from train.__main__ import main
 from train.branches import BranchedEncoder, BranchesShape
 from train.model import EncoderShape, ResidualEncoder, load_checkpoint, save_checkpoint
 from train.tdnn import DenseTdnn, TdnnShape
@@ -128,3 +129,29 @@ def test_branches_must_hear_the_same_features() -> None:
 def test_branches_are_trained_one_by_one(model: BranchedEncoder) -> None:
     with pytest.raises(ValueError, match="train each alone"):
         model.depths()
+
+
+def test_join_writes_the_checkpoints_as_one_and_credits_all(tmp_path: Path, model: BranchedEncoder) -> None:
+    files = [tmp_path / "first.pt", tmp_path / "second.pt"]
+    made_of = [{"corpora": [{"name": name, "licence": "CC0"}], "teachers": []} for name in ("one", "two")]
+    for path, branch, provenance in zip(files, model.branches, made_of, strict=True):
+        spec = EncoderSpec(name=path.stem, embedding_dim=branch.shape.embedding_dim)
+        save_checkpoint(path, branch, spec, provenance=provenance)
+    command = ["join", *map(str, files), "--shares", "0.6", "0.4", "--name", "large", "-o", str(tmp_path / "l.pt")]
+    assert main(command) == 0
+    loaded, spec, extra = load_checkpoint(tmp_path / "l.pt")
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(speech(1, 50)), model(speech(1, 50)))
+    assert spec == SPEC and [each["name"] for each in extra["provenance"]["corpora"]] == ["one", "two"]
+
+
+def test_join_refuses_branches_of_other_front_ends(
+    tmp_path: Path, model: BranchedEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(tmp_path / "first.pt"), str(tmp_path / "second.pt")]
+    for path, branch, window in zip(files, model.branches, ("hamming", "povey"), strict=True):
+        spec = EncoderSpec(name="branch", embedding_dim=branch.shape.embedding_dim, window=window)
+        save_checkpoint(Path(path), branch, spec)
+    assert main(["join", *files, "--shares", "0.5", "0.5", "-o", str(tmp_path / "l.pt")]) == 1
+    assert "expected the front end of" in capsys.readouterr().err
+    assert not (tmp_path / "l.pt").exists()

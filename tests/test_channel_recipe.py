@@ -150,3 +150,25 @@ def test_fit_channel_interpolates_between_the_start_and_the_run_and_says_what_it
 
     assert main([*command, "--alpha", "1.5", "-o", str(out)]) == 1
     assert main([*command, "--steps", "0", "-o", str(out)]) == 1
+
+
+def test_a_start_with_a_front_end_of_its_own_learns_ours_by_its_answers_to_the_same_crops(clips, tmp_path):
+    foreign = dataclasses.replace(TINY_SPEC, window="povey", waveform_scale=1.0)
+    sources = [Source(clips, random_embeddings(clips), 1.0)]
+    batches = ChannelBatches(sources, TINY_SPEC, RECIPE, Channels(), original_spec=foreign)
+    batch, plain = batches[0], batches_of(clips)[0]
+    assert torch.equal(batch["features"], plain["features"]) and batch["original"].shape == batch["features"][:4].shape
+    assert not torch.allclose(batch["original"], batch["features"][:4], atol=0.05)
+
+    original = tiny_encoder().requires_grad_(False)
+    student = fit_run(
+        tiny_encoder(), TINY_SPEC, batches, Schedule(steps=3, rate=1e-3, frozen_stages=0), tmp_path, original=original
+    )
+    assert any(not torch.equal(new, old) for new, old in zip(student.parameters(), original.parameters(), strict=True))
+
+
+def test_the_distance_of_clean_crops_counts_as_much_as_asked(clips):
+    batch = batches_of(clips)[0]
+    embeddings = torch.randn(12, 16, generator=torch.Generator().manual_seed(1))
+    light, heavy = (channel_loss(embeddings, batch, dataclasses.replace(RECIPE, clean_weight=w)) for w in (0.5, 1.5))
+    assert torch.allclose(heavy["loss"] - light["loss"], light["own"])

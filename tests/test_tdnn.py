@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from emoinv_edge.spec import EncoderSpec
 from train import tdnn
 from train.model import load_checkpoint, load_start, save_checkpoint
-from emoinv_edge.spec import EncoderSpec
 from train.tdnn import DenseTdnn, TdnnShape, load_public_tdnn
 
 TINY = TdnnShape(
@@ -230,3 +230,11 @@ def test_other_weights_are_refused(change: str, tmp_path: Path, tiny_is_public: 
 def test_a_shape_needs_a_dilation_for_each_block() -> None:
     with pytest.raises(ValueError, match="one entry a block"):
         TdnnShape(layers=(1, 2), dilations=(1,))
+
+
+def test_the_published_file_is_read_with_the_front_end_that_it_was_trained_with(
+    tmp_path: Path, public: tuple[DenseTdnn, dict[str, Tensor]]
+) -> None:
+    loaded, spec, extra = load_checkpoint(tmp_path / "public.pt")
+    assert isinstance(loaded, DenseTdnn) and extra == {}
+    assert spec.window == "povey" and spec.waveform_scale == 1.0

@@ -30,7 +30,7 @@ from .distributed import barrier, rank, world_size
 from .evaluation.embeddings import unit
 from .finetune import WEIGHT_DECAY
 from .losses import contrast_loss, relation_loss, target_loss
-from .model import AnyNet, ResidualEncoder, SpeakerNet, autocast, channels_last, save_checkpoint
+from .model import AnyNet, SpeakerNet, autocast, channels_last, save_checkpoint
 from .pairs import Source
 from .prepare import SAMPLE_RATE, PreparedSet, by_speaker
 from .progress import Report, silent
@@ -38,7 +38,17 @@ from .recipes import TEACHERS, corpora_of, credited, interpolate, open_sources
 from .schedule import Schedule
 from .teachers import Teacher, save_rows, teach
 
-__all__ = ["ALPHA", "SCHEDULE", "SHARES", "ChannelBatches", "ChannelRecipe", "channel_loss", "fit_channel", "fit_run"]
+__all__ = [
+    "ALPHA",
+    "SCHEDULE",
+    "SHARES",
+    "ChannelBatches",
+    "ChannelRecipe",
+    "channel_loss",
+    "fit_channel",
+    "fit_run",
+    "own_features",
+]
 
 # Share of the batches that each corpus gives: open ones only, and real voices only, since made-up speeds and formants
 # cost unseen clean speech.
@@ -51,6 +61,7 @@ SCHEDULE = Schedule(
     steps=6250, rate=1.3e-4, lower_rate=0.75, frozen_stages=0, warmup_steps=100, judge_every=1250,
 )  # fmt: skip
 ALPHA = 0.5  # of the interpolation between the start and the run; judge others on development corpora
+FOREIGN_CLEAN_WEIGHT = 1.5  # of clean crops, where a front end is learned too
 VIEWS = 3  # of each speaker: one clean, two through the channel
 LENGTHS_S = (1.2, 1.7, 2.2, 2.7, 3.2)  # few: a CPU prepares its kernels for each shape anew
 
@@ -279,12 +290,12 @@ def fit_run(
             embeddings = module(batch["features"])
         return channel_loss(embeddings.float(), batch, recipe)
 
-    averaged: ResidualEncoder = loop.run(out, schedule, state, ahead, losses, judge, progress)
+    averaged: AnyNet = loop.run(out, schedule, state, ahead, losses, judge, progress)
     return averaged
 
 
 def fit_channel(
-    start: ResidualEncoder,
+    start: AnyNet,
     spec: EncoderSpec,
     prepared: Path,
     out: Path,
@@ -296,20 +307,21 @@ def fit_channel(
     seed: int = 11,
     provenance: dict[str, Any] | None = None,
     **options: Any,
-) -> ResidualEncoder:
+) -> AnyNet:
     """An encoder that hears through the channel: embed the clean clips, fine-tune, interpolate; ``best.pt``.
 
     Parameters
     ----------
-    start : ResidualEncoder
-        Where to start; it is left as it is.
+    start : SpeakerNet
+        Where to start; it is left as it is. One with a front end of its own, as the published CAM++ has, learns this
+        project's features too: its answers to its own are then the targets, of clean crops to the very crop.
     prepared : Path
         Root of the prepared sets of `SHARES`.
     out : Path
         ``run/`` holds the run itself, which goes on where it stopped; ``best.pt`` is start + alpha * (run - start).
     teacher : teachers.Teacher
-        Whose embeddings of the clean clips are the targets: the start itself. They are kept as ``base.npy`` beside
-        the sets.
+        Whose embeddings of the clean clips are the targets: the start itself. They are kept beside the sets, as
+        ``base.npy`` or by the name in the start's spec.
     channels : Channels
         With rooms.
     provenance : dict, optional
@@ -326,27 +338,40 @@ def fit_channel(
         raise ValueError(
             f"teacher {teacher.name}: expected embeddings of {spec.embedding_dim} numbers, got {teacher.embedding_dim}"
         )
+    ours = own_features(spec)
+    foreign = spec != ours
+    if foreign:  # the layers next to the features have the most to learn
+        schedule = dataclasses.replace(schedule, lower_rate=1.0)
+    targets = spec.name if foreign else "base"
     for corpus in SHARES:
         embeddings = teach(teacher, PreparedSet(prepared / corpus), prepared / corpus / "teachers")
         if embeddings is not None:  # rank 0
-            save_rows(prepared / corpus / "base.npy", embeddings)
+            save_rows(prepared / corpus / f"{targets}.npy", embeddings)
         barrier()
-    sources, _ = open_sources(prepared, SHARES, targets="base")
+    sources, _ = open_sources(prepared, SHARES, targets=targets)
     steps = schedule.batches * world_size()
-    batches = ChannelBatches(sources, spec, recipe or ChannelRecipe(), channels, seed, steps)
-    made_of = credited(provenance or {}, {"corpora": corpora_of(SHARES), "teachers": TEACHERS["base"]})
+    recipe = recipe or (ChannelRecipe(clean_weight=FOREIGN_CLEAN_WEIGHT) if foreign else ChannelRecipe())
+    batches = ChannelBatches(sources, ours, recipe, channels, seed, steps, spec if foreign else None)
+    made_of = credited(provenance or {}, {"corpora": corpora_of(SHARES), "teachers": TEACHERS[targets]})
     begun = interpolate(start, [start], 0.0)
-    run = fit_run(begun, spec, batches, schedule, out / "run", provenance=made_of, **options)
+    if foreign:
+        options["original"] = interpolate(start, [start], 0.0).requires_grad_(False)
+    run = fit_run(begun, ours, batches, schedule, out / "run", provenance=made_of, **options)
     mixed = interpolate(start, [run], alpha)
     if rank() == 0:
-        save_checkpoint(out / "best.pt", mixed, spec, provenance=made_of, alpha=alpha)
+        save_checkpoint(out / "best.pt", mixed, ours, provenance=made_of, alpha=alpha)
     return mixed
+
+
+def own_features(spec: EncoderSpec) -> EncoderSpec:
+    """`spec` with this project's front end in place of its own."""
+    return EncoderSpec(name=spec.name, num_mel_bins=spec.num_mel_bins, embedding_dim=spec.embedding_dim)
 
 
 def _optimizer(encoder: SpeakerNet, schedule: Schedule) -> torch.optim.AdamW:
     """The schedule's peak rate for the layers next to the embedding, and less for those at each depth below."""
     groups: list[dict[str, Any]] = [
-        {"params": [p for layer in layers for p in layer.parameters()], "lr": schedule.rate * schedule.lower_rate**below}
+        {"params": [p for each in layers for p in each.parameters()], "lr": schedule.rate * schedule.lower_rate**below}
         for below, layers in enumerate(reversed(encoder.depths()))
     ]
     return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)

@@ -254,10 +254,16 @@ def save_checkpoint(path: Path, model: SpeakerNet, spec: EncoderSpec, **extra: A
 
 
 def load_checkpoint(path: Path) -> tuple[SpeakerNet, EncoderSpec, dict[str, Any]]:
-    """Read what `save_checkpoint` wrote: the encoder, its spec, and everything else that was saved with it."""
+    """Read what `save_checkpoint` wrote: the encoder, its spec, and everything else that was saved with it.
+
+    The published CAM++ (campplus_cn_en_common.pt of 3D-Speaker) is read as well, with the spec of its own front end.
+    """
     from .branches import built, read_shape
+    from .tdnn import PUBLIC_SPEC, is_public, load_public_tdnn
 
     saved = torch.load(path, map_location="cpu", weights_only=True)
+    if is_public(saved):
+        return load_public_tdnn(path), PUBLIC_SPEC, {}
     missing = {"model", "shape", "spec"} - saved.keys()
     if missing:
         raise ValueError(f"{path}: not a checkpoint of this project, {sorted(missing)} missing")

@@ -64,6 +64,7 @@ CLIPS_PER_VOICE = {"malayalam": 8, "librispeech": 4, "arabic_commands": 16, "spe
 TEACHERS = {
     "public": [{"name": "ResNet34-LM, WeSpeaker", "licence": "CC BY 4.0"}],
     "base": [{"name": "base of emoinv-edge", "licence": "Apache-2.0"}],
+    "campplus": [{"name": "CAM++ zh-en, 3D-Speaker", "licence": "Apache-2.0"}],
     "fused": [
         {"name": "ResNet34-LM, WeSpeaker", "licence": "CC BY 4.0"},
         {"name": "ERes2Net-base, 3D-Speaker", "licence": "Apache-2.0"},

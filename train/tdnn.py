@@ -19,9 +19,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from emoinv_edge.spec import EncoderSpec
+
 from .model import BasicBlock, SpeakerNet, statistics
 
-__all__ = ["CAMPPLUS", "ContextMask", "DenseLayer", "DenseTdnn", "Reads", "TdnnShape", "load_public_tdnn"]
+__all__ = [
+    "CAMPPLUS",
+    "PUBLIC_SPEC",
+    "DenseBlock",
+    "DenseLayer",
+    "DenseTdnn",
+    "Reads",
+    "TdnnShape",
+    "is_public",
+    "load_public_tdnn",
+]
 
 NORM_EPSILON = 1e-5  # of the published batch norms
 IMAGE_SCALE = 8.0
@@ -68,6 +80,8 @@ class TdnnShape:
 
 
 CAMPPLUS = TdnnShape()
+# The front end that the published weights were trained with.
+PUBLIC_SPEC = EncoderSpec(name="campplus", embedding_dim=192, window="povey", waveform_scale=1.0)
 
 
 class Reads(nn.Module):
@@ -130,6 +144,24 @@ class DenseBlock(nn.Module):
         halved: Tensor = self.transit(self.reads(x))
         return halved
 
+    def locals(self) -> list[nn.Conv2d]:
+        """The convolutions that make the channels of each layer."""
+        return [layer.local for layer in cast("list[DenseLayer]", list(self.layers))]
+
+    def readers(self) -> list[Reads]:
+        """Who reads the channels: the layers in their order, and the convolution behind them."""
+        return [*(layer.reads for layer in cast("list[DenseLayer]", list(self.layers))), self.reads]
+
+    @torch.no_grad()
+    def scale(self, producer: nn.Conv2d, start: int, factors: Tensor) -> None:
+        """Multiply the channels from `start` on, which `producer` makes, by factors above 0 that all readers undo."""
+        producer.weight.mul_(factors.reshape(-1, 1, 1, 1))
+        if producer.bias is not None:
+            producer.bias.mul_(factors)
+        for reader in self.readers():
+            if len(reader.weight) > start:
+                reader.weight[start : start + len(factors)].div_(factors)
+
 
 class DenseTdnn(SpeakerNet):
     """The densely connected TDNN of a shape, its weights not yet trained."""
@@ -176,6 +208,11 @@ class DenseTdnn(SpeakerNet):
         return embeddings
 
 
+def is_public(weights: Mapping[str, Any]) -> bool:
+    """Whether what a .pt file holds are published weights, of CAM++ or like it, rather than a checkpoint."""
+    return "head.conv1.weight" in weights
+
+
 def load_public_tdnn(path: Path) -> DenseTdnn:
     """The published CAM++ (3D-Speaker, Chinese and English, Apache-2.0) from its .pt file, batch norms folded.
 
@@ -206,28 +243,19 @@ def _even_out(model: DenseTdnn) -> None:
     who read them enlarge them hundreds of times. Each channel of a dense block is scaled as its first reader scales
     it; the residual blocks' numbers, which are large, by a common factor, which ReLU keeps.
     """
-    for block, before in zip(_dense_blocks(model), (model.frame, *(b.transit for b in _dense_blocks(model))), strict=False):
-        readers = [*(layer.reads for layer in block.layers), block.reads]
+    before = model.frame
+    for block in cast("list[DenseBlock]", list(model.blocks)):
         start = 0
-        for producer, first in zip((before, *(layer.local for layer in block.layers)), readers, strict=True):
+        for producer, first in zip((before, *block.locals()), block.readers(), strict=True):
             stop = start + producer.out_channels
-            scale = first.weight[start:stop].abs().clone()
-            producer.weight.mul_(scale.reshape(-1, 1, 1, 1))
-            if producer.bias is not None:
-                producer.bias.mul_(scale)
-            for reader in readers:
-                if len(reader.weight) >= stop:
-                    reader.weight[start:stop].div_(scale)
+            block.scale(producer, start, first.weight[start:stop].abs().clone())
             start = stop
+        before = block.transit
     model.stem.weight.div_(IMAGE_SCALE)
     model.frame.weight.mul_(IMAGE_SCALE)
     for layer in (model.stem, *model.image.modules(), model.narrow):
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             layer.bias.div_(IMAGE_SCALE)
-
-
-def _dense_blocks(model: DenseTdnn) -> list[DenseBlock]:
-    return [cast(DenseBlock, block) for block in model.blocks]
 
 
 class _Published:
@@ -288,9 +316,7 @@ def _translated(model: DenseTdnn, published: _Published) -> dict[str, Tensor]:
             theirs, ours = f"xvector.block{b + 1}.tdnnd{i + 1}", f"blocks.{b}.layers.{i}"
             parts[f"{ours}.reads"] = published.reads(f"{theirs}.nonlinear1.batchnorm")
             parts[f"{ours}.squeeze"] = published.folded(f"{theirs}.linear1", f"{theirs}.nonlinear2.batchnorm")
-            parts[f"{ours}.local"] = {
-                "weight": _image(published.of(f"{theirs}.cam_layer.linear_local.weight"))
-            }
+            parts[f"{ours}.local"] = {"weight": _image(published.of(f"{theirs}.cam_layer.linear_local.weight"))}
             parts[f"{ours}.mask.squeeze"] = published.plain(f"{theirs}.cam_layer.linear1")
             parts[f"{ours}.mask.excite"] = published.plain(f"{theirs}.cam_layer.linear2")
         transit = f"xvector.transit{b + 1}"
