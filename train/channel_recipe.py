@@ -108,8 +108,8 @@ class ChannelBatches(Dataset[dict[str, Tensor]]):
 
     Rows i, i + speakers and i + 2 speakers are of speaker i: clean, and twice through one kind of channel. ``labels``
     is -1 for a clip without a speaker's name, which has a target but takes no part in the contrast; its three views are
-    crops of three clips. With `original_spec`, the front end of an encoder that the student is to answer like, the clean
-    crops' features by it are there too, as ``original``.
+    crops of three clips. With `original_spec`, the front end of an encoder that the student is to answer like, there
+    are the clean crops' features by it too, as ``original``.
 
     Raises
     ------
