@@ -31,6 +31,7 @@ __all__ = [
     "Affine",
     "Layer",
     "QuantisedWeights",
+    "branches",
     "encoder_graph",
     "layers",
     "stages",
