@@ -22,16 +22,7 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import EmoinvError
 from emoinv_edge.stream import VerificationStream
 from emoinv_edge.verifier import Verifier
-from tests.builders import (
-    ANA_HZ,
-    BOB_HZ,
-    RATE,
-    calibrated_encoder,
-    calibration,
-    enrolled,
-    profile,
-    synthesise,
-)
+from tests.builders import ANA_HZ, BOB_HZ, RATE, calibrated_encoder, calibration, enrolled, profile, synthesise
 
 STRANGER_HZ = 150.0
 CALIBRATION = calibration(

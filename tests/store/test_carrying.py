@@ -9,17 +9,8 @@ import numpy as np
 import pytest
 
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.errors import (
-    EnrolmentError,
-    ModelMismatchError,
-    ProfileExpiredError,
-    SealError,
-    StoreError,
-)
-from emoinv_edge.store import (
-    Passphrase,
-    ProfileStore,
-)
+from emoinv_edge.errors import EnrolmentError, ModelMismatchError, ProfileExpiredError, SealError, StoreError
+from emoinv_edge.store import Passphrase, ProfileStore
 from emoinv_edge.store.portable import write_profile_file
 from tests.store.profile_samples import KEY, MODEL, OTHER_MODEL, WHEN, sample_exemplar, sample_profile
 

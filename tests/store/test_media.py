@@ -14,14 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from emoinv_edge.errors import (
-    SchemaError,
-    StoreError,
-)
-from emoinv_edge.store import (
-    Passphrase,
-    ProfileStore,
-)
+from emoinv_edge.errors import SchemaError, StoreError
+from emoinv_edge.store import Passphrase, ProfileStore
 from tests.store.profile_samples import KEY, adapt_anyhow, sample_exemplar, sample_profile
 from tests.store.raw_store import pieces, pieces_of_file, raw_connection, sealed_columns
 
