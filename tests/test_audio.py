@@ -301,7 +301,7 @@ def test_a_refused_chunk_leaves_the_stream_as_it_was(in_rate):
     assert np.array_equal(np.concatenate(parts), to_mono(waveform, in_rate))
 
 
-def test_a_stream_tells_its_rates_and_takes_silence():
+def test_a_stream_gives_its_rates_and_takes_silence():
     stream = ResampleStream(48000, 16000)
     assert (stream.in_rate, stream.out_rate) == (48000, 16000)
     silence = np.concatenate([stream.process(np.zeros(4800, np.float32)), stream.flush()])

@@ -76,7 +76,7 @@ def test_list_shows_what_there_is(shell: Shell) -> None:
     assert bo["expired"] and bo["problem"] == "expired"
 
 
-def test_a_damaged_profile_is_listed_and_the_status_says_so(shell: Shell) -> None:
+def test_a_damaged_profile_is_listed_and_the_status_shows_it(shell: Shell) -> None:
     shell.store.put(sample_profile("ana"))
     alter(shell.path, "UPDATE profile SET body = x'00'")
     shell.store.put(sample_profile("bo"))
