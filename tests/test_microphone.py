@@ -376,9 +376,7 @@ def test_a_device_that_comes_back_by_itself_needs_no_restart_of_portaudio(portau
 
 
 @pytest.mark.parametrize("open_streams", [1, 3])
-def test_retry_leaves_the_applications_other_streams_alone_and_reports_it(
-    portaudio: PortAudio, open_streams: int
-) -> None:
+def test_retry_leaves_other_streams_of_the_application_alone(portaudio: PortAudio, open_streams: int) -> None:
     others = [portaudio.InputStream(callback=None, finished_callback=None) for _ in range(open_streams)]
     with Microphone(retry=True) as microphone:
         assert portaudio.stream is not None
