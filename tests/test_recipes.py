@@ -34,7 +34,8 @@ def embedded(tmp_path_factory):
     """A prepared root with two open corpora and a research one, embedded by a tiny encoder."""
     folder = tmp_path_factory.mktemp("embedded")
     for corpus in ("malayalam", "librispeech", "ased"):
-        prepared(folder / corpus, corpus, speakers=6, takes=2, seconds=0.6, genders=("female",))
+        emotions, takes = (("neutral", "angry"), 2) if corpus == "ased" else (("neutral",), 4)
+        prepared(folder / corpus, corpus, 6, emotions, takes, seconds=0.6, genders=("female",))
         embed_initial(tiny_encoder(), TINY_SPEC, folder / corpus)
     return folder
 
