@@ -176,7 +176,7 @@ def test_the_blocks_of_a_page_run_as_printed(page: Path, reader: Path) -> None:
             assert done.returncode == 0, f"{block.where} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
 
 
-def test_a_block_that_is_not_run_says_why() -> None:
+def test_a_block_that_is_not_run_gives_the_reason() -> None:
     for block in ALL_BLOCKS:
         assert block.language in ("python", "sh", "text", "javascript", "dockerfile", "yaml"), block.where
         if "--mic" in block.text or "Microphone(" in block.text:
@@ -396,7 +396,7 @@ def with_interval(row: dict) -> str:
     return f"{100 * row['eer']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def test_the_results_page_says_what_was_measured() -> None:
+def test_the_results_page_gives_what_was_measured() -> None:
     results = ROOT / "benchmarks" / "results"
     rated = json.loads((results / "accuracy.json").read_text(encoding="utf-8"))["encoders"]
     robust = json.loads((results / "robustness.json").read_text(encoding="utf-8"))["encoders"]
