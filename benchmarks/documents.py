@@ -18,7 +18,18 @@ __all__ = ["documents", "fill", "readme_table"]
 
 # Of the README's table, and what it leaves out when more was measured of all its encoders than there is room for.
 MOST_ROWS, MOST_COLUMNS, FIRST_TO_GO = 7, 6, ("EER neutral %", "MB")
-STEPS = ("peers", "accuracy", "robustness", "enrolment")
+STEPS = ("peers", "accuracy", "robustness", "enrolment", "speed")
+# What docs/benchmarks.md says of a stage -> the benchmarks' names, and how their figures are written.
+STAGES = {
+    "features of 1 s": (("test_features[{}]",), "median_ms", "{:.2f} ms"),
+    "embed 1 s, 3 s, 10 s": (("test_embed[{}-1]", "test_embed[{}-3]", "test_embed[{}-10]"), "median_ms", "{:.1f} ms"),
+    "verify 3 s, everything": (("test_verify[{}]",), "median_ms", "{:.1f} ms"),
+    "score against 1,000 profiles": (("test_score_against_profiles[{}-1000]",), "median_ms", "{:.2f} ms"),
+    "score against 100,000 profiles": (("test_score_against_profiles[{}-100000]",), "median_ms", "{:.1f} ms"),
+    "stream, somebody speaking": (("test_speech_all_the_time[{}]",), "share_of_a_core", "{:.1%} of a core"),
+    "stream, silence": (("test_silence_costs_next_to_nothing[{}]",), "share_of_a_core", "{:.1%} of a core"),
+    "process start to model loaded": (("test_cold_start[{}]",), "cpu_s", "{:.2f} s"),
+}
 
 Encoders = Mapping[str, Mapping[str, Any]]
 
@@ -44,19 +55,23 @@ def documents(folder: Path = RESULTS, root: Path = ROOT) -> dict[Path, str]:
         As `load` and `fill`.
     """
     results = load(folder, STEPS)
-    rated, robust, enrolled = (results.get(step, {}).get("encoders", {}) for step in STEPS[1:])
+    timed = {row["key"]: row for row in results.get("peers", {}).get("encoders", [])}
+    rated, robust, enrolled = (results.get(step, {}).get("encoders", {}) for step in STEPS[1:4])
+    stages = {row["name"]: row for row in results.get("speed", {}).get("benchmarks", [])}
     out = {root / name: (root / name).read_text(encoding="utf-8") for name in ("README.md", *PAGES)}
 
     def put(name: str, marker: str, table: str) -> None:
         out[root / name] = fill(out[root / name], table, marker)
 
-    if rated and "peers" in results:
+    if rated and timed:
         put("README.md", "figures", readme_table(folder))
     for page, tables in PAGES.items():
         for marker, (step, make) in tables.items():
-            encoders = {"accuracy": rated, "robustness": robust, "enrolment": enrolled}[step]
-            if encoders:
-                put(page, marker, make(encoders))
+            rows = {
+                "peers": timed, "accuracy": rated, "robustness": robust, "enrolment": enrolled, "speed": stages
+            }[step]  # fmt: skip
+            if rows:
+                put(page, marker, make(rows))
     for theme in pictures.THEMES:
         if rated:
             out[root / f"docs/assets/emotions-{theme}.svg"] = pictures.emotions(rated, theme)
@@ -120,6 +135,31 @@ def readme_table(folder: Path = RESULTS) -> str:
 
 def _name(key: str, row: Mapping[str, Any]) -> str:
     return f"**{key}**, int8" if row["ours"] else str(row["name"])
+
+
+def _cost(encoders: Encoders) -> str:
+    """Size, time and memory."""
+    head = ["encoder", "file MB", "ms for 3 s", "times faster than fp32 ResNet34-LM", "resident MB"]
+    rows = [
+        [
+            _name(key, row), f"{row['model_mb']:.1f}", f"{row['cpu_ms']:.1f}",
+            f"{row['times_faster_than_reference']:.1f}" if "times_faster_than_reference" in row else "",
+            f"{row['rss_mb']:.0f}",
+        ]
+        for key, row in encoders.items()
+    ]  # fmt: skip
+    return table_markdown(head, rows)
+
+
+def _stages(benchmarks: Encoders) -> str:
+    """Time of each stage of our models, from the names of the benchmarks."""
+    keys = list(dict.fromkeys(row["key"] for row in benchmarks.values() if "key" in row))
+    rows = []
+    for words, (names, figure, form) in STAGES.items():
+        found = [[benchmarks.get(name.format(key), {}) for name in names] for key in keys]
+        cells = [[{**each, **each.get("extra", {})}.get(figure) for each in some] for some in found]
+        rows.append([words, *(", ".join(form.format(x) for x in some if x is not None) for some in cells)])
+    return table_markdown(["what", *keys], rows)
 
 
 def _cosine(encoders: Encoders) -> str:
@@ -213,6 +253,7 @@ def _designs(found: Mapping[str, Mapping[str, Any]]) -> str:
 Maker = Callable[[Encoders], str]
 # Page -> marker -> the step whose encoders the table is made of, and how.
 PAGES: dict[str, dict[str, tuple[str, Maker]]] = {
+    "docs/benchmarks.md": {"cost": ("peers", _cost), "stages": ("speed", _stages)},
     "docs/results.md": {
         "cosine": ("accuracy", _cosine),
         "calibrated": ("accuracy", _calibrated),

@@ -359,7 +359,10 @@ def test_pages_and_pictures_hold_what_was_measured_and_leave_out_what_was_not(ma
         (tmp_path / f"{step}.json").write_text(json.dumps(result))
     root = pages(tmp_path / "root")
     written = documents(tmp_path, root)
-    results, enrolling, calibrating = (written[root / f"docs/{n}.md"] for n in ("results", "enrolling", "calibration"))
+    results, enrolling, calibrating, costs = (
+        written[root / f"docs/{name}.md"] for name in ("results", "enrolling", "calibration", "benchmarks")
+    )
+    assert "| **base**, int8 | 7.0 | 25.0 | 4.0 | 100 |" in costs and "cold" not in costs
     assert "| CAM++ zh-en, 3D-Speaker | 12.3 | 12.3 |" in results and "| 0.5 | 30.0 | 30.0 | 30.0 |" in results
     assert results.count("ECAPA-TDNN, SpeechBrain") == 1  # by cosine, and not by emotion
     assert "| enrolled | base, one attempt | base, session of two | small, one attempt |\n" in enrolling
@@ -374,6 +377,9 @@ def test_pages_and_pictures_hold_what_was_measured_and_leave_out_what_was_not(ma
     assert documents(tmp_path, root) == written
     for step in ("accuracy", "enrolment"):
         (tmp_path / f"{step}.json").unlink()
+    shutil.copy(made / "speed.json", tmp_path)
+    costs = documents(tmp_path, root)[root / "docs/benchmarks.md"]
+    assert "| embed 1 s, 3 s, 10 s | 25.0 ms |" in costs and "| process start to model loaded | 0.50 s |" in costs
     assert documents(tmp_path, root)[root / "docs/enrolling.md"] == (root / "docs/enrolling.md").read_text()
 
 
