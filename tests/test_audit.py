@@ -14,6 +14,7 @@ from train.audit import (
     apply_corrections,
     audit,
     audit_embeddings,
+    correct_labels,
     find_copies,
     format_audits,
     read_corrections,
@@ -196,3 +197,18 @@ def test_the_command_prints_the_table_and_keeps_the_corrections(tmp_path, capsys
     assert main(["audit", str(tmp_path / "toy"), "--by", *by, "--per-id", "1"]) == 1
     assert main(["audit", str(tmp_path / "toy"), "--by", by[0]]) == 1
     assert "two encoders" in capsys.readouterr().err
+
+
+def test_held_out_speakers_stay_so_whatever_the_corrections_rename(tmp_path):
+    clips = prepared(tmp_path / "malayalam", speakers=11)
+    names = sorted({clip.speaker for clip in clips.clips})
+    held = {names[0], names[5], names[10]}
+    assert clips.held_out == held and {clips.clips[i].speaker for i in clips.unheard()} == held
+    correct_labels([clips], {"malayalam": Corrections(merge=((names[1], names[2]), (names[3], names[5])))})
+    # The one who is also known by an id that training hears is no longer unheard.
+    assert {clips.clips[i].speaker for i in clips.unheard()} == held - {names[5]}
+
+
+def test_of_a_corpus_that_training_leaves_out_every_speaker_is_unheard(tmp_path):
+    clips = prepared(tmp_path / "toy", speakers=4)
+    assert clips.held_out == frozenset() and clips.unheard() == list(range(len(clips.clips)))

@@ -32,7 +32,8 @@ SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
 def root(tmp_path):
     """A prepared root with two open corpora and a research one, embedded by a tiny encoder."""
     for corpus in ("malayalam", "librispeech", "ased"):
-        prepared(tmp_path / corpus, corpus, speakers=6, takes=2, seconds=0.6, genders=("female",))
+        emotions, takes = (("neutral", "angry"), 2) if corpus == "ased" else (("neutral",), 4)
+        prepared(tmp_path / corpus, corpus, 6, emotions, takes, seconds=0.6, genders=("female",))
         embed_initial(tiny_encoder(), TINY_SPEC, tmp_path / corpus)
     return tmp_path
 

@@ -379,6 +379,8 @@ def correct_labels(sets: Sequence[PreparedSet], corrections: Mapping[str, Correc
         if found is not None:
             unknown = tuple(pair[1] for pair in found.unknown_pairs)
             each.clips = apply_corrections(each.clips, dataclasses.replace(found, drop_ids=(*found.drop_ids, *unknown)))
+            # Whoever is also known by an id that was trained on is not held out.
+            each.held_out -= {id for merge in found.merge if not each.held_out.issuperset(merge) for id in merge}
 
 
 def find_copies(prepared: PreparedSet) -> list[tuple[int, int]]:

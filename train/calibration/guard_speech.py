@@ -20,7 +20,7 @@ from emoinv_edge.vad import speech_only
 from ..augment import add_noise
 from ..evaluation.clips import is_neutral
 from ..noise_and_rooms import read_noises
-from ..prepare import HELD_OUT, PreparedSet, held_out_speakers
+from ..prepare import PreparedSet
 from .sounds import sound, whispered
 from .speech import NOISE_SNR_DB, pink_noise
 
@@ -76,11 +76,9 @@ def _hear(encoder: Encoder, waveform: NDArray[np.float32], labels: Labels) -> He
 def _speakers(prepared: PreparedSet) -> dict[str, list[int]]:
     """Clips of at most `SPEAKERS` speakers that no encoder was trained on."""
     corpus = prepared.folder.name
-    held_out = held_out_speakers(list(prepared.clips), corpus)
     found: dict[str, list[int]] = {}
-    for index, clip in enumerate(prepared.clips):
-        if clip.speaker and (corpus not in HELD_OUT or clip.speaker in held_out):
-            found.setdefault(clip.speaker, []).append(index)
+    for index in prepared.unheard():
+        found.setdefault(prepared.clips[index].speaker, []).append(index)
     rng = np.random.default_rng(zlib.crc32(corpus.encode()))
     return {str(name): found[str(name)] for name in rng.permutation(sorted(found))[:SPEAKERS]}
 
