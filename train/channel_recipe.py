@@ -250,7 +250,10 @@ def fit_run(
     if len(batches) < schedule.batches:
         raise ValueError(f"expected {schedule.batches} batches or more, got {len(batches)}")
     module, recipe = channels_last(encoder, device).train(), batches.recipe
-    about = {"provenance": provenance or {}, "recipe": dataclasses.asdict(recipe) | {"kinds": dict(recipe.kinds)}}
+    about: dict[str, Any] = {
+        "provenance": provenance or {},
+        "recipe": dataclasses.asdict(recipe) | {"kinds": dict(recipe.kinds)},
+    }
     state = loop.State(module, _optimizer(module, schedule), module, spec, **about)
     ahead = loop.Batches(batches, schedule.batches, num_workers, device)
 

@@ -128,7 +128,7 @@ def fit(
     recipe = batches.recipe
     centres = torch.from_numpy(batches.centres)
     module = FineTuned(channels_last(encoder, device), centres, recipe, schedule.frozen_stages).to(device).train()
-    about = {"provenance": provenance or {}, "recipe": dataclasses.asdict(recipe)}
+    about: dict[str, Any] = {"provenance": provenance or {}, "recipe": dataclasses.asdict(recipe)}
     state = loop.State(module, module.optimizer(schedule), encoder, spec, **about)
     ahead = loop.Batches(batches, schedule.batches, num_workers, device)
 

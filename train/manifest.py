@@ -1,7 +1,8 @@
-"""The clips of a prepared set as columns: a million of them in some eighty megabytes, which processes share.
+"""The clips of a prepared set as columns, which its processes share.
 
-A list of a million objects is several hundred megabytes, and each worker process soon has its own copy of them, since
-counting a reference writes to it.
+A list of as many objects is several times larger, and each worker process soon has a copy of its own, since counting
+a reference writes to it.
+
 """
 
 from __future__ import annotations
