@@ -195,7 +195,8 @@ def enrolment_left_out(
         if given:
             axis = fit_axis(speech, given)
             parts = [with_axis(part, speech, axis) for part in parts]
-        calibration = fit_trials(speech, *parts, [name for name in names if given or name != "emotion_shift"])
+        known = [name for name in names if given or name != "emotion_shift"]
+        calibration = fit_trials(speech, parts[0], parts[1], parts[2], known)
         heard = [Heard(speech.qualities[i], speech.embeddings[i]) for i in own]
         found = evaluate_enrolment(heard, [speech.clips[i] for i in own], calibration, resamples)
         if found is None:
