@@ -1,7 +1,7 @@
 """HeardBefore: is this a recording of an utterance that this device has itself heard?
 
-Nobody says a thing twice with the same pitch at the same hundredths of a second; a played-back recording
-always does. It says nothing of recordings that were made elsewhere, nor of cloned voices. An acoustic fingerprint
+Nobody speaks a phrase twice with the same pitch at the same hundredths of a second; a played-back recording
+always does. It knows nothing of recordings that were made elsewhere, nor of cloned voices. An acoustic fingerprint
 holds the pitch of a voice: it is biometric data, to be kept and erased like a profile.
 """
 

@@ -14,6 +14,7 @@ from train.audit import (
     apply_corrections,
     audit,
     audit_embeddings,
+    correct_labels,
     find_copies,
     format_audits,
     read_corrections,
@@ -27,7 +28,7 @@ NAMES = [f"toy-{number:02}" for number in range(30)]
 
 
 def voices(seed, speakers=NAMES, clips=6, people=None, strays=()):
-    """Two encoders' embeddings of `clips` clips of each id; `people` says whose voice an id has, `strays` other clips.
+    """Two encoders' embeddings of `clips` clips of each id; `people` names whose voice an id has, `strays` other clips.
 
     Each encoder sees the same people in a space of its own.
     """
@@ -121,7 +122,7 @@ def test_one_encoder_is_refused(tmp_path):
 
 def test_a_whole_set_is_embedded_a_few_clips_of_each_id(tmp_path):
     clips = prepared(tmp_path / "toy", speakers=7, takes=3)
-    heard, told = {"one": 0, "two": 0}, []
+    heard, reported = {"one": 0, "two": 0}, []
 
     def embed(name):
         def embedded(waves):
@@ -132,10 +133,10 @@ def test_a_whole_set_is_embedded_a_few_clips_of_each_id(tmp_path):
 
     (found,) = audit(
         [clips], {"one": embed("one"), "two": embed("two")}, clips_per_id=4,
-        progress=lambda corpus, done, total: told.append((corpus, done, total)),
+        progress=lambda corpus, done, total: reported.append((corpus, done, total)),
     )  # fmt: skip
     assert (found.corpus, found.ids, found.clips) == ("toy", 7, 42)
-    assert heard == {"one": 28, "two": 28} and told[-1] == ("toy", 56, 56)
+    assert heard == {"one": 28, "two": 28} and reported[-1] == ("toy", 56, 56)
 
 
 def test_equal_audio_is_found_at_another_level_too_and_takes_are_not(tmp_path):
@@ -196,3 +197,18 @@ def test_the_command_prints_the_table_and_keeps_the_corrections(tmp_path, capsys
     assert main(["audit", str(tmp_path / "toy"), "--by", *by, "--per-id", "1"]) == 1
     assert main(["audit", str(tmp_path / "toy"), "--by", by[0]]) == 1
     assert "two encoders" in capsys.readouterr().err
+
+
+def test_held_out_speakers_stay_so_whatever_the_corrections_rename(tmp_path):
+    clips = prepared(tmp_path / "malayalam", speakers=11)
+    names = sorted({clip.speaker for clip in clips.clips})
+    held = {names[0], names[5], names[10]}
+    assert clips.held_out == held and {clips.clips[i].speaker for i in clips.unheard()} == held
+    correct_labels([clips], {"malayalam": Corrections(merge=((names[1], names[2]), (names[3], names[5])))})
+    # The one who is also known by an id that training hears is no longer unheard.
+    assert {clips.clips[i].speaker for i in clips.unheard()} == held - {names[5]}
+
+
+def test_of_a_corpus_that_training_leaves_out_every_speaker_is_unheard(tmp_path):
+    clips = prepared(tmp_path / "toy", speakers=4)
+    assert clips.held_out == frozenset() and clips.unheard() == list(range(len(clips.clips)))

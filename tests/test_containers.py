@@ -21,7 +21,7 @@ from emoinv_edge.errors import AudioError
 
 
 def seconds_in(notes: tuple[str, ...]) -> tuple[float, float]:
-    """The lengths, promised and there, that the notes tell."""
+    """The lengths, promised and there, that the notes give."""
     found = re.search(r"promises ([\d.]+) s, but only ([\d.]+) s", "; ".join(notes))
     assert found, notes
     return float(found[1]), float(found[2])

@@ -68,7 +68,7 @@ def test_a_senseless_longest_duration_is_refused(most):
         read_audio(io.BytesIO(encoded("WAV")), max_duration_s=most)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory as Linux tells it")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory as Linux reports it")
 @pytest.mark.parametrize(
     ("channels", "minutes", "rate", "most_mb"),
     [(1, 60, 16000, 270), (8, 20, 16000, 115), (2, 20, 48000, 115)],

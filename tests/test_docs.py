@@ -1,8 +1,8 @@
 """The documents keep their word: blocks run as printed, commands and links exist, figures are measured.
 
 The blocks of a page run in the order of the page, in one folder with recordings that stand in for the reader's own
-(the demo's synthetic voices), and with a data folder of their own. A comment before a block says why it is not run:
-``<!-- not run: needs a microphone -->``.
+(the demo's synthetic voices), and with a data folder of their own. A comment before a block gives the reason why it is
+not run: ``<!-- not run: needs a microphone -->``.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reader(tmp_path: Path, recordings: Path) -> Iterator[Path]:
-    """The folder in which a reader types what a page says; home and data are elsewhere, and new."""
+    """The folder in which a reader types what a page shows; home and data are elsewhere, and new."""
     place, home, tools = tmp_path / "here", tmp_path / "home", tmp_path / "bin"
     shutil.copytree(recordings, place)
     (place / "data").mkdir()

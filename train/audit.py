@@ -1,7 +1,7 @@
 """Are a corpus's labels true? Ids that are one person, ids that hold several, and copies of one recording.
 
 Ids made of hashes, uploads or sessions are no people. Two encoders that have no part in the training embed a few
-clips of each id; what both say is found, what one says is noted:
+clips of each id; what both find is reported, what one finds is noted:
 
 - **One person under two ids**: the mean embeddings of two ids are alike beyond the corpus's own impostors (of one
   gender, where it is known), and as alike as two halves of one id are.
@@ -60,7 +60,7 @@ ALIKE_QUANTILE = 0.2
 FAR_SIGMAS = 1.0
 # And it is at another's place: above this quantile of the clips' cosines to the rest of their own ids.
 PLACE_QUANTILE = 0.2
-FEWEST_CLIPS = 4  # of an id that can be said to hold several people
+FEWEST_CLIPS = 4  # of an id that can be taken for several people
 FEWEST_IDS = 6  # fewer give no distribution of impostors
 FRAME = SAMPLE_RATE // 100
 SAME_CONTOUR = 0.9995  # correlation of two copies' levels in dB, 10 ms apart
@@ -379,6 +379,8 @@ def correct_labels(sets: Sequence[PreparedSet], corrections: Mapping[str, Correc
         if found is not None:
             unknown = tuple(pair[1] for pair in found.unknown_pairs)
             each.clips = apply_corrections(each.clips, dataclasses.replace(found, drop_ids=(*found.drop_ids, *unknown)))
+            # Whoever is also known by an id that was trained on is not held out.
+            each.held_out -= {id for merge in found.merge if not each.held_out.issuperset(merge) for id in merge}
 
 
 def find_copies(prepared: PreparedSet) -> list[tuple[int, int]]:

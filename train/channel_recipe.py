@@ -43,8 +43,8 @@ __all__ = ["ALPHA", "SCHEDULE", "SHARES", "ChannelBatches", "ChannelRecipe", "ch
 # Share of the batches that each corpus gives: open ones only, and real voices only, since made-up speeds and formants
 # cost unseen clean speech.
 SHARES = {
-    "speechocean762": 0.30, "malayalam": 0.24, "librispeech": 0.22, "speech_commands": 0.10, "picovoice": 0.09,
-    "arabic_commands": 0.05,
+    "crema_d": 0.24, "speechocean762": 0.22, "malayalam": 0.17, "librispeech": 0.16, "banglaser": 0.07,
+    "speech_commands": 0.06, "picovoice": 0.05, "arabic_commands": 0.03,
 }  # fmt: skip
 # 300,000 crops. Low rates, lower still below: there are no batch norms to keep the layers in bounds.
 SCHEDULE = Schedule(

@@ -48,8 +48,9 @@ __all__ = [
 SAMPLE_RATE = 16000
 SHORTEST_S = 0.4
 LONGEST_S = 12.0
-# Every fifth speaker of these is never trained on: the ordinary speech of the development figures.
-HELD_OUT = ("malayalam", "speechocean762")
+# Every so-many-th speaker of these is never trained on: development figures and calibrations need some whom nothing
+# learnt from, of corpora with emotions more.
+HELD_OUT = {"malayalam": 5, "speechocean762": 5, "crema_d": 2, "banglaser": 2}
 COLUMNS = ("corpus", "speaker", "gender", "emotion", "sentence", "start", "samples", "path")
 
 
@@ -111,8 +112,9 @@ def by_speaker(clips: Iterable[Clip | PreparedClip], without: frozenset[str] = f
 
 
 def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
-    """Speakers of a corpus that training leaves out."""
-    return frozenset(sorted({clip.speaker for clip in clips})[::5]) if corpus in HELD_OUT else frozenset()
+    """Speakers of a corpus that training leaves out; the clips are all of the corpus."""
+    names = sorted({clip.speaker for clip in clips})
+    return frozenset(names[:: HELD_OUT[corpus]]) if corpus in HELD_OUT else frozenset()
 
 
 def thin_speakers(clips: list[Clip], most: int) -> list[Clip]:
@@ -209,6 +211,12 @@ def prepare(clips: Sequence[Clip], out: Path, num_workers: int = 2, progress: Re
 class PreparedSet:
     """A prepared set on disk: its clips, and their samples mapped into memory.
 
+    Attributes
+    ----------
+    clips : list of PreparedClip
+    held_out : frozenset of str
+        Speakers that training leaves out, whatever becomes of `clips`.
+
     Raises
     ------
     ValueError
@@ -238,6 +246,12 @@ class PreparedSet:
         if len(self.audio) < needed:
             raise ValueError(f"{folder}: audio.i16 holds {len(self.audio)} samples, expected {needed}; prepare again")
         self.folder = folder
+        self.held_out = held_out_speakers(self.clips, folder.name)
+
+    def unheard(self) -> list[int]:
+        """Clips with a speaker whom training leaves out; of a corpus that it leaves out as a whole, all of them."""
+        whole = self.folder.name not in HELD_OUT
+        return [i for i, clip in enumerate(self.clips) if clip.speaker and (whole or clip.speaker in self.held_out)]
 
     def waveform(self, index: int) -> NDArray[np.float32]:
         """Samples of clip `index`, float32 in [-1, 1]."""

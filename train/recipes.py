@@ -25,10 +25,11 @@ from .compress import StageTeacher, cut, fit_stages
 from .corpora import CORPORA
 from .crops import Crops
 from .distributed import barrier, copy_from_first_rank, rank, world_size
+from .evaluation.clips import is_neutral
 from .evaluation.protocols import evaluate_embeddings
 from .model import EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
 from .pairs import PairBatches, Recipe, Source
-from .prepare import HELD_OUT, SAMPLE_RATE, PreparedSet, held_out_speakers
+from .prepare import SAMPLE_RATE, PreparedSet
 from .prosody_morphs import MorphedSet
 from .refit import refit_linear
 from .schedule import Schedule
@@ -172,7 +173,7 @@ def open_sources(
             clip if usable[i] and counts[clip.speaker] >= fewest else dataclasses.replace(clip, speaker="")
             for i, clip in enumerate(clips.clips)
         ]
-        sources.append(Source(clips, embeddings, weight, held_out_speakers(clips.clips, corpus)))
+        sources.append(Source(clips, embeddings, weight, clips.held_out))
         if (folder / "morphs" / "manifest.csv").is_file():
             morphs.append(MorphedSet(folder / "morphs"))
     return sources, morphs
@@ -190,12 +191,9 @@ class Judge:
         rng = np.random.default_rng(seed)
         for corpus, most in corpora.items():
             clips = PreparedSet(prepared / corpus)
-            if corpus in HELD_OUT:
-                held = held_out_speakers(clips.clips, corpus)
-                indices = np.array([i for i, clip in enumerate(clips.clips) if clip.speaker in held])
-                protocols: tuple[str, ...] = ("same",)
-            else:
-                indices, protocols = np.arange(len(clips.clips)), ("pairs", "enrol", "neutral")
+            indices = np.array(clips.unheard())
+            acted = any(not is_neutral(clip) for clip in clips.clips)
+            protocols: tuple[str, ...] = ("pairs", "enrol", "neutral") if acted else ("same",)
             self.sets[corpus] = clips, np.sort(rng.permutation(indices)[:most]), protocols
 
     def __call__(self, encoder: ResidualEncoder) -> dict[str, float]:
@@ -369,16 +367,15 @@ def fit_small(
     sets = [PreparedSet(prepared / corpus) for corpus in SMALL_SHARES]
     morphs: list[tuple[MorphedSet, int, int]] = []
     for clips in sets:
-        held = held_out_speakers(clips.clips, clips.folder.name)
         if (clips.folder / "morphs" / "manifest.csv").is_file():
             morphed = MorphedSet(clips.folder / "morphs")
             morphs += [
                 (morphed, first, samples)
                 for (_, index), places in morphed.of.items()
-                if clips.clips[index].speaker not in held
+                if clips.clips[index].speaker not in clips.held_out
                 for first, samples in places
             ]
-        clips.clips = [clip for clip in clips.clips if clip.speaker not in held]
+        clips.clips = [clip for clip in clips.clips if clip.speaker not in clips.held_out]
     # An int8 teacher answers in the processes that make the crops; else crops are made where the encoder learns.
     made_on = "cpu" if teacher else device
     crops = Crops(

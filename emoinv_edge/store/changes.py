@@ -14,7 +14,7 @@ __all__ = ["adapt", "extend", "refuse_expired", "refuse_other_model", "roll_back
 
 
 def adapt(rows: Rows, judged: Profile, exemplar: Exemplar, limit: int, per_day: int | None) -> Profile:
-    """Add an exemplar to the profile that it was judged by, as `ProfileStore.adapt` says."""
+    """Add an exemplar to the profile that it was judged by, as in `ProfileStore.adapt`."""
     name = judged.name
     if rows.entry(name).state != judged.version:
         raise ProfileChangedError(
@@ -43,7 +43,7 @@ def extend(
     expires: datetime.datetime | None,
     consent: str | None,
 ) -> Profile:
-    """Add exemplars to the enrolment itself, as `ProfileStore.extend` says."""
+    """Add exemplars to the enrolment itself, as in `ProfileStore.extend`."""
     name = judged.name
     record, trail, stored = rows.state(name)
     present = record.profile(stored)

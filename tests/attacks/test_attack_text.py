@@ -47,14 +47,14 @@ def test_a_note_moves_no_cursor_and_changes_no_colour(words: list[str], capsys: 
 
 
 def test_what_a_model_says_of_itself_is_shown_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    says = {
+    claims = {
         "created": ESCAPES,
         "parents": {ESCAPES: ESCAPES},
         "corpora": [{"name": ESCAPES, "licence": ESCAPES}],
         "scheme": {ESCAPES: ESCAPES},
         "gates": {ESCAPES: {"passed": True, ESCAPES: 1}},
     }
-    path = build_encoder(tmp_path / "m.onnx", metadata={"emoinv.provenance": says})
+    path = build_encoder(tmp_path / "m.onnx", metadata={"emoinv.provenance": claims})
     for words in (["show"], ["verify"], ["show", "--json"], ["verify", "--json"]):
         main(["model", words[0], str(path), *words[1:]])
         out, err = capsys.readouterr()

@@ -17,7 +17,7 @@ from emoinv_edge.utterance import hear
 from ..augment import add_noise
 from ..evaluation.clips import Clip
 from ..noise_and_rooms import read_noises
-from ..prepare import HELD_OUT, PreparedClip, PreparedSet, held_out_speakers
+from ..prepare import PreparedSet
 from .channels import CHANNELS, CorpusChannels, choose_parts
 
 __all__ = ["DevelopmentSpeech", "join", "measure", "noises_of", "pink_noise", "without_copies"]
@@ -100,7 +100,7 @@ def measure(
     for number, each in enumerate(sets):
         heard: dict[int, int] = {}  # clip here -> clip in its set
         copies: dict[int, int] = {}  # clip here -> the same in noise
-        for index in _spread(each.clips):
+        for index in _spread(each):
             done += 1
             progress(done)
             clip, waveform = each.clips[index], each.waveform(index)
@@ -132,13 +132,12 @@ def measure(
     )
 
 
-def _spread(clips: Sequence[PreparedClip]) -> list[int]:
+def _spread(prepared: PreparedSet) -> list[int]:
     """At most `CLIPS_PER_EMOTION` clips of each speaker and emotion; of corpora in training, the speakers held out."""
-    held_out = {corpus: held_out_speakers(list(clips), corpus) for corpus in HELD_OUT}
     cells: dict[tuple[str, str], list[int]] = {}
-    for index, clip in enumerate(clips):
-        if clip.speaker and (clip.corpus not in HELD_OUT or clip.speaker in held_out[clip.corpus]):
-            cells.setdefault((clip.speaker, clip.emotion), []).append(index)
+    for index in prepared.unheard():
+        clip = prepared.clips[index]
+        cells.setdefault((clip.speaker, clip.emotion), []).append(index)
     chosen = []
     for found in cells.values():
         count = min(len(found), CLIPS_PER_EMOTION)

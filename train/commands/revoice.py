@@ -27,14 +27,15 @@ examples:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the voices of each set."""
-    from ..prepare import PreparedSet, held_out_speakers
+    from ..prepare import PreparedSet
     from ..progress import Progress
     from ..recipes import CLIPS_PER_VOICE
     from ..speed_voices import revoice
 
     for folder in arguments.sets:
-        held_out = held_out_speakers(PreparedSet(folder).clips, folder.name)
         per_voice = arguments.per_voice or CLIPS_PER_VOICE.get(folder.name, 6)
-        made = revoice(folder, per_voice, held_out, arguments.seed, Progress(f"revoice {folder.name}"))
+        made = revoice(
+            folder, per_voice, PreparedSet(folder).held_out, arguments.seed, Progress(f"revoice {folder.name}")
+        )
         print(f"{folder}+voices: {made} clips")
     return 0

@@ -37,8 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ...channel_judge import ChannelJudge
     from ...channel_recipe import ALPHA, SCHEDULE, fit_channel
     from ...distributed import process_group, rank
+    from ...evaluation.clips import is_neutral
     from ...model import load_start
-    from ...prepare import HELD_OUT, PreparedSet, held_out_speakers
+    from ...prepare import PreparedSet
     from ...progress import Progress
     from ...rooms import read_rooms, simulate_rooms, write_rooms
     from ...teachers import open_teacher
@@ -56,10 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     sets = {}
     for corpus in arguments.judge:
         clips = PreparedSet(arguments.prepared / corpus)
-        if corpus in HELD_OUT:
-            held = held_out_speakers(clips.clips, corpus)
-            clips.clips = [clip for clip in clips.clips if clip.speaker in held]
-        sets[corpus] = (clips, "same" if corpus in HELD_OUT else "enrol")
+        clips.clips = [clips.clips[index] for index in clips.unheard()]
+        sets[corpus] = (clips, "same" if all(is_neutral(clip) for clip in clips.clips) else "enrol")
     with process_group():
         arguments.out.mkdir(parents=True, exist_ok=True)
         bank = arguments.out / "rooms.npz"
