@@ -109,7 +109,7 @@ def faster(waveform: Waveform, speed: float) -> Waveform:
 
 
 def likeness(before: Waveform, now: Waveform) -> tuple[float, float]:
-    """Score and rigidity of one utterance over another; no pair that cannot be told is like."""
+    """Score and rigidity of one utterance over another; 0 of a pair that cannot be judged."""
     first, second = Utterance.of(before, RATE), Utterance.of(now, RATE)
     if first is None or second is None:
         return 0.0, 0.0

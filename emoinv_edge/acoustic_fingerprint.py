@@ -5,7 +5,7 @@ frequency and its mean over time), and the motion of the envelope (log energies 
 course over time). Another utterance is laid over them by the normalised cross-correlation of each picture at every
 offset; the score is the highest sum of the two at one common offset, 0 to 2.
 
-`Utterance.rigidity` tells a recording from a repeat of the same words: of a recording every third of a second fits
+`Utterance.rigidity` parts a recording from a repeat of the same words: of a recording every third of a second fits
 best at one shift and one pitch, while people who repeat themselves hurry and raise their voice in one place and not
 in another.
 """
@@ -44,6 +44,8 @@ LEAST_ENVELOPE = 0.5  # correlation of the envelopes; replays have 0.6 and more
 SPEED_LOSS = 0.1  # of the envelope's correlation, at most, where another speed than the best one is looked at
 STEP = 0.4  # of the 4-bit numbers, in standard deviations of a picture
 PIECE, PIECE_STEP, LEAST_PIECES = 15, 5, 5  # frames of the pieces that are shifted on their own
+ENOUGH_PIECES = 25  # 2.7 s; what is shorter has had less time to wander, and counts as less rigid by
+SHORTER, SHORTEST = 0.03, 0.042  # so much for each factor e, and so much at most
 SHIFTS = (-2, -1, 0, 1, 2)  # frames that a piece may be shifted by,
 PITCHES = tuple(1.0 + 0.01 * step for step in range(-4, 5))  # and how much higher it may be
 TRACKS = (FINE_BINS[1] - FINE_BINS[0]) // 2  # one for two bins
@@ -64,7 +66,7 @@ class Utterance:
 
     @classmethod
     def of(cls, waveform: NDArray[Any], sample_rate: int) -> Utterance | None:
-        """Of the first 20 s of what `emoinv_edge.audio.to_mono` takes, which raises as it says; None below 0.8 s."""
+        """Of the first 20 s of what `emoinv_edge.audio.to_mono` takes, with its errors; None below 0.8 s."""
         mono = to_mono(waveform, sample_rate, RATE)[: round(LONGEST_S * RATE)]
         return cls(mono) if len(mono) >= LEAST_S * RATE else None
 
@@ -107,7 +109,7 @@ class Utterance:
     def fit(self, stored: AcousticFingerprint, least: float = 0.0) -> Fit | None:
         """The best fit over a stored one, at any speed and offset.
 
-        None where its score is below `least`, or the envelopes alone tell that they are no recording of each other.
+        None where its score is below `least`, or the envelopes alone show that they are no recording of each other.
         """
         frames = len(self._motion) * 33 // 32 + stored.frames
         # The next of 1, 3, 5 and 9 times a power of two: transforms of it are quick.
@@ -140,7 +142,7 @@ class Utterance:
     def rigidity(self, stored: AcousticFingerprint, fit: Fit) -> float:
         """How much of the best fit of its pieces one shift and one pitch for all of them gives, -1 to 1.
 
-        1 for the same recording; 0 where too little overlaps to tell.
+        1 for the same recording of 2.7 s or more, less for a shorter one; 0 where too little overlaps to judge.
         """
         other, reach = stored.pictures()[0], SHIFTS[-1]
         first = max(fit.offset, reach)
@@ -159,7 +161,10 @@ class Utterance:
         found = np.asarray(products) / np.maximum(weights, 0.03 * weights.max(axis=1, keepdims=True))
         middle = weights[len(weights) // 2]
         flexible = float(found.max(axis=0) @ middle)
-        return float((found @ middle).max()) / flexible if flexible > 0.0 else 0.0
+        if not flexible > 0.0:
+            return 0.0
+        shortness = max(0.0, SHORTER * math.log(ENOUGH_PIECES / len(middle)))
+        return float((found @ middle).max()) / flexible - min(shortness, SHORTEST)
 
 
 class _Spectra:

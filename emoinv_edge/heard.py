@@ -25,7 +25,7 @@ from .errors import AudioError, EmoinvError
 __all__ = ["SCORE", "HeardBefore", "Match", "heard"]
 
 SCORE = 1.0  # from which on an utterance may have been heard before,
-RIGID = 0.975  # and has been, if it fits as a whole as well as piece by piece
+RIGID = 0.9535  # and has been, if it fits as a whole as well as piece by piece
 
 _HEADER = struct.Struct("<dI")  # time of hearing, frames
 
