@@ -172,8 +172,18 @@ LAYOUTS = {
         {
             "crowd_train/raw_crowd_train.tsv": "hash_id\taudio_path\tsource_id\tspeaker_emo\tspeaker_text\n"
             "a\twavs/a.wav\ts1\tpositive\thi\na\twavs/a.wav\ts1\tpositive\thi\nb\twavs/b.wav\ts2\tother\tho\n"
+            'q\twavs/q.wav\ts3\tsad\t"a quote\nc\twavs/c.wav\t\tsad\tcontrol\n',
+            "crowd_test/raw_crowd_test.jsonl": '{"audio_path": "wavs/d.wav", "source_id": "s4", '
+            '"speaker_emo": "angry"}\n',
+            "podcast_test/raw_podcast_test.tsv": "audio_path\tsource_id\tspeaker_emo\nwavs/d.wav\ts9\tsad\n",
+            "crowd_train/wavs/c.wav": "",
+            "podcast_test/wavs/d.wav": "",
         },
-        {"crowd_train/wavs/a.wav": ("dusha-s1", "", "happy")},
+        {
+            "crowd_train/wavs/a.wav": ("dusha-s1", "", "happy"),
+            "crowd_train/wavs/q.wav": ("dusha-s3", "", "sad"),
+            "crowd_test/wavs/d.wav": ("dusha-s4", "", "angry"),
+        },
     ),
     "msp_podcast": (
         {

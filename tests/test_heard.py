@@ -148,7 +148,7 @@ def test_too_short_an_overlap_to_tell_is_no_match(speechlike: Speech) -> None:
     assert heard(speech).check(around, RATE) is None
 
 
-def test_the_best_match_is_told_of_several(speechlike: Speech) -> None:
+def test_the_best_match_of_several_is_given(speechlike: Speech) -> None:
     speech = speechlike(3.0, 10)
     match = heard(played_back(speech), speech, speechlike(3.0, 11)).check(speech, RATE)
     assert match is not None

@@ -392,7 +392,7 @@ def find_copies(prepared: PreparedSet) -> list[tuple[int, int]]:
     by_frames: dict[int, list[int]] = defaultdict(list)
     copies = []
     for index, clip in enumerate(prepared.clips):
-        samples = prepared.audio[clip.start : clip.start + clip.samples]
+        samples = prepared.samples(index)
         first = by_hash.setdefault(hashlib.sha256(samples.tobytes()).digest(), index)
         if first != index:
             copies.append((first, index))
