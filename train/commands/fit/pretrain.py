@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "pretrain",
-        "Train a ResNet34 from random weights to tell speakers apart (WeSpeaker's recipe for VoxCeleb).",
+        "Train a ResNet34 from random weights to separate speakers (WeSpeaker's recipe for VoxCeleb).",
         f"""{TEXT}
 A batch is shared by the ranks: 128 and 64 crops each on two. --accumulate N shares it further, for less memory.
 
