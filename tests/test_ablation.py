@@ -209,3 +209,43 @@ def test_a_custom_arm_needs_no_registration(corpora, tmp_path):
     mine = Arm("mine", dataclasses.replace(few("aam")[0].recipe, pair_weight=2.0), "my own")
     rows = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path, [mine], (1,), BUDGET)
     assert "mine: my own" in format_table(rows, [mine])
+
+
+def test_all_layers_learn_where_that_is_asked_for(corpora, tmp_path, monkeypatch):
+    moved = set()
+    real = ablation.train_whole
+
+    def watched(encoder, *arguments, **options):
+        tuned = real(encoder, *arguments, **options)
+        changed = {n for n, value in encoder.state_dict().items() if not torch.equal(value, tuned.state_dict()[n])}
+        moved.update(name.split(".")[0] for name in changed)
+        return tuned
+
+    monkeypatch.setattr(ablation, "train_whole", watched)
+    budget = dataclasses.replace(BUDGET, whole=True)
+    rows = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path, few("aam", "+masking"), (1,), budget, num_workers=0)
+    assert [row["arm"] for row in rows] == ["start", "aam", "+masking"] and moved == {"stem", "stages", "linear"}
+    assert not (tmp_path / "pools").exists() and not [*(tmp_path / "runs").iterdir()]
+    assert rows[0] != rows[1]
+
+
+def test_arms_of_a_seed_hear_the_same_speakers_and_clips_where_all_layers_learn(corpora):
+    sources = [Source(prepared, embeddings, 1.0) for prepared, embeddings in corpora]
+    heard = []
+    for arm in few("aam", "+masking"):
+        batches = PairBatches(sources, TINY_SPEC, arm.recipe, 3, 6, 1, aligned=True)
+        of_arm = []
+        for step in range(6):
+            batch = batches[step]
+            of_arm.append(batch["labels"].tolist())
+        heard.append(of_arm)
+    assert heard[0] == heard[1]
+
+
+def test_no_more_clips_are_judged_by_than_the_trials_allow(corpora, monkeypatch):
+    monkeypatch.setattr(ablation, "MAX_CLIPS", 12)
+    prepared, _ = corpora[0]
+    speakers = frozenset(clip.speaker for clip in prepared.clips)
+    chosen = ablation.Development.of(tiny_encoder(), TINY_SPEC, [prepared], speakers, 0)
+    assert len(chosen.corpora["toy"]) == 12 and chosen.activations["toy"].shape == (12, 200, 80)
+    assert len({clip.speaker for clip in chosen.corpora["toy"]}) == 4
