@@ -11,11 +11,13 @@ import torch
 
 from tests.training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 from train import ablation
-from train.ablation import ARMS, Arm, Budget, Pool, ablate, format_table, split_speakers, train_arm, views_of
+from train.ablation import ARMS, Arm, Budget, Pool, ablate, format_table, train_arm, views_of
 from train.finetune import FineTuned
+from train.folds import folds, split_speakers
 from train.losses import pair_loss
 from train.model import autocast
 from train.pairs import PairBatches, Recipe, Source
+from train.power import read_judged
 from train.schedule import Schedule
 
 SCHEDULE = Schedule(steps=4, rate=2e-4, warmup_steps=1, floor=0.0)
@@ -116,7 +118,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_figures(corpora, tmp_path, m
     resumed = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path / "cut", arms, (1,), BUDGET)
 
     def figures(rows):
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+        return [{name: value for name, value in row.items() if name not in ("seconds", "judged")} for row in rows]
 
     assert figures(resumed) == figures(whole)
 
@@ -249,3 +251,22 @@ def test_no_more_clips_are_judged_by_than_the_trials_allow(corpora, monkeypatch)
     chosen = ablation.Development.of(tiny_encoder(), TINY_SPEC, [prepared], speakers, 0)
     assert len(chosen.corpora["toy"]) == 12 and chosen.activations["toy"].shape == (12, 200, 80)
     assert len({clip.speaker for clip in chosen.corpora["toy"]}) == 4
+
+
+def test_folds_judge_every_speaker_once_and_share_no_one(corpora):
+    sets = [prepared for prepared, _ in corpora]
+    groups = folds(sets, 4)
+    assert sorted(name for group in groups for name in group) == sorted(
+        {clip.speaker for prepared in sets for clip in prepared.clips}
+    )
+    assert all(sum(name.startswith(corpus) for name in group) == 2 for group in groups for corpus in ("toy", "other"))
+    with pytest.raises(ValueError, match="8 speakers, expected 10 or more for 5 folds"):
+        folds(sets, 5)
+
+
+def test_an_arm_is_judged_by_the_speakers_of_its_fold_alone(corpora, tmp_path):
+    held = folds([prepared for prepared, _ in corpora], 4)[0]
+    rows = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path, few("aam"), (1,), BUDGET, developing=held)
+    (first, second) = read_judged([row["judged"] for row in rows])
+    assert {clip.speaker for rows in first.clips.values() for clip in rows} == held
+    assert (first.arm, second.arm, second.seed) == ("start", "aam", 1) and first.fold == second.fold

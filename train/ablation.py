@@ -42,16 +42,26 @@ from .evaluation.embeddings import unit
 from .evaluation.metrics import eer
 from .evaluation.protocols import MAX_CLIPS, make_trials
 from .finetune import FineTuned, fit
+from .folds import split_corpora
 from .model import ResidualEncoder, autocast, channels_last, has_bfloat16
 from .pairs import PairBatches, Recipe, Source
+from .power import save_judged
 from .prepare import PreparedClip, PreparedSet
 from .progress import Report, silent
 from .schedule import Schedule
 
-__all__ = ["ARMS", "Arm", "Budget", "Pool", "ablate", "format_table", "split_speakers", "train_arm", "views_of"]
+__all__ = [
+    "ARMS",
+    "Arm",
+    "Budget",
+    "Pool",
+    "ablate",
+    "format_table",
+    "train_arm",
+    "views_of",
+]
 
 LAMBDA = 1.0
-TRAIN_SHARE = 0.6  # of the speakers
 DEVELOPMENT_FRAMES = 200
 SCHEDULE = Schedule(steps=300, rate=2e-4, warmup_steps=30, floor=0.0)
 CLIPS_PER_CELL = 6  # development clips of each speaker and emotion
@@ -112,21 +122,6 @@ class Budget:
     def frozen(self, encoder: ResidualEncoder) -> int:
         """The first stages, which do not learn."""
         return 0 if self.whole else len(encoder.stages) - 1
-
-
-def split_speakers(speakers: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Training and development speakers, by the hash of their names: the same whatever else is there.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two speakers are left on either side.
-    """
-    ordered = sorted(set(speakers), key=lambda name: hashlib.sha256(name.encode()).digest())
-    count = round(TRAIN_SHARE * len(ordered))
-    if count < 2 or len(ordered) - count < 2:
-        raise ValueError(f"{len(ordered)} speakers cannot be split into two of training and two of development or more")
-    return frozenset(ordered[:count]), frozenset(ordered[count:])
 
 
 def views_of(recipe: Recipe) -> dict[str, Any]:
@@ -225,12 +220,16 @@ class Development:
             activations[corpus] = torch.cat(parts)
         return cls({corpus: [p.clips[i] for p, i in rows] for corpus, rows in chosen.items()}, activations, frozen)
 
-    def judge(self, encoder: ResidualEncoder) -> dict[str, float]:
+    def embed(self, encoder: ResidualEncoder) -> dict[str, NDArray[np.float32]]:
+        """The embeddings of each corpus's clips, of unit norm."""
+        return {corpus: unit(self._embed(encoder, rows)) for corpus, rows in self.activations.items()}
+
+    def judge(self, embedded: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
         """Cross-emotion EER of each corpus, their mean and the merged one; neutral EER of each corpus."""
         figures: dict[str, float] = {}
         targets, nontargets = [], []
         for corpus, clips in self.corpora.items():
-            embeddings = unit(self._embed(encoder, self.activations[corpus]))
+            embeddings = embedded[corpus]
             for protocol in ("pairs", "neutral"):
                 trials = make_trials(clips, protocol)
                 scores = trials.scores(embeddings)
@@ -312,6 +311,7 @@ def ablate(
     progress: Callable[[str], Report] = lambda name: silent,
     device: str = "cpu",
     num_workers: int = 1,
+    developing: frozenset[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Train and judge every arm; figures are appended to ``results.csv`` as they come, and a second call goes on.
 
@@ -322,36 +322,42 @@ def ablate(
     sets : sequence of (PreparedSet, embeddings)
         The emotional corpora; each set's embeddings by `encoder`, shape (clips, dim).
     out : Path
-        Folder for the results, and meanwhile for the kept activations and the run.
+        Folder for the results, for what every arm made of the development clips (``judged/``, see `power`), and
+        meanwhile for the kept activations and the run.
     log : callable
         Called with a line for each arm that is done.
     progress : callable
         Name of a long piece of work -> what is called as it goes.
     device, num_workers
         Where arms whose layers all learn do so, and how many processes of a rank make their batches.
+    developing : frozenset of str, optional
+        Speakers whom no arm learns from and all are judged by; without it as `folds.split_corpora` says.
 
     Returns
     -------
     list of dict
-        ``arm``, ``seed`` and the figures of `Development.judge`; arm "start" is the encoder before any training.
+        ``arm``, ``seed``, ``judged`` (the file for `power`) and the figures of `Development.judge`; arm "start" is the
+        encoder before any training.
     """
     budget = budget or Budget()
     encoder = channels_last(encoder.eval())
-    training, developing = _split_corpora([prepared for prepared, _ in sets])
+    training, judged_by = split_corpora([prepared for prepared, _ in sets])
+    if developing is not None:
+        training, judged_by = (training | judged_by) - developing, developing
     key = _digest(
-        _weights_digest(encoder), spec.to_json(), sorted(training), sorted(developing), CLIPS_PER_CELL,
+        _weights_digest(encoder), spec.to_json(), sorted(training), sorted(judged_by), CLIPS_PER_CELL,
         DEVELOPMENT_FRAMES, sorted(str(prepared.folder) for prepared, _ in sets), dataclasses.asdict(budget),
     )  # fmt: skip
     table = _Table(out, key)
     wanted = [(seed, arm) for seed in seeds for arm in arms if (arm.name, seed) not in table]
     if not wanted and ("start", 0) in table:
-        return table.rows
-    log(f"{len(training)} training and {len(developing)} development speakers, {len(wanted)} runs to go")
+        return table.with_files()
+    log(f"{len(training)} training and {len(judged_by)} development speakers, {len(wanted)} runs to go")
     frozen, prepared_sets = budget.frozen(encoder), [prepared for prepared, _ in sets]
-    chosen = Development.of(encoder, spec, prepared_sets, developing, frozen, progress("development"))
+    chosen = Development.of(encoder, spec, prepared_sets, judged_by, frozen, progress("development"))
     if ("start", 0) not in table:
-        log(f"start: {_short(table.add('start', 0, chosen.judge(channels_last(copy.deepcopy(encoder), device)), 0.0))}")
-    sources = [_source(prepared, embeddings, developing) for prepared, embeddings in sets]
+        log(f"start: {_short(table.add('start', 0, chosen, channels_last(copy.deepcopy(encoder), device), 0.0))}")
+    sources = [_source(prepared, embeddings, judged_by) for prepared, embeddings in sets]
     for position, (seed, arm) in enumerate(wanted, 1):
         run = out / "runs" / f"{key}-{_digest(dataclasses.asdict(arm.recipe))}-{seed}"
         count = budget.schedule.batches * world_size() if budget.whole else budget.pool_batches
@@ -368,47 +374,47 @@ def ablate(
             tuned = train_arm(encoder, spec, batches.centres, pool, arm.recipe, budget.schedule, seed, run)
             if not any(other == seed and views_of(later.recipe) == views for other, later in wanted[position:]):
                 shutil.rmtree(pool.folder)
-        row = table.add(arm.name, seed, chosen.judge(channels_last(tuned, device)), time.monotonic() - started)
+        row = table.add(arm.name, seed, chosen, channels_last(tuned, device), time.monotonic() - started)
         log(f"{position} of {len(wanted)}, {arm.name}, seed {seed}: {_short(row)}")
         if rank() == 0:
             shutil.rmtree(run)
-    return table.rows
+    return table.with_files()
 
 
 class _Table:
     """The figures of one setting: rank 0 keeps them in ``results.csv``, every rank knows them."""
 
     def __init__(self, out: Path, key: str) -> None:
-        self._path, self._key = out / "results.csv", key
+        self._out, self._path, self._key = out, out / "results.csv", key
         if rank() == 0:
-            out.mkdir(parents=True, exist_ok=True)
+            (out / "judged").mkdir(parents=True, exist_ok=True)
         self.rows = from_first_rank(lambda: _read_results(self._path, key))
+
+    def _judged(self, arm: str, seed: int) -> Path:
+        return self._out / "judged" / f"{self._key} {arm} {seed}.npz"
+
+    def with_files(self) -> list[dict[str, Any]]:
+        """The rows, each with the file that holds what its run made of the clips."""
+        return [row | {"judged": self._judged(row["arm"], row["seed"])} for row in self.rows]
 
     def __contains__(self, run: tuple[str, int]) -> bool:
         return any((row["arm"], row["seed"]) == run for row in self.rows)
 
-    def add(self, arm: str, seed: int, figures: dict[str, float], seconds: float) -> dict[str, Any]:
-        """Keep the figures of one run; its row."""
-        row = {"arm": arm, "seed": seed, **figures, "seconds": seconds}
-        self.rows.append(row)
+    def add(self, arm: str, seed: int, chosen: Development, encoder: ResidualEncoder, seconds: float) -> dict[str, Any]:
+        """Judge an encoder and keep the figures of its run, and what it made of the clips; its row."""
+        embedded = chosen.embed(encoder)
+        figures = chosen.judge(embedded) | {"seconds": seconds}
+        self.rows.append({"arm": arm, "seed": seed, **figures})
         if rank() == 0:
+            save_judged(self._judged(arm, seed), chosen.corpora, embedded)
             new = not self._path.is_file()
             with open(self._path, "a", newline="", encoding="utf-8") as file:
                 table = csv.writer(file)
                 if new:
                     table.writerow(("setting", "arm", "seed", "figure", "value"))
-                for name, value in {**figures, "seconds": seconds}.items():
+                for name, value in figures.items():
                     table.writerow((self._key, arm, seed, name, repr(value)))
-        return row
-
-
-def _split_corpora(sets: Sequence[PreparedSet]) -> tuple[frozenset[str], frozenset[str]]:
-    """Training and development speakers of all sets, each corpus split by itself."""
-    names = {clip.speaker for prepared in sets for clip in prepared.clips if clip.speaker}
-    corpora = sorted({clip.corpus for prepared in sets for clip in prepared.clips})
-    parts = [split_speakers([name for name in names if name.startswith(f"{corpus}-")]) for corpus in corpora]
-    training = frozenset(name for train, _ in parts for name in train)
-    return training, frozenset(name for _, develop in parts for name in develop)
+        return self.rows[-1]
 
 
 def _source(prepared: PreparedSet, embeddings: NDArray[np.float32], held_out: frozenset[str]) -> Source:

@@ -83,6 +83,7 @@ def make_table(arguments: argparse.Namespace, prepared: Path) -> str:
     from ..ablation import ARMS, Budget, ablate, format_table
     from ..distributed import rank, world_size
     from ..model import load_start
+    from ..power import changes, format_changes, read_judged
     from ..progress import Progress, silent
     from ..recipes import open_sources
     from ..schedule import Schedule
@@ -107,4 +108,4 @@ def make_table(arguments: argparse.Namespace, prepared: Path) -> str:
         progress=lambda name: Progress(name) if rank() == 0 else silent,
         device=arguments.device, num_workers=arguments.workers,
     )  # fmt: skip
-    return format_table(rows)
+    return f"{format_table(rows)}\n\n{format_changes(changes(read_judged([row['judged'] for row in rows])))}"
