@@ -19,7 +19,7 @@ TARGETS = {"base": 2.5, "small": 12.0}
 def test_embedding_three_seconds_beside_resnet34(benchmark, request, model_name, model_path, speech, sizes, tmp_path):
     folder = request.config.getoption("--peers")
     if folder is None:
-        pytest.skip("no --peers FOLDER was given; benchmarks/README.md says where the peers come from")
+        pytest.skip("no --peers FOLDER was given; benchmarks/README.md describes where the peers come from")
     np.save(tmp_path / "clip.npy", speech(3.0))
     with open_workers([(model_name, model_path)], folder, only=[REFERENCE]) as (workers, skipped):
         if skipped:

@@ -217,7 +217,7 @@ class _Mixer:
         return mono
 
     def check(self, take: str) -> None:
-        """Refuse channels that cancelled each other; `take` says how to take one, by its index or number."""
+        """Refuse channels that cancelled each other; `take` describes how to take one, by its index or number."""
         opposed = self.comparison.opposed()
         if opposed is None and (self.sounded or not self._silenced):
             return
@@ -357,7 +357,7 @@ def read_audio(
     channel : "mix" or int
         The mean of all channels, or one of them, counted from 1.
     max_duration_s : float
-        Longer recordings are refused, before they are read where the header says so.
+        Longer recordings are refused, before they are read where the header gives their length.
 
     Returns
     -------

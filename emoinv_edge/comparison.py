@@ -31,7 +31,7 @@ def compare(
     """Decide whether two recordings are of one speaker.
 
     Each is taken as the enrolment of the other, and the score is the mean of both, so that their order makes no
-    difference. Several recordings of a known speaker tell more than one does: enrol those, and verify.
+    difference. Several recordings of a known speaker show more than one does: enrol those, and verify.
 
     Parameters
     ----------

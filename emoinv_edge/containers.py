@@ -117,7 +117,7 @@ class _Audio(NamedTuple):
 
     begin: int  # position of its first byte
     length: int  # in bytes, by the header
-    length_at: int  # where the header says so
+    length_at: int  # where it stands in the header
     length_format: str
 
 
@@ -196,7 +196,7 @@ def _au(file: BinaryIO, size: int, magic: bytes) -> list[Part]:
 
 
 def _ogg(file: BinaryIO, size: int) -> list[Part]:
-    """The links of a chained Ogg file: each begins with a page that says so, behind pages that do not."""
+    """The links of a chained Ogg file: each begins with a page marked as its first, behind pages that do not."""
     starts: list[int] = []
     position, opening, ended = 0, False, False
     while position < size:
@@ -244,7 +244,7 @@ _MP3_JUNK = 256
 
 
 class _Frame(NamedTuple):
-    """What the header of a frame of MPEG audio, layer III, says."""
+    """The header of a frame of MPEG audio, layer III, read."""
 
     length: int  # in bytes
     version: int  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5

@@ -1,7 +1,7 @@
 """Decoding: a file, a pipe or a file object -> blocks of samples, read to their end.
 
 Nothing is held but one block, except for what comes through a pipe, as decoders move about in a
-file. Where less comes than the headers promise, a note says so.
+file. Where less comes than the headers promise, a note reports it.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class _Count:
         self._most_s = most_s
 
     def promise(self, seconds: float, times: float = 1.0) -> None:
-        """A header says that `seconds` are there, and more by `times` were meant to be."""
+        """A header promises `seconds`, and more by `times` were meant to be."""
         self._check(self.promised + seconds, "by its header ")
         self.promised += seconds * times
 
@@ -241,10 +241,10 @@ def _decode_media(file: BinaryIO, count: _Count, why: str) -> Iterator[tuple[int
         view.reraise()
         if isinstance(error, AudioError):
             raise
-        says = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         if count.seconds > 0.0:
-            raise _Refused(says) from error
-        raise AudioError(f"{EXPECTED}, or FFmpeg, but {why}, and {says}; {CONVERT}") from error
+            raise _Refused(reason) from error
+        raise AudioError(f"{EXPECTED}, or FFmpeg, but {why}, and {reason}; {CONVERT}") from error
 
 
 # --- where the bytes come from -----------------------------------------------------------------

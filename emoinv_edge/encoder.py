@@ -204,7 +204,7 @@ class Encoder:
     def fingerprint(self) -> str:
         """What embeddings and profiles are bound to, in hexadecimal.
 
-        SHA-256 of what makes the embedding: graph, weights and spec. Nothing that the file says of itself is in it,
+        SHA-256 of what makes the embedding: graph, weights and spec. Nothing that the file claims of itself is in it,
         and a file whose scores were calibrated anew has the same: profiles stay good.
         """
         return self._fingerprint

@@ -86,7 +86,7 @@ def read_regular(path: str | os.PathLike[str], limit: int, *, private: bool = Fa
     Raises
     ------
     OSError
-        If it cannot be read, or is refused; `strerror` says why.
+        If it cannot be read, or is refused; `strerror` gives the reason.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     with open(os.open(path, flags), "rb") as file:

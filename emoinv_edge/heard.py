@@ -1,6 +1,6 @@
 """HeardBefore: is this a recording of an utterance that this device has itself heard?
 
-Nobody says a thing twice with the same pitch at the same hundredths of a second; a played-back recording
+Nobody speaks a phrase twice with the same pitch at the same hundredths of a second; a played-back recording
 always does. An utterance is kept as a fingerprint of two pictures, one column every 20 ms: the tracks of the
 harmonics (a narrow-band log spectrum without its smooth course over frequency and its mean over time, so that
 loudspeaker, microphone and room leave little in it), and the motion of the envelope (log energies of wide
@@ -8,7 +8,7 @@ bands without their slow course over time). Two utterances are compared by the n
 each picture at every offset; the score is the highest sum of the two at one common offset, 0 to 2. The search
 goes over a few playback speeds as well.
 
-It says nothing of recordings that were made elsewhere, nor of cloned voices. A fingerprint holds the pitch of a
+It knows nothing of recordings that were made elsewhere, nor of cloned voices. A fingerprint holds the pitch of a
 voice: it is biometric data, to be kept and erased like a profile.
 """
 

@@ -107,7 +107,7 @@ class Microphone:
         a `Gap` at once, another of the time that it took, and goes on. PortAudio finds a device that
         was plugged in anew only when it is started anew, which ends every stream of the process;
         while the application has another stream of sounddevice open, that is not done, and a `Gap`
-        says so.
+        reports it.
     """
 
     def __init__(

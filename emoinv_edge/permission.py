@@ -1,6 +1,6 @@
 """Which profiles may be used at this moment: not the expired, not those that were removed.
 
-`Permitted` is asked in every decision. The clock says what has expired. Where the profiles came out of a store, its
+`Permitted` is asked in every decision. What has expired goes by the clock. Where the profiles came out of a store, its
 file is looked at too: as long as it is unchanged that costs a few microseconds, and after a change a short read.
 """
 
@@ -128,7 +128,7 @@ class Permitted:
         Raises
         ------
         StoreError
-            If there is none left, or the store cannot tell.
+            If there is none left, or the store cannot be read.
         """
         if self._due():
             if self._process != os.getpid():  # a fork may have copied the lock while a thread held it

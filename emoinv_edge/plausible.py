@@ -48,7 +48,7 @@ class _Table(Protocol):
 def check_plausible(bias: float, terms: Sequence[_Term], far_tables: Sequence[_Table], most_shift: float = 0.0) -> None:
     """Refuse numbers that no speech gives, and thresholds that a voice like no other would pass.
 
-    A voice at a right angle to the profile says nothing for the owner: it must stay below the threshold of every rate,
+    A voice at a right angle to the profile is no evidence for it: it must stay below the threshold of every rate,
     and below that of the strictest rate even where everything else is as favourable as it can be.
 
     Parameters

@@ -383,7 +383,7 @@ def _mean_decay(qualities: list[SpeechQuality]) -> float | None:
 
 
 def _decay(waveform: NDArray[np.float32], sample_rate: int) -> float | None:
-    """60 dB over the steepest falls of the level per second; None where there is no fall or too little to tell."""
+    """60 dB over the steepest falls of the level per second; None where there is no fall or too little to measure."""
     return _decay_of(_step_powers(waveform, round(FALL_STEP_S * sample_rate)))
 
 

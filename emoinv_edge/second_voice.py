@@ -1,4 +1,4 @@
-"""Does a second person speak in this recording? What is said of it, and where."""
+"""Does a second person speak in this recording? The message about it, and where."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def second_voice(
     times: Sequence[float] | None = None,
     voice: NDArray[np.float32] | None = None,
 ) -> Refusal | None:
-    """Why speech is not one person's; None if it may be, or is too short to tell, or the model gives no windows.
+    """Why speech is not one person's; None if it may be, or is too short to decide, or the model gives no windows.
 
     Parameters
     ----------

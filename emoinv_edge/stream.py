@@ -25,7 +25,7 @@ from .decision import Comparator, Decision, Verdict
 from .encoder import Embedding
 from .features import LogMelStream
 from .quality import CLIP_LEVEL, SpeechQuality, measure_quality, merge_qualities, snr_db
-from .utterance import MAX_CLIPPED_FRACTION, MIN_SPEECH_S, Refusal, embed_speech, unusable
+from .utterance import MAX_CLIPPED_FRACTION, MIN_SPEECH_S, Piece, Refusal, hear
 from .vad import SpeechDetector, SpeechSegment, SpeechSegmenter
 
 __all__ = ["VerificationStream"]
@@ -40,6 +40,7 @@ GUARDED_S = 20.0  # of one utterance's speech is kept for `Comparator.guard`
 WINDOWS_APART_S = 0.48  # of two windows among which a second voice is sought
 LEAST_WINDOW_S = 1.4  # shorter ones differ too much within one voice
 WATCH_BLOCKS = 25  # clipping is looked for in half seconds of them
+NOTHING = np.empty(0, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -255,7 +256,7 @@ class VerificationStream:
                 centred = blocks - np.add.reduce(blocks, axis=1, keepdims=True) / np.float32(block)
                 self._power.extend((np.add.reduce(centred * centred, axis=1) / np.float32(block)).tolist())
                 self._num_blocks += whole
-                self._full_scale += _num_clipped(blocks)
+                self._full_scale += int(np.count_nonzero(np.abs(blocks) >= CLIP_LEVEL))
             for segment in self._segmenter.process(part):
                 self._take(segment, out)
             if whole and self._num_blocks % WATCH_BLOCKS == 0:
@@ -333,7 +334,8 @@ class VerificationStream:
             self._judge(segment.end, segment.final, out)
         elif segment.final:
             quality = self._measure(segment.end)
-            refusal = unusable(quality) or Refusal("too_short", "too little speech; speak a little longer")
+            refusal = hear(self._encoder, Piece(NOTHING, quality), self._rate).refusal
+            assert refusal is not None  # there is nothing to embed
             out.append(self._guard(self._no_decision(refusal, quality, segment.end, final=True)))
         if segment.final:
             self._forget_utterance()
@@ -384,24 +386,25 @@ class VerificationStream:
 
     def _step(self, quality: SpeechQuality, final: bool) -> Refusal | None:
         """Add a step of the new speech; the reason why not, if it cannot be used."""
-        # Only the whole window must be long enough, every part of it must be clean enough.
-        refusal = unusable(quality, 0.0)
         tail = final and len(self._steps) > 0 and quality.net_speech_s < TAIL_S
-        if tail and (refusal is None or refusal.code == "too_quiet"):
+        seen = self._recent
+        if tail or seen is None or len(seen) < self._length(LEAST_S):  # as after a clipped stretch
+            seen = NOTHING
+        # Only the whole window must be long enough, every part of it must be clean enough.
+        heard = hear(self._encoder, Piece(np.ascontiguousarray(seen), quality), self._rate, min_speech_s=0.0)
+        refusal = heard.refusal
+        if refusal is None:
+            assert heard.embedding is not None  # one of the two is there
+            self._steps.append(_Step(heard.embedding, float(len(seen)), quality, self._new_start))
+            return None
+        if refusal.code == "too_short":
+            return None if self._steps else refusal
+        if tail and refusal.code == "too_quiet":
             return None  # too short to change the answer, and often the silence into which speech dies away
-        if refusal is not None:
-            self._steps.clear()
+        self._steps.clear()
+        if refusal.code != "no_embedding":
             self._recent = None  # the next embedding must not see it either
-            return refusal
-        if self._recent is None or len(self._recent) < self._length(LEAST_S):  # as after a clipped stretch
-            too_short = Refusal("too_short", "too little speech that can be used; speak a little longer")
-            return None if self._steps else too_short
-        found = embed_speech(self._encoder, np.ascontiguousarray(self._recent))
-        if isinstance(found, Refusal):
-            self._steps.clear()
-            return found
-        self._steps.append(_Step(found, float(len(self._recent)), quality, self._new_start))
-        return None
+        return refusal
 
     def _length(self, seconds: float) -> int:
         """Seconds of speech in what `_recent` holds: frames of features, or samples."""
@@ -434,7 +437,3 @@ class VerificationStream:
         before = [self._context_s - step.quality.net_speech_s for step in whole]  # the context that is not new
         times = [max(0.0, step.start / self._rate - seconds) for step, seconds in zip(whole, before, strict=True)]
         return np.stack([step.embedding.vector for step in whole]), times
-
-
-def _num_clipped(samples: NDArray[np.float32]) -> int:
-    return int(np.count_nonzero(np.abs(samples) >= CLIP_LEVEL))

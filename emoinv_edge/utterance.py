@@ -1,7 +1,7 @@
 """One recording on its way to a score: its speech, the quality of it, and an embedding or the reason why not.
 
-Every recording comes through `hear`: verification, enrolment, calibration and evaluation hear the same. A
-stream cuts its speech out as it comes; the rules and the embedding are these all the same.
+All speech comes through `hear`: verification, enrolment, calibration and evaluation hear the same. A stream, which
+cuts its speech out as it comes, brings it in a `Piece` at a time.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
     "MAX_CLIPPED_FRACTION",
     "MIN_SPEECH_S",
     "Embedder",
+    "Piece",
     "Refusal",
     "Utterance",
-    "embed_speech",
     "hear",
     "hear_blocks",
     "no_voice",
@@ -84,6 +84,23 @@ class Refusal:
 
 
 SILENT = Refusal("silent", "silent: every sample is zero; is the microphone muted?")
+TOO_LITTLE = Refusal("too_short", "too little speech that can be used; speak a little longer")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A piece of an utterance, already cut out and measured.
+
+    Parameters
+    ----------
+    speech : ndarray, shape (samples,) or (frames, num_mel_bins), float32
+        Mono at the encoder's rate, or its log-mels where the encoder takes features. Empty, it is judged by its
+        quality alone, and is too short where that is good.
+    quality : SpeechQuality
+    """
+
+    speech: NDArray[np.float32]
+    quality: SpeechQuality
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -124,23 +141,24 @@ class Utterance:
 
 def hear(
     encoder: Embedder,
-    waveform: NDArray[Any],
+    waveform: NDArray[Any] | Piece,
     sample_rate: int,
     *,
     min_speech_s: float = MIN_SPEECH_S,
     min_snr_db: float = MIN_SNR_DB,
     keep_speech: bool = True,
 ) -> Utterance:
-    """Take one recording of one person.
+    """Take one recording of one person, or a piece of one that is already cut.
 
     Parameters
     ----------
     encoder : Encoder
         Or another `Embedder`.
-    waveform : ndarray, shape (samples,) or (samples, channels), int16, int32, float32 or float64
-        As `emoinv_edge.audio.to_mono` takes it.
+    waveform : ndarray, shape (samples,) or (samples, channels), int16, int32, float32 or float64; or Piece
+        As `emoinv_edge.audio.to_mono` takes it. Of a `Piece` it is not asked whether it is a voice, which only a
+        whole utterance shows, and its speech is not given back.
     sample_rate : int
-        8000 to 192000 Hz.
+        8000 to 192000 Hz; of a `Piece` the encoder's.
     min_speech_s, min_snr_db : float
         Less speech, or more noise, is refused.
     keep_speech : bool
@@ -151,6 +169,10 @@ def hear(
     TypeError, AudioError
         If the array's type, dtype, shape or rate is wrong: a fault of the program, not of the speech.
     """
+    if isinstance(waveform, Piece):
+        refusal = unusable(waveform.quality, min_speech_s, min_snr_db)
+        found = refusal or (_embed(encoder, waveform.speech) if len(waveform.speech) else TOO_LITTLE)
+        return _utterance(Utterance(np.empty(0, np.float32), waveform.quality, None, None), found)
     if isinstance(waveform, np.ndarray) and waveform.ndim in (1, 2):
         refusal = _broken(waveform)
         if refusal is not None:
@@ -167,9 +189,9 @@ def hear(
     segments = speech_segments(mono, rate)
     speech = gather([segment.waveform for segment in segments])
     quality = measure_quality(mono, rate, speech)
-    found = unusable(quality, min_speech_s, min_snr_db) or embed_speech(encoder, speech)
+    found = unusable(quality, min_speech_s, min_snr_db) or _embed(encoder, speech)
     heard = Utterance(speech, quality, None, None, len(mono), tuple((each.start, each.end) for each in segments))
-    return _utterance(encoder, heard, quality, found)
+    return _utterance(heard, found, getattr(encoder, "guards", None))
 
 
 def hear_blocks(encoder: Embedder, blocks: Iterable[NDArray[np.float32]]) -> Utterance:
@@ -205,11 +227,13 @@ def _cancelled(error: ChannelError) -> Utterance:
     return Utterance(np.empty(0, np.float32), None, None, Refusal("channels", str(without_file)))
 
 
-def _utterance(encoder: Embedder, heard: Utterance, quality: SpeechQuality, found: Embedding | Refusal) -> Utterance:
+def _utterance(heard: Utterance, found: Embedding | Refusal, guards: Guards | None = None) -> Utterance:
+    """What was heard, with its embedding or why there is none."""
     if isinstance(found, Refusal):
         return dataclasses.replace(heard, refusal=found)
-    quality = quality.with_embedding_norm(found.norm)
-    refusal = no_voice(getattr(encoder, "guards", None), found.vector, quality)
+    assert heard.quality is not None  # it was measured
+    quality = heard.quality.with_embedding_norm(found.norm)
+    refusal = no_voice(guards, found.vector, quality)
     if refusal is not None:
         return dataclasses.replace(heard, quality=quality, refusal=refusal)
     return dataclasses.replace(heard, quality=quality, embedding=found)
@@ -252,7 +276,7 @@ def _hear_long(
     )
     found = unusable(quality, min_speech_s, min_snr_db) or windows.embedding()
     heard = Utterance(gather(kept), quality, None, None, meter.num_samples, tuple(spans))
-    return _utterance(encoder, heard, quality, found)
+    return _utterance(heard, found, getattr(encoder, "guards", None))
 
 
 class _SpeechWindows:
@@ -282,7 +306,7 @@ class _SpeechWindows:
 
     def _embed(self, speech: NDArray[np.float32]) -> None:
         self._qualities.append(measure_quality(speech, self._rate))
-        self._found.append(embed_speech(self._encoder, speech))
+        self._found.append(_embed(self._encoder, speech))
 
     def quality(self) -> SpeechQuality:
         """Of the speech alone, once all of it has come."""
@@ -298,7 +322,7 @@ class _SpeechWindows:
     def embedding(self) -> Embedding | Refusal:
         """Of all the speech, after `quality`, or why there is none."""
         if not self._long:
-            return embed_speech(self._encoder, self._held[0])
+            return _embed(self._encoder, self._held[0])
         embeddings = []
         for found in self._found:
             if isinstance(found, Refusal):
@@ -340,15 +364,8 @@ def unusable(
     return None
 
 
-def embed_speech(encoder: Embedder, speech: NDArray[np.float32]) -> Embedding | Refusal:
-    """The embedding of speech that can be judged; a refusal where the model fails on it: no score, no accept.
-
-    Parameters
-    ----------
-    encoder : Encoder
-    speech : ndarray, shape (samples,) or (frames, num_mel_bins), float32
-        Mono at the encoder's rate, or its log-mels where the encoder takes features.
-    """
+def _embed(encoder: Embedder, speech: NDArray[np.float32]) -> Embedding | Refusal:
+    """The embedding of speech, or of its log-mels; a refusal where the model fails on it: no score, no accept."""
     try:
         if encoder.input == "waveform":
             return encoder.embed(speech, encoder.spec.sample_rate)

@@ -128,7 +128,7 @@ class Service:
             return str(error)
 
     def info(self, of_upstream: Info | None = None) -> Info:
-        """What the service says of itself, beside what the upstream says."""
+        """What the service describes of itself, beside what the upstream describes."""
         attribution = Attribution(NAME, "https://pypi.org/project/emoinv-edge")
         programs = of_upstream.asr if of_upstream is not None else []
         languages = sorted({code for program in programs for model in program.models for code in model.languages})
@@ -210,7 +210,7 @@ class Connection(AsyncEventHandler):
         self._writing = asyncio.Lock()
 
     async def run(self) -> None:
-        """Serve the client until it leaves or says what cannot be understood."""
+        """Serve the client until it leaves or sends what cannot be understood."""
         self._service.num_clients += 1
         try:
             if self._service.num_clients > MOST_CLIENTS:
@@ -298,7 +298,7 @@ class Connection(AsyncEventHandler):
         task.add_done_callback(self._tasks.discard)
 
     async def _listen(self, upstream: AsyncClient) -> None:
-        """Take what the upstream says until it leaves."""
+        """Take what the upstream sends until it leaves."""
         reason = "the speech-to-text closed the connection"
         try:
             while True:

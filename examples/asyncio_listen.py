@@ -48,7 +48,7 @@ async def decisions(verifier: Verifier, chunks: Iterable[Any]) -> AsyncIterator[
             yield item
     finally:
         stop.set()
-        await asyncio.to_thread(thread.join, 2.0)  # a source that says nothing more must not hold up the program
+        await asyncio.to_thread(thread.join, 2.0)  # a source that sends nothing more must not hold up the program
 
 
 async def main(name: str) -> None:

@@ -78,7 +78,7 @@ def add_cohort(
     sets : sequence of Path
         Prepared sets of people whose licence allows it.
     source : str
-        What the file says of where they come from, with the licence.
+        The file's note on where they come from, with the licence.
     speakers : int
     report : callable
         Takes one line a step.

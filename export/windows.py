@@ -1,7 +1,7 @@
 """The second output of a model file: embeddings of windows within the speech, for hardly more time than one.
 
 The activations before the pooling are pooled once more, over short windows, and every window goes through the
-same linear layer as the whole. So one inference says what the whole sounds like and whether it stays one voice.
+same linear layer as the whole. So one inference gives what the whole sounds like and whether it stays one voice.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from emoinv_edge.quality import SpeechQuality
 from emoinv_edge.spec import EncoderSpec
 
 RATE = 16000
-# Two voices of `synthesise` that every tiny encoder tells apart.
+# Two voices of `synthesise` that every tiny encoder separates.
 ANA_HZ, BOB_HZ = 210.0, 110.0
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 TINY_SPEC = EncoderSpec(name="tiny", embedding_dim=32)
@@ -84,6 +84,11 @@ def calibrated_encoder(folder: Path, held: Calibration | None = None, **argument
     return Encoder(build_encoder(folder / "calibrated.onnx", metadata=in_file(held or calibration()), **arguments))
 
 
+def noise(seconds: float, seed: int = 0, level: float = 0.0005) -> NDArray[np.float32]:
+    """White noise of this standard deviation, as there is before, between and after speech."""
+    return (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
 def synthesise(seconds: float, seed: int, f0_hz: float = 120.0, sample_rate: int = 16000) -> NDArray[np.float32]:
     """Voiced sound with intonation, moving formants and a syllable rhythm, which WebRTC VAD calls speech.
 
@@ -104,7 +109,7 @@ def synthesise(seconds: float, seed: int, f0_hz: float = 120.0, sample_rate: int
     return _synthesise(float(seconds), seed, float(f0_hz), sample_rate).copy()
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=512)
 def _synthesise(seconds: float, seed: int, f0_hz: float, sample_rate: int) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * sample_rate)) / sample_rate
@@ -139,7 +144,7 @@ def build_encoder(
 ) -> Path:
     """Write a tiny ONNX encoder to `path`.
 
-    The "features" flavour tells voices of `synthesise` apart by how their harmonics move through
+    The "features" flavour separates voices of `synthesise` by how their harmonics move through
     the lower mel bins: on 3 s the cosine of one `f0_hz` with itself is about 0.9, and 0.5 at most
     with one a fifth away. Encoders of different seeds give embeddings that do not compare.
 

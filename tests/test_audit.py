@@ -28,7 +28,7 @@ NAMES = [f"toy-{number:02}" for number in range(30)]
 
 
 def voices(seed, speakers=NAMES, clips=6, people=None, strays=()):
-    """Two encoders' embeddings of `clips` clips of each id; `people` says whose voice an id has, `strays` other clips.
+    """Two encoders' embeddings of `clips` clips of each id; `people` names whose voice an id has, `strays` other clips.
 
     Each encoder sees the same people in a space of its own.
     """
@@ -122,7 +122,7 @@ def test_one_encoder_is_refused(tmp_path):
 
 def test_a_whole_set_is_embedded_a_few_clips_of_each_id(tmp_path):
     clips = prepared(tmp_path / "toy", speakers=7, takes=3)
-    heard, told = {"one": 0, "two": 0}, []
+    heard, reported = {"one": 0, "two": 0}, []
 
     def embed(name):
         def embedded(waves):
@@ -133,10 +133,10 @@ def test_a_whole_set_is_embedded_a_few_clips_of_each_id(tmp_path):
 
     (found,) = audit(
         [clips], {"one": embed("one"), "two": embed("two")}, clips_per_id=4,
-        progress=lambda corpus, done, total: told.append((corpus, done, total)),
+        progress=lambda corpus, done, total: reported.append((corpus, done, total)),
     )  # fmt: skip
     assert (found.corpus, found.ids, found.clips) == ("toy", 7, 42)
-    assert heard == {"one": 28, "two": 28} and told[-1] == ("toy", 56, 56)
+    assert heard == {"one": 28, "two": 28} and reported[-1] == ("toy", 56, 56)
 
 
 def test_equal_audio_is_found_at_another_level_too_and_takes_are_not(tmp_path):

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +17,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import soundfile
-from numpy.typing import NDArray
 
 from benchmarks import report
 from benchmarks.__main__ import main as run_benchmarks
@@ -29,6 +27,7 @@ from benchmarks.peers import PEERS, Missing
 from benchmarks.workers import Worker, open_workers, take_turns
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.quality import measure_quality
+from tests.builders import synthesise
 from train.evaluation.enrolment import DESIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,10 +54,8 @@ def test_the_benchmark_suite_runs_on_tiny_inputs(tiny_encoder_path: Path) -> Non
 
 
 @pytest.mark.parametrize("condition", [name for name in CONDITIONS if not name.startswith(("room", "opus"))])
-def test_a_condition_depends_on_the_clip_and_the_seed_alone(
-    condition: str, speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
-    waveform = speechlike(1.5, 3)
+def test_a_condition_depends_on_the_clip_and_the_seed_alone(condition: str) -> None:
+    waveform = synthesise(1.5, 3)
     before = waveform.copy()
     first = degrade(waveform, condition, 7)
     assert first.dtype == np.float32 and len(first) == len(waveform)
@@ -81,24 +78,24 @@ def test_a_room_rings_for_its_reverberation_time(condition: str) -> None:
     assert rt60 == pytest.approx(float(condition[5:]), rel=0.35)
 
 
-def test_opus_keeps_the_length_and_changes_the_sound(speechlike: Callable[..., NDArray[np.float32]]) -> None:
+def test_opus_keeps_the_length_and_changes_the_sound() -> None:
     pytest.importorskip("av", reason="the extra [train] is not installed")
-    waveform = speechlike(1.0, 3)
+    waveform = synthesise(1.0, 3)
     coded = degrade(waveform, "opus-12", 0)
     assert abs(len(coded) - len(waveform)) <= 320
     assert not np.array_equal(coded[:15000], waveform[:15000])
 
 
 @pytest.mark.parametrize("snr_db", [20, 10, 5, 0])
-def test_noise_has_the_level_asked_for(snr_db: int, speechlike: Callable[..., NDArray[np.float32]]) -> None:
-    waveform = 0.2 * speechlike(2.0, 1)
+def test_noise_has_the_level_asked_for(snr_db: int) -> None:
+    waveform = 0.2 * synthesise(2.0, 1)
     noise = degrade(waveform, f"noise-{snr_db}", 0) - waveform
     found = 10.0 * math.log10(float(np.mean(waveform**2)) / float(np.mean(noise**2)))
     assert found == pytest.approx(snr_db, abs=0.1)
 
 
-def test_whisper_has_no_pitch_left(speechlike: Callable[..., NDArray[np.float32]]) -> None:
-    waveform = speechlike(2.0, 1)
+def test_whisper_has_no_pitch_left() -> None:
+    waveform = synthesise(2.0, 1)
     assert measure_quality(waveform, 16000).voiced_fraction > 0.8
     assert measure_quality(degrade(waveform, "whisper", 0), 16000).voiced_fraction < 0.2
 
@@ -134,10 +131,8 @@ def test_without_a_folder_every_peer_is_skipped() -> None:
     assert all("--peers FOLDER" in reason for reason in skipped.values())
 
 
-def test_a_worker_embeds_and_is_timed_in_turns(
-    tiny_encoder_path: Path, tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
-    waveform = speechlike(1.0, 2)
+def test_a_worker_embeds_and_is_timed_in_turns(tiny_encoder_path: Path, tmp_path: Path) -> None:
+    waveform = synthesise(1.0, 2)
     np.save(tmp_path / "clip.npy", waveform)
     encoder = Encoder(tiny_encoder_path)
     with open_workers([("tiny", str(tiny_encoder_path))], None, only=["none"]) as (workers, skipped):
@@ -159,9 +154,7 @@ def test_a_worker_that_dies_is_missing_not_a_hang() -> None:
         Worker("x", "x", [sys.executable, "-c", "import sys; sys.exit('no luck')"], ours=False)
 
 
-def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(
-    tiny_encoder_path: Path, tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
+def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(tiny_encoder_path: Path, tmp_path: Path) -> None:
     for corpus, emotions in (("ravdess", ("neutral", "happy")), ("alphanumeric", ("neutral",))):
         folder = tmp_path / "eval" / corpus
         folder.mkdir(parents=True)
@@ -170,7 +163,7 @@ def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(
             for emotion in emotions:
                 for take in range(4):
                     name = f"{voice}-{emotion}-{take}.wav"
-                    clip = speechlike(1.2, 10 * voice + take + 100 * (emotion == "happy"), f0_hz)
+                    clip = synthesise(1.2, 10 * voice + take + 100 * (emotion == "happy"), f0_hz)
                     soundfile.write(folder / name, clip, 16000)
                     rows.append(f"{name},speaker-{voice},female,{emotion},1.2")
         (folder / "manifest.csv").write_text("\n".join(rows) + "\n")

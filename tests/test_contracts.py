@@ -283,6 +283,69 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         emoinv_edge.__getattr__("Encodr")
 
 
+# --- how it is written --------------------------------------------------------------------------------
+
+
+CODE = ("emoinv_edge", "train", "export", "benchmarks", "examples", "docs")
+# Words of the first version, where the field has its own: emotion, EER, FRR, FAR, min Cllr, to describe, a message.
+DIALECT = r"moods?|moody|manners?|tells?|told|says|learnt by heart|least cllr|whole or not at all|owners refused"
+SPOKEN = "I have told you twice"  # by a clip of the demo
+
+
+def written(*folders: str) -> list[Path]:
+    """The Python files of these folders."""
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if "site" not in path.parts]
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def test_no_file_is_longer_than_500_lines_and_no_function_longer_than_80() -> None:
+    for path in written(*CODE, "tests"):
+        assert len(path.read_text("utf-8").splitlines()) <= 500, path
+        for node in functions(path):
+            assert node.end_lineno is not None and node.end_lineno - node.lineno < 80, f"{path}: {node.name}"
+
+
+def test_names_messages_and_documents_use_the_fields_words() -> None:
+    texts = [path for ending in ("md", "js", "mjs", "cpp", "yaml") for path in (ROOT / "examples").rglob(f"*.{ending}")]
+    texts = [path for path in texts if "node_modules" not in path.parts]
+    texts += [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *written(*CODE, "tests")]
+    for path in texts:
+        if path == Path(__file__):
+            continue
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+            line = line.replace(SPOKEN, "").replace("def tell(", "")
+            found = re.search(rf"(?<![a-z])(?:{DIALECT})(?![a-z(])", line, re.IGNORECASE)  # in_a_name too
+            assert found is None, f"{path}:{number}: {line.strip()}"
+
+
+def test_no_test_reads_a_private_name_of_the_code_under_test() -> None:
+    def private(name: str) -> bool:
+        return name.startswith("_") and name.strip("_") != "" and not name.startswith("__")
+
+    hidden = set()
+    for path in written("emoinv_edge", "train", "export", "benchmarks"):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                hidden.add(node.name)
+            elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+                hidden.add(node.id if isinstance(node, ast.Name) else node.attr)
+    hidden = set(filter(private, hidden))
+    for path in written("tests"):
+        nodes = list(ast.walk(parsed(path)))
+        own = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+        own |= {node.name for node in functions(path)}
+        for node in nodes:
+            read = {node.attr} - own if isinstance(node, ast.Attribute) else set()
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in FOLDERS[:-1]:
+                read = {alias.name for alias in node.names}
+            if isinstance(node, ast.Constant) and re.fullmatch(r"[a-z]\w*(\.\w+)+", str(node.value)):  # of `setattr`
+                read = set(node.value.split("."))
+            assert not read & hidden, f"{path}:{node.lineno}: {read & hidden}"
+
+
 # --- the wheel ----------------------------------------------------------------------------------------
 
 

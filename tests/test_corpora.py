@@ -172,8 +172,18 @@ LAYOUTS = {
         {
             "crowd_train/raw_crowd_train.tsv": "hash_id\taudio_path\tsource_id\tspeaker_emo\tspeaker_text\n"
             "a\twavs/a.wav\ts1\tpositive\thi\na\twavs/a.wav\ts1\tpositive\thi\nb\twavs/b.wav\ts2\tother\tho\n"
+            'q\twavs/q.wav\ts3\tsad\t"a quote\nc\twavs/c.wav\t\tsad\tcontrol\n',
+            "crowd_test/raw_crowd_test.jsonl": '{"audio_path": "wavs/d.wav", "source_id": "s4", '
+            '"speaker_emo": "angry"}\n',
+            "podcast_test/raw_podcast_test.tsv": "audio_path\tsource_id\tspeaker_emo\nwavs/d.wav\ts9\tsad\n",
+            "crowd_train/wavs/c.wav": "",
+            "podcast_test/wavs/d.wav": "",
         },
-        {"crowd_train/wavs/a.wav": ("dusha-s1", "", "happy")},
+        {
+            "crowd_train/wavs/a.wav": ("dusha-s1", "", "happy"),
+            "crowd_train/wavs/q.wav": ("dusha-s3", "", "sad"),
+            "crowd_test/wavs/d.wav": ("dusha-s4", "", "angry"),
+        },
     ),
     "msp_podcast": (
         {
@@ -219,7 +229,8 @@ def test_recipe_gives_the_same_order_each_time(corpus, tmp_path):
 
 def test_corpora_that_ship_a_model_have_a_licence_that_allows_it():
     open_licences = {
-        "free, commercial use allowed", "CC BY 4.0", "CC BY-SA 4.0", "Apache-2.0", "ODbL", "CC BY 4.0 as others list it",
+        "free, commercial use allowed", "CC BY 4.0", "CC BY 4.0 as others list it", "CC BY-SA 4.0", "Apache-2.0",
+        "ODbL",
     }  # fmt: skip
     assert {corpus.licence for corpus in CORPORA.values() if corpus.use == "open"} <= open_licences
     assert {corpus.use for corpus in CORPORA.values()} == {"open", "research", "development"}

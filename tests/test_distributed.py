@@ -1,4 +1,4 @@
-"""Two processes over gloo: the same gradients as one process, the same embeddings, shares that cover everything."""
+"""Two processes over gloo: the same weights as one process, the same embeddings, shares that cover everything."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from tests.training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
 from train import recipes
 from train.corpora import CORPORA
-from train.distributed import average_over_ranks, barrier, process_group, rank, share, world_size
-from train.finetune import FineTuned, fit
+from train.distributed import barrier, process_group, rank, share, world_size
+from train.finetune import fit
 from train.model import save_checkpoint
 from train.pairs import PairBatches, Recipe, Source
 from train.prepare import PreparedSet
@@ -35,8 +35,8 @@ getattr(t, {function!r})(Path({folder!r}))
 """
 
 
-def launch(function: str, folder: Path, processes: int = 2) -> None:
-    """Run a function of this file in so many processes, as torchrun would."""
+def launch(function: str, folder: Path, processes: int = 2, killed: int | None = None) -> None:
+    """Run a function of this file in so many processes, as torchrun would; one may be killed, and all end then."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -48,9 +48,12 @@ def launch(function: str, folder: Path, processes: int = 2) -> None:
             "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
         }  # fmt: skip
         running.append(subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE))
-    for process in running:
+    for number, process in enumerate(running):
         _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
+        if killed is None:
+            assert process.returncode == 0, errors.decode()
+        else:
+            assert process.returncode != 0 and (number != killed or process.returncode == 9), errors.decode()
 
 
 def source(folder: Path) -> Source:
@@ -58,30 +61,35 @@ def source(folder: Path) -> Source:
     return Source(clips, random_embeddings(clips), 1.0)
 
 
-def train_two_steps(folder: Path) -> None:
-    """What each rank runs: two steps, its gradients and weights kept."""
-    batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, 2 * world_size(), 1)
+STEPS = 3
+
+
+def train(folder: Path, accumulate: int = 1, out: str = "run") -> None:
+    """What each rank runs: a few steps, its own end kept."""
+    schedule = Schedule(STEPS, warmup_steps=1, checkpoint_every_s=0.0, accumulate=accumulate)
+    batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, schedule.batches * world_size(), 1)
     with process_group():
-        fit(tiny_encoder(), TINY_SPEC, batches, Schedule(2, warmup_steps=1), folder / "run", num_workers=0)
+        end = fit(tiny_encoder(rank()), TINY_SPEC, batches, schedule, folder / out, num_workers=0)
         barrier()
+    torch.save(end.state_dict(), folder / f"{out}-{rank()}.pt")
 
 
-def gradients_of(batches: PairBatches, steps: range) -> dict[str, torch.Tensor]:
-    """The gradient of the mean loss of some batches."""
-    tuned = FineTuned(tiny_encoder(), torch.from_numpy(batches.centres), RECIPE, 0)
-    losses = [tuned.losses(tuned(batches[step]["features"]), batches[step], 0.1)["loss"] for step in steps]
-    (sum(losses) / len(losses)).backward()
-    return {name: p.grad for name, p in tuned.named_parameters()}
+def train_accumulating(folder: Path) -> None:
+    """The same with two batches of each rank to a step."""
+    train(folder, 2)
 
 
-def keep_gradients(folder: Path) -> None:
-    """What each rank runs: one backward pass, its gradients averaged."""
-    batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, world_size(), 1)
-    with process_group():
-        found = gradients_of(batches, range(rank(), rank() + 1))
-        average_over_ranks(found.values())
-        torch.save(found, folder / f"gradients-{rank()}.pt")
-        barrier()
+def train_until_killed(folder: Path) -> None:
+    """What each rank runs: rank 1 is killed when it is asked for its last batch, after two steps."""
+
+    class Deadly(PairBatches):
+        def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+            if rank() == 1 and step == 2 * STEPS - 1:
+                os._exit(9)
+            return super().__getitem__(step)
+
+    globals()["PairBatches"] = Deadly
+    train(folder)
 
 
 def teach_share(folder: Path) -> None:
@@ -111,23 +119,37 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_gradients_of_two_processes_are_the_mean_of_both_batches_in_one(folder):
-    launch("keep_gradients", folder)
-    first, second = (torch.load(folder / f"gradients-{r}.pt", weights_only=True) for r in (0, 1))
-    batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, 2, 1)
-    for name, gradient in gradients_of(batches, range(2)).items():
-        assert torch.equal(first[name], second[name]), name
-        assert torch.allclose(first[name], gradient, atol=1e-6, rtol=1e-4), name
+def ends(folder: Path, out: str = "run") -> list[dict[str, torch.Tensor]]:
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{out}-*.pt"))]
 
 
-def test_a_run_of_two_processes_ends_in_one_checkpoint_of_the_whole(folder):
-    launch("train_two_steps", folder)
+@pytest.mark.parametrize("function, each", [("train", 1), ("train_accumulating", 2)])
+def test_two_processes_end_where_one_does_that_gathers_the_gradients_of_their_batches(folder, function, each):
+    launch(function, folder)
+    first, second = ends(folder)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert sorted(path.name for path in (folder / "run").iterdir()) == ["best.pt", "last.pt", "log.csv"]
-    saved = torch.load(folder / "run" / "last.pt", weights_only=True)
-    assert saved["step"] == 2
-    batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, 3, 1)
-    fit(tiny_encoder(), TINY_SPEC, batches, Schedule(3, warmup_steps=1), folder / "run", num_workers=0)  # by one
-    assert torch.load(folder / "run" / "last.pt", weights_only=True)["step"] == 3
+    train(folder, 2 * each, "alone")
+    (alone,) = ends(folder, "alone")
+    for name, value in alone.items():
+        assert torch.allclose(first[name], value, atol=2e-5, rtol=1e-3), name
+
+
+def test_a_run_whose_rank_was_killed_goes_on_from_the_last_step(folder):
+    launch("train_until_killed", folder, killed=1)
+    assert torch.load(folder / "run" / "last.pt", weights_only=True)["step"] == 2
+    launch("train", folder)
+    train(folder, 2, "alone")
+    (alone,), (after, _) = ends(folder, "alone"), ends(folder)
+    assert all(torch.allclose(value, after[name], atol=2e-5, rtol=1e-3) for name, value in alone.items())
+
+
+def test_a_run_of_two_processes_is_gone_on_with_by_one(folder):
+    launch("train", folder)
+    schedule = Schedule(STEPS + 1, warmup_steps=1)
+    batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, STEPS + 1, 1)
+    fit(tiny_encoder(), TINY_SPEC, batches, schedule, folder / "run", num_workers=0)
+    assert torch.load(folder / "run" / "last.pt", weights_only=True)["step"] == STEPS + 1
 
 
 def test_a_compression_by_two_processes_ends_in_one_encoder(folder, monkeypatch):

@@ -1,8 +1,8 @@
 """The documents keep their word: blocks run as printed, commands and links exist, figures are measured.
 
 The blocks of a page run in the order of the page, in one folder with recordings that stand in for the reader's own
-(the demo's synthetic voices), and with a data folder of their own. A comment before a block says why it is not run:
-``<!-- not run: needs a microphone -->``.
+(the demo's synthetic voices), and with a data folder of their own. A comment before a block gives the reason why it is
+not run: ``<!-- not run: needs a microphone -->``.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reader(tmp_path: Path, recordings: Path) -> Iterator[Path]:
-    """The folder in which a reader types what a page says; home and data are elsewhere, and new."""
+    """The folder in which a reader types what a page shows; home and data are elsewhere, and new."""
     place, home, tools = tmp_path / "here", tmp_path / "home", tmp_path / "bin"
     shutil.copytree(recordings, place)
     (place / "data").mkdir()
@@ -173,7 +173,7 @@ def test_the_blocks_of_a_page_run_as_printed(page: Path, reader: Path) -> None:
             assert done.returncode == 0, f"{block.where} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
 
 
-def test_a_block_that_is_not_run_says_why() -> None:
+def test_a_block_that_is_not_run_gives_the_reason() -> None:
     for block in ALL_BLOCKS:
         assert block.language in ("python", "sh", "text", "javascript", "dockerfile", "yaml"), block.where
         if "--mic" in block.text or "Microphone(" in block.text:

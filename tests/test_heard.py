@@ -107,7 +107,7 @@ def test_silence_around_an_utterance_never_makes_a_score_beyond_two(seed: int, b
     assert same.score <= 2.001
 
 
-def test_the_best_match_is_told_of_several(speechlike: Speech) -> None:
+def test_the_best_match_of_several_is_given(speechlike: Speech) -> None:
     speech = speechlike(3.0, 10)
     match = heard(played_back(speech), speech, speechlike(3.0, 11)).check(speech, RATE)
     assert match is not None

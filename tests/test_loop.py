@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import itertools
+import re
 
 import pytest
 import torch
 
 from tests.training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 from train.finetune import fit
-from train.loop import Batches
+from train.loop import Batches, State
+from train.loop import run as run_loop
 from train.model import load_checkpoint
 from train.pairs import PairBatches, Recipe, Source
+from train.progress import Progress
 from train.schedule import Schedule
 
 RECIPE = Recipe(min_s=0.4, max_s=0.5, morph=0.0, pair_weight=0.5, softmax_weight=0.1)
@@ -87,6 +91,32 @@ def test_batches_are_those_of_their_steps_from_whichever_a_run_begins_with(sourc
     ahead = Batches(batches, 6, workers)
     for step in (3, 4, 5, 0, 1):
         assert torch.equal(ahead(step)["features"], batches[step]["features"])
+
+
+def test_gathered_gradients_make_one_step_of_a_larger_batch(source, tmp_path):
+    two = dataclasses.replace(SCHEDULE, steps=4, accumulate=2)
+    batches = PairBatches([source], TINY_SPEC, RECIPE, 3, two.batches, 1)
+    seen = []
+
+    def losses(batch, step):
+        seen.append(step)
+        weight = module.weight.sum() * batch["features"].mean()
+        return {"loss": (weight - float(len(seen))).square()}
+
+    module = tiny_encoder().linear.requires_grad_(False)
+    module.weight.requires_grad_(True)
+    encoder = tiny_encoder()
+    state = State(module, torch.optim.SGD([module.weight], 0.0), encoder, TINY_SPEC)
+    run_loop(tmp_path, two, state, Batches(batches, two.batches, 0), losses)
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3]
+    logged = [row for row in csv.DictReader((tmp_path / "log.csv").read_text().splitlines()) if row["step"] == "4"]
+    assert len(logged) == 1  # the mean of the last two
+
+
+def test_progress_says_how_fast_crops_are_learned_from_and_the_share_of_waiting(source, tmp_path):
+    stream = io.StringIO()
+    run(source, tmp_path, progress=Progress("fit toy", stream))
+    assert re.search(r"fit toy: 8 in .*; [\d.e+]+ crops/s, \d+% of the time waiting for data", stream.getvalue())
 
 
 def test_what_another_version_left_is_refused_with_its_path(source, tmp_path):

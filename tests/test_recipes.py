@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -28,14 +29,21 @@ QUICK = Schedule(steps=2, frozen_stages=1, warmup_steps=1)
 SHORT = Recipe(min_s=0.4, max_s=0.5, morph=0.3)
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
     """A prepared root with two open corpora and a research one, embedded by a tiny encoder."""
+    folder = tmp_path_factory.mktemp("embedded")
     for corpus in ("malayalam", "librispeech", "ased"):
         emotions, takes = (("neutral", "angry"), 2) if corpus == "ased" else (("neutral",), 4)
-        prepared(tmp_path / corpus, corpus, 6, emotions, takes, seconds=0.6, genders=("female",))
-        embed_initial(tiny_encoder(), TINY_SPEC, tmp_path / corpus)
-    return tmp_path
+        prepared(folder / corpus, corpus, 6, emotions, takes, seconds=0.6, genders=("female",))
+        embed_initial(tiny_encoder(), TINY_SPEC, folder / corpus)
+    return folder
+
+
+@pytest.fixture
+def root(embedded, tmp_path):
+    """A copy of `embedded`, to change at will."""
+    return shutil.copytree(embedded, tmp_path, dirs_exist_ok=True)
 
 
 def test_targets_are_one_unit_row_a_clip(root):
@@ -131,9 +139,9 @@ def small_run(root, tmp_path, monkeypatch):
     torch.manual_seed(0)
     large = ResidualEncoder(dataclasses.replace(TINY_SHAPE, blocks=(2, 2, 2), stem_stride=(1, 1)))
 
-    def run(name, stop_at=None, **options):
+    def run(name, stop_at=None, steps=10, **options):
         """Train; a judge of every step makes the log hold every step's losses, in their order."""
-        schedule = Schedule(30, rate=3e-3, warmup_steps=3, checkpoint_every_s=0.0, judge_every=1)
+        schedule = Schedule(steps, rate=3e-3, warmup_steps=3, checkpoint_every_s=0.0, judge_every=1)
 
         def progress(done, total):
             if done == stop_at:
@@ -153,7 +161,7 @@ def small_run(root, tmp_path, monkeypatch):
 
 
 def test_small_is_cut_and_distilled_from_the_large_one(small_run, tmp_path):
-    assert len(small_run("run")["loss"]) == 30
+    assert len(small_run("run", steps=30)["loss"]) == 30
     small, large = small_run.small, small_run.large
     assert small.shape == SMALL
     unseen = torch.randn(16, 64, 80, generator=torch.Generator().manual_seed(3))
@@ -167,15 +175,15 @@ def test_small_is_cut_and_distilled_from_the_large_one(small_run, tmp_path):
 
 def test_the_stages_are_hinted_at_for_their_share_of_the_steps_and_not_after(small_run):
     hints = small_run("run", hints_until=0.4)["hints"]
-    assert all(value > 0 for value in hints[:12]) and hints[12:] == [0.0] * 18
-    assert small_run("unhinted", hints_until=0.0)["hints"] == [0.0] * 30
+    assert all(value > 0 for value in hints[:4]) and hints[4:] == [0.0] * 6
+    assert small_run("unhinted", hints_until=0.0)["hints"] == [0.0] * 10
 
 
 def test_a_compression_that_was_stopped_goes_on_with_the_same_losses(small_run, tmp_path):
     whole = small_run("whole")["match"]
-    before = small_run("stopped", stop_at=11)["match"]
+    before = small_run("stopped", stop_at=5)["match"]
     assert load_checkpoint(tmp_path / "stopped" / "best.pt")[2]["finished"] is False
-    assert before == whole[:10] and small_run("stopped")["match"] == whole
+    assert before == whole[:4] and small_run("stopped")["match"] == whole
 
 
 def test_held_out_speakers_are_not_compressed_on(root, monkeypatch):
@@ -281,7 +289,7 @@ def test_what_is_no_share_of_a_corpus_is_wrong_usage(share, tmp_path):
 
 
 @pytest.mark.parametrize("use", ["open", "research"])
-def test_a_corpus_of_ones_own_that_is_not_prepared_says_so(root, use):
+def test_a_corpus_of_ones_own_that_is_not_prepared_is_named(root, use):
     with pytest.raises((ValueError, OSError), match="typo"):
         open_sources(root, {"typo": 1.0}, use)
 

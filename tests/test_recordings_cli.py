@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,34 +17,13 @@ from numpy.typing import NDArray
 
 from emoinv_edge.cli import main
 from tests.builders import RATE, calibration, in_file, synthesise
+from tests.shell import ANA_HZ, BOB_HZ, Shell
 
-ANA_HZ, BOB_HZ = 120.0, 210.0
 
-
-class Shell:
-    """Runs emoinv in this process with one model and, where the command has one, one store."""
-
-    def __init__(self, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.model, self.folder, self.store = model, folder, folder / "profiles.db"
-        self._capsys = capsys
-        self.out = self.err = ""
-
-    def __call__(self, command: str, *arguments: str | Path) -> int:
-        words = [command, *map(str, arguments), "--model", str(self.model)]
-        if command not in ("compare", "embed"):
-            words += ["--store", str(self.store)]
-        status = main(words)
-        self.out, self.err = self._capsys.readouterr()
-        return status
-
-    def answers(self) -> list[Any]:
-        """The JSON objects that were printed, one a line."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    def write(self, name: str, *channels: NDArray[np.float32]) -> Path:
-        path = self.folder / name
-        soundfile.write(path, np.stack(channels, axis=1), RATE, format="WAV")
-        return path
+def written(folder: Path, name: str, *channels: NDArray[np.float32]) -> Path:
+    """A recording of these channels."""
+    soundfile.write(folder / name, np.stack(channels, axis=1), RATE, format="WAV")
+    return folder / name
 
 
 def voice(seed: int, f0_hz: float = ANA_HZ, seconds: float = 3.0) -> NDArray[np.float32]:
@@ -57,7 +35,9 @@ def voice(seed: int, f0_hz: float = ANA_HZ, seconds: float = 3.0) -> NDArray[np.
 def emoinv(make_encoder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
     """The command with ana enrolled."""
     shell = Shell(make_encoder(metadata=in_file(calibration())), tmp_path, capsys)
-    assert shell("enroll", "ana", *(shell.write(f"ana-{seed}.wav", voice(seed)) for seed in (1, 2, 3))) == 0, shell.err
+    assert shell("enroll", "ana", *(written(tmp_path, f"ana-{seed}.wav", voice(seed)) for seed in (1, 2, 3))) == 0, (
+        shell.err
+    )
     return shell
 
 
@@ -67,9 +47,9 @@ def files(emoinv: Shell) -> dict[str, Path]:
     unreadable = emoinv.folder / "notes.wav"
     unreadable.write_text("these are notes, not sound")
     return {
-        "own": emoinv.write("own.wav", voice(9)),
-        "stranger": emoinv.write("stranger.wav", voice(9, BOB_HZ)),
-        "short": emoinv.write("short.wav", voice(9, seconds=0.3)),
+        "own": written(emoinv.folder, "own.wav", voice(9)),
+        "stranger": written(emoinv.folder, "stranger.wav", voice(9, BOB_HZ)),
+        "short": written(emoinv.folder, "short.wav", voice(9, seconds=0.3)),
         "unreadable": unreadable,
         "missing": emoinv.folder / "missing.wav",
     }
@@ -131,7 +111,7 @@ def test_a_table_that_cannot_be_written_is_an_error_before_anything_is_decided(
 
 
 def test_all_scores_are_given_the_best_first(emoinv: Shell, files: dict[str, Path]) -> None:
-    bob = [emoinv.write(f"bob-{seed}.wav", voice(seed, BOB_HZ)) for seed in (1, 2)]
+    bob = [written(emoinv.folder, f"bob-{seed}.wav", voice(seed, BOB_HZ)) for seed in (1, 2)]
     assert emoinv("enroll", "bob", *bob) == 0
     table = emoinv.folder / "all.csv"
     assert emoinv("identify", files["stranger"], "--all", "--json", "--csv", table) == 0
@@ -147,7 +127,7 @@ def test_all_scores_are_given_the_best_first(emoinv: Shell, files: dict[str, Pat
 
 
 def test_each_channel_of_a_call_is_decided_by_itself(emoinv: Shell) -> None:
-    call = emoinv.write("call.wav", voice(9), voice(9, BOB_HZ))
+    call = written(emoinv.folder, "call.wav", voice(9), voice(9, BOB_HZ))
     assert emoinv("verify", "ana", call, "--channel", "each", "--json") == 1
     assert [(answer["channel"], answer["verdict"]) for answer in emoinv.answers()] == [(1, "accept"), (2, "reject")]
     assert emoinv("verify", "ana", call, "--channel", "1") == 0
@@ -168,9 +148,9 @@ def test_what_is_no_channel_of_one_person_is_wrong_usage(emoinv: Shell, files: d
     assert emoinv("enroll", "bob", files["own"], "--channel", channel) == 3
 
 
-def test_inverted_channels_are_told_as_that_and_the_cure_works(emoinv: Shell) -> None:
+def test_inverted_channels_are_reported_as_that_and_the_cure_works(emoinv: Shell) -> None:
     faint = 1e-3 * np.random.default_rng(0).standard_normal((2, len(voice(9)))).astype(np.float32)
-    path = emoinv.write("inverted.wav", voice(9) + faint[0], -voice(9) + faint[1])
+    path = written(emoinv.folder, "inverted.wav", voice(9) + faint[0], -voice(9) + faint[1])
     for command in (("verify", "ana"), ("identify",)):
         assert emoinv(*command, path) == 2
         assert "channels 1 and 2 are inverted" in emoinv.out and "--channel 1" in emoinv.out
@@ -181,9 +161,9 @@ def test_inverted_channels_are_told_as_that_and_the_cure_works(emoinv: Shell) ->
     assert "inverted" in emoinv.out
 
 
-def test_a_channel_of_noise_is_told_as_that_where_it_hides_the_speech(emoinv: Shell) -> None:
+def test_a_channel_of_noise_is_reported_as_that_where_it_hides_the_speech(emoinv: Shell) -> None:
     loud = 0.1 * np.random.default_rng(0).standard_normal(len(voice(9))).astype(np.float32)
-    path = emoinv.write("noisy.wav", 0.5 * voice(9), np.clip(loud, -1, 1))
+    path = written(emoinv.folder, "noisy.wav", 0.5 * voice(9), np.clip(loud, -1, 1))
     status = emoinv("verify", "ana", path)
     if status == 2:  # the speech drowned
         assert "channel 2 is steady noise" in emoinv.out
@@ -248,7 +228,7 @@ def test_an_error_shows_what_a_terminal_would_act_on_escaped(emoinv: Shell, comm
 
 
 def test_silence_is_no_decision_in_every_command(emoinv: Shell, files: dict[str, Path]) -> None:
-    zeros = emoinv.write("zeros.wav", np.zeros(3 * RATE, np.float32))
+    zeros = written(emoinv.folder, "zeros.wav", np.zeros(3 * RATE, np.float32))
     for command in (("verify", "ana"), ("identify",), ("compare", files["own"])):
         assert emoinv(*command, zeros, "--json") == 2
         assert emoinv.answers()[0]["code"] == "silent"
@@ -260,8 +240,8 @@ def test_silence_is_no_decision_in_every_command(emoinv: Shell, files: dict[str,
 
 
 def test_a_session_takes_one_channel_and_not_each(emoinv: Shell) -> None:
-    call = emoinv.write("call.wav", voice(9), voice(9, BOB_HZ))
-    again = emoinv.write("again.wav", voice(10), voice(10, BOB_HZ))
+    call = written(emoinv.folder, "call.wav", voice(9), voice(9, BOB_HZ))
+    again = written(emoinv.folder, "again.wav", voice(10), voice(10, BOB_HZ))
     assert emoinv("verify", "ana", call, again, "--session", "--channel", "1", "--extrapolate") == 0, emoinv.err
     assert emoinv("verify", "ana", call, again, "--session", "--channel", "each") == 3
     assert "--session" in emoinv.err

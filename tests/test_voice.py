@@ -149,7 +149,7 @@ def damaged(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         (damaged(format=9), "expected format 1, got 9"),
         (damaged(least_cosine="high"), "least_cosine"),
@@ -169,8 +169,8 @@ def damaged(**changes: Any) -> dict[str, Any]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_damaged_guards_are_refused(values: Any, told: str) -> None:
-    with pytest.raises(ModelFormatError, match=told):
+def test_damaged_guards_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(ModelFormatError, match=message):
         Guards.of_metadata(values, DIM)
 
 

@@ -247,16 +247,15 @@ def train_arm(
     tuned = channels_last(copy.deepcopy(encoder))
     module = FineTuned(tuned, torch.from_numpy(centres), recipe, schedule.frozen_stages).train()
     state = loop.State(module, module.optimizer(schedule), tuned, spec)
-    rng, rounds = np.random.default_rng(seed), math.ceil(schedule.steps / pool.count)
+    rng, rounds = np.random.default_rng(seed), math.ceil(schedule.batches / pool.count)
     order = [int(number) for _ in range(rounds) for number in reversed(rng.permutation(pool.count))]
 
-    def step(number: int) -> dict[str, Tensor]:
-        batch = pool[order[number]]
+    def losses(batch: loop.Batch, step: int) -> dict[str, Tensor]:
         with autocast():
             embeddings = module.above(batch["activations"]).float()
-        return module.losses(embeddings, batch, recipe.margin_at(number, schedule.steps))
+        return module.losses(embeddings, batch, recipe.margin_at(step, schedule.steps))
 
-    loop.run(out, schedule, state, step)
+    loop.run(out, schedule, state, lambda number: pool[order[number]], losses)
     return tuned.eval()
 
 

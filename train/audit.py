@@ -1,7 +1,7 @@
 """Are a corpus's labels true? Ids that are one person, ids that hold several, and copies of one recording.
 
 Ids made of hashes, uploads or sessions are no people. Two encoders that have no part in the training embed a few
-clips of each id; what both say is found, what one says is noted:
+clips of each id; what both find is reported, what one finds is noted:
 
 - **One person under two ids**: the mean embeddings of two ids are alike beyond the corpus's own impostors (of one
   gender, where it is known), and as alike as two halves of one id are.
@@ -60,7 +60,7 @@ ALIKE_QUANTILE = 0.2
 FAR_SIGMAS = 1.0
 # And it is at another's place: above this quantile of the clips' cosines to the rest of their own ids.
 PLACE_QUANTILE = 0.2
-FEWEST_CLIPS = 4  # of an id that can be said to hold several people
+FEWEST_CLIPS = 4  # of an id that can be taken for several people
 FEWEST_IDS = 6  # fewer give no distribution of impostors
 FRAME = SAMPLE_RATE // 100
 SAME_CONTOUR = 0.9995  # correlation of two copies' levels in dB, 10 ms apart
@@ -392,7 +392,7 @@ def find_copies(prepared: PreparedSet) -> list[tuple[int, int]]:
     by_frames: dict[int, list[int]] = defaultdict(list)
     copies = []
     for index, clip in enumerate(prepared.clips):
-        samples = prepared.audio[clip.start : clip.start + clip.samples]
+        samples = prepared.samples(index)
         first = by_hash.setdefault(hashlib.sha256(samples.tobytes()).digest(), index)
         if first != index:
             copies.append((first, index))

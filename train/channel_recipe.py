@@ -227,7 +227,7 @@ def fit_run(
         Where to start; changed in place. All its layers learn, the lower ones more slowly: a channel changes
         what the first layers see.
     batches : ChannelBatches
-        As many as ``schedule.steps`` times the number of ranks.
+        As many as ``schedule.batches`` times the number of ranks.
     schedule : Schedule
         Its ``frozen_stages`` are 0.
     out, judge, progress
@@ -247,20 +247,23 @@ def fit_run(
     """
     if schedule.frozen_stages:
         raise ValueError(f"expected a schedule in which all layers learn, got {schedule.frozen_stages} frozen stages")
-    if len(batches) < schedule.steps:
-        raise ValueError(f"expected {schedule.steps} batches or more, got {len(batches)}")
+    if len(batches) < schedule.batches:
+        raise ValueError(f"expected {schedule.batches} batches or more, got {len(batches)}")
     module, recipe = channels_last(encoder, device).train(), batches.recipe
-    about = {"provenance": provenance or {}, "recipe": dataclasses.asdict(recipe) | {"kinds": dict(recipe.kinds)}}
+    about: dict[str, Any] = {
+        "provenance": provenance or {},
+        "recipe": dataclasses.asdict(recipe) | {"kinds": dict(recipe.kinds)},
+    }
     state = loop.State(module, _optimizer(module, schedule), module, spec, **about)
-    read = loop.Batches(batches, schedule.steps, num_workers, device)
+    ahead = loop.Batches(batches, schedule.batches, num_workers, device)
 
-    def step(number: int) -> dict[str, Tensor]:
-        batch = read(number)
+    def losses(batch: loop.Batch, step: int) -> dict[str, Tensor]:
         with autocast(device):
             embeddings = module(batch["features"])
         return channel_loss(embeddings.float(), batch, recipe)
 
-    return loop.run(out, schedule, state, step, judge, progress)
+    averaged: ResidualEncoder = loop.run(out, schedule, state, ahead, losses, judge, progress)
+    return averaged
 
 
 def fit_channel(
@@ -312,7 +315,7 @@ def fit_channel(
             save_rows(prepared / corpus / "base.npy", embeddings)
         barrier()
     sources, _ = open_sources(prepared, SHARES, targets="base")
-    steps = schedule.steps * world_size()
+    steps = schedule.batches * world_size()
     batches = ChannelBatches(sources, spec, recipe or ChannelRecipe(), channels, seed, steps)
     made_of = credited(provenance or {}, {"corpora": corpora_of(SHARES), "teachers": TEACHERS["base"]})
     begun = interpolate(start, [start], 0.0)

@@ -128,7 +128,7 @@ def _by_av(waveform: Waveform, codec: Codec, bit_rate: int) -> Waveform:
     import av
 
     rate = codec.sample_rate
-    encoder: Any  # av's types do not tell audio's contexts from others
+    encoder: Any  # av's types do not separate audio's contexts from others
     decoder: Any
     try:
         encoder = av.CodecContext.create(codec.encoder, "w")

@@ -227,7 +227,7 @@ def fit_stages(
     batches : Dataset
         Each with ``features`` (batch, frames, bins), mean-normalised, that the small encoder sees; ``clean``, if the
         large one shall see others; the answers of a `StageTeacher`, or else the large encoder computes them here.
-        As many as ``schedule.steps`` times the number of ranks.
+        As many as ``schedule.batches`` times the number of ranks.
     hints_until : float
         Share of the steps over which the hints fade out; the embedding's weight grows to 1 meanwhile.
     out, judge, progress
@@ -242,15 +242,14 @@ def fit_stages(
     """
     large = channels_last(large.eval().requires_grad_(False), device)
     kept = kept_channels(large, small.shape.widths)
-    ahead = loop.Batches(batches, schedule.steps, num_workers, device)
+    ahead = loop.Batches(batches, schedule.batches, num_workers, device)
     small = insert_batch_norm(channels_last(copy.deepcopy(small), device), ahead(0)["features"]).train()
     optimizer = MuonAdamW(small, schedule.rate, VECTOR_RATE)
     state = loop.State(small, optimizer, small, spec, provenance=provenance or {})
     hinted = hints_until * schedule.steps
 
-    def step(number: int) -> dict[str, Tensor]:
-        batch = ahead(number)
-        fade = 1.0 - number / hinted if number < hinted else 0.0
+    def losses(batch: loop.Batch, step: int) -> dict[str, Tensor]:
+        fade = 1.0 - step / hinted if step < hinted else 0.0
         with autocast(device):
             wanted = answers(batch, large)
             stages = small.outputs(batch["features"])
@@ -262,4 +261,5 @@ def fit_stages(
             match = distillation_loss(embedding, wanted.embedding)
         return {"hints": hints, "match": match, "loss": fade * hints + (1.0 - (1.0 - LEAST_MATCH) * fade) * match}
 
-    return loop.run(out, schedule, state, step, judge, progress)
+    averaged: ResidualEncoder = loop.run(out, schedule, state, ahead, losses, judge, progress)
+    return averaged

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["CORPORA", "Clip", "Corpus", "clips_of", "read_clip_csv"]
+__all__ = ["CORPORA", "VOXCELEB1_TEST", "Clip", "Corpus", "clips_of", "read_clip_csv"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -240,8 +241,12 @@ def casia(root: Path) -> Iterator[Clip]:
             )  # fmt: skip
 
 
+# The speakers of VoxCeleb1's test list, whom nobody trains on.
+VOXCELEB1_TEST = frozenset(f"voxceleb-id{number}" for number in range(10270, 10310))
+
+
 def voxceleb(root: Path) -> Iterator[Clip]:
-    """``idNNNNN/video/utterance.{wav,m4a,flac}`` at any depth."""
+    """VoxCeleb 1 and 2: ``idNNNNN/video/utterance.{wav,m4a,flac}`` at any depth; no name is in both."""
     for path in _sorted(root, "*"):
         if path.suffix in {".wav", ".m4a", ".flac"} and re.fullmatch(r"id\d{5}", path.parent.parent.name):
             yield Clip(path, "voxceleb", f"voxceleb-{path.parent.parent.name}", emotion="")
@@ -267,20 +272,26 @@ def esd(root: Path) -> Iterator[Clip]:
 
 
 def dusha(root: Path) -> Iterator[Clip]:
-    """``crowd_{train,test}/raw_crowd_*.tsv`` (audio_path, source_id, speaker_emo) beside ``wavs``."""
+    """``crowd_{train,test}/raw_crowd_*.tsv``, or ``.jsonl`` (audio_path, source_id, speaker_emo), beside ``wavs``.
+
+    A clip has a row for each annotator; rows without a speaker are the annotators' controls. Podcasts have no audio.
+    """
     names = {"neutral": "neutral", "angry": "angry", "sad": "sad", "positive": "happy"}
-    for table in _sorted(root, "raw_crowd_*.tsv"):
-        with open(table, newline="", encoding="utf-8") as rows:
+    tables = {path.with_suffix(""): path for path in (*_sorted(root, "raw_crowd_*.jsonl"), *_sorted(root, "*.tsv"))}
+    for table in sorted(path for path in tables.values() if path.name.startswith("raw_crowd_")):
+        with open(table, newline="", encoding="utf-8") as lines:
+            tabbed = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
             seen: set[str] = set()
-            for row in csv.DictReader(rows, delimiter="\t"):
-                path = table.parent / row["audio_path"]
-                if row["audio_path"] in seen or row["speaker_emo"] not in names or not path.is_file():
+            for row in tabbed if table.suffix == ".tsv" else map(json.loads, lines):
+                if row["audio_path"] in seen or row["speaker_emo"] not in names or not row["source_id"]:
                     continue
                 seen.add(row["audio_path"])
-                yield Clip(
-                    path, "dusha", f"dusha-{row['source_id']}", emotion=names[row["speaker_emo"]],
-                    sentence=row.get("speaker_text", ""),
-                )  # fmt: skip
+                path = table.parent / row["audio_path"]
+                if path.is_file():
+                    yield Clip(
+                        path, "dusha", f"dusha-{row['source_id']}", emotion=names[row["speaker_emo"]],
+                        sentence=row.get("speaker_text") or "",
+                    )  # fmt: skip
 
 
 def msp_podcast(root: Path) -> Iterator[Clip]:

@@ -116,10 +116,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         morphed = list(dict.fromkeys(of for of, _, _ in morphs))
         noise = _as_recording(noises)
         self._tape = Tape([*(each.audio for each in sets), *(each.audio for each in morphed), noise], device)
-        self._clips: list[Pieces] = [
-            np.array([(number, clip.start, clip.samples) for clip in each.clips], np.int64).reshape(-1, 3)
-            for number, each in enumerate(sets)
-        ]
+        self._clips = [_pieces_of(number, each) for number, each in enumerate(sets)]
         places = [(len(sets) + morphed.index(of), start, samples) for of, start, samples in morphs]
         self._morphs: Pieces = np.array(places, np.int64).reshape(-1, 3)
         ends = np.cumsum([len(each) for each in noises], dtype=np.int64)
@@ -228,6 +225,12 @@ class Crops(Dataset[dict[str, Tensor]]):
             noise[recorded] = self._tape.read(pieces, np.ones(len(recorded)), samples, rng)
         waveforms[rows] = _mixed(waveforms[rows], noise, uniform(rng, 6.0, 30.0, count, self.device))
         return waveforms
+
+
+def _pieces_of(number: int, clips: PreparedSet) -> Pieces:
+    """Where the clips of a set lie; those of a skipped shard have no samples."""
+    places = [(number, clip.start, clip.samples) for clip in clips.clips if clip.samples]
+    return np.array(places, np.int64).reshape(-1, 3)
 
 
 def _as_recording(noises: Sequence[NDArray[np.float32]]) -> NDArray[np.int16]:

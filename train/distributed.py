@@ -1,4 +1,4 @@
-"""Several processes, one result: what `torchrun` starts, and how work and gradients are shared.
+"""Several processes, one result: what `torchrun` starts, and how work and results are shared.
 
 Without ``torchrun`` every function does what one process needs: nothing.
 """
@@ -6,14 +6,18 @@ Without ``torchrun`` every function does what one process needs: nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["average_over_ranks", "barrier", "copy_from_first_rank", "process_group", "rank", "share", "world_size"]
+__all__ = ["barrier", "copy_from_first_rank", "from_first_rank", "process_group", "rank", "share", "world_size"]
+
+
+Anything = TypeVar("Anything")
 
 
 def rank() -> int:
@@ -55,16 +59,31 @@ def barrier() -> None:
             dist.barrier()
 
 
-def average_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor, in place, by its mean over the processes."""
-    if dist.is_initialized():
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-            tensor /= world_size()
-
-
 def copy_from_first_rank(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor, in place, by that of rank 0."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
+
+
+def from_first_rank(make: Callable[[], Anything]) -> Anything:
+    """What `make` gives on rank 0, on every rank; its error is an error on all of them.
+
+    Raises
+    ------
+    Exception
+        Whatever `make` raises.
+    """
+    if not dist.is_initialized():
+        return make()
+    told: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            told[0] = make()
+        except Exception as error:
+            told[1] = error
+    dist.broadcast_object_list(told, 0)
+    if told[1] is not None:
+        raise told[1]
+    made: Anything = told[0]
+    return made

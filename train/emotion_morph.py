@@ -37,7 +37,7 @@ def uniform(rng: np.random.Generator, low: float, high: float, count: int, devic
 
 
 def contours(rng: np.random.Generator, frames: int, knots: int, heights: Tensor) -> Tensor:
-    """Lines through random knots, (batch, frames), each as high as `heights` (batch,) says."""
+    """Lines through random knots, (batch, frames), each as high as its entry of `heights` (batch,)."""
     drawn = torch.from_numpy(rng.standard_normal((len(heights), 1, knots)).astype(np.float32)).to(heights.device)
     line = torch.nn.functional.interpolate(drawn, frames, mode="linear", align_corners=True)
     return line[:, 0] * heights[:, None]

@@ -114,7 +114,7 @@ def fit(
     encoder : ResidualEncoder
         Where to start; changed in place.
     batches : PairBatches
-        As many as ``schedule.steps`` times the number of ranks.
+        As many as ``schedule.batches`` times the number of ranks.
     out, judge, progress
         As `loop.run` takes them.
     provenance : dict, optional
@@ -128,13 +128,13 @@ def fit(
     recipe = batches.recipe
     centres = torch.from_numpy(batches.centres)
     module = FineTuned(channels_last(encoder, device), centres, recipe, schedule.frozen_stages).to(device).train()
-    about = {"provenance": provenance or {}, "recipe": dataclasses.asdict(recipe)}
+    about: dict[str, Any] = {"provenance": provenance or {}, "recipe": dataclasses.asdict(recipe)}
     state = loop.State(module, module.optimizer(schedule), encoder, spec, **about)
-    ahead = loop.Batches(batches, schedule.steps, num_workers, device)
+    ahead = loop.Batches(batches, schedule.batches, num_workers, device)
 
-    def step(number: int) -> dict[str, Tensor]:
-        batch = ahead(number)
+    def losses(batch: loop.Batch, step: int) -> dict[str, Tensor]:
         with autocast(device):
-            return module.losses(module(batch["features"]), batch, recipe.margin_at(number, schedule.steps))
+            return module.losses(module(batch["features"]), batch, recipe.margin_at(step, schedule.steps))
 
-    return loop.run(out, schedule, state, step, judge, progress)
+    averaged: ResidualEncoder = loop.run(out, schedule, state, ahead, losses, judge, progress)
+    return averaged

@@ -1,13 +1,15 @@
-"""Clips -> one prepared set: 16 kHz int16 audio in one file, trimmed of outer silence, and its manifest.
+"""Clips -> one prepared set: 16 kHz int16 audio, trimmed of outer silence, and its manifest.
 
 A prepared set is a folder with
 
-- ``audio.i16``: the samples of all clips, one after the other, little-endian int16;
-- ``manifest.csv``: corpus, speaker, gender, emotion, sentence, start and samples (positions in
-  ``audio.i16``), path (of the source, relative to its corpus);
+- ``audio.i16``: the samples of all clips, one after the other, little-endian int16; or shards instead
+  (`train.shards`), for speech beyond what a disk's cache holds;
+- ``manifest.csv``: corpus, speaker, gender, emotion, sentence, start (the first sample in ``audio.i16``, or the
+  number in the shards), samples, path (of the source, relative to its corpus);
 - ``skipped.csv``: path and reason of every clip that could not be used.
 
-Training maps ``audio.i16`` into memory, so that a set larger than memory streams from disk.
+Training maps ``audio.i16`` into memory, so that a set larger than memory streams from disk. The manifest's order is
+that of the corpus either way, so that the same clips make the same batches.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import csv
 import dataclasses
 import math
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,11 +32,14 @@ from numpy.typing import NDArray
 from emoinv_edge.audio import read_audio, to_mono
 from emoinv_edge.errors import AudioError
 
-from .corpora import Clip
+from .corpora import VOXCELEB1_TEST, Clip
+from .manifest import COLUMNS, SAMPLE_RATE, Clips, PreparedClip
 from .progress import Report, silent
+from .shards import INDEX, Shards, write_shards
 
 __all__ = [
     "HELD_OUT",
+    "SAMPLE_RATE",
     "PreparedClip",
     "PreparedSet",
     "by_speaker",
@@ -45,32 +51,12 @@ __all__ = [
     "write_set",
 ]
 
-SAMPLE_RATE = 16000
 SHORTEST_S = 0.4
 LONGEST_S = 12.0
 # Every so-many-th speaker of these is never trained on: development figures and calibrations need some whom nothing
 # learnt from, of corpora with emotions more.
 HELD_OUT = {"malayalam": 5, "speechocean762": 5, "crema_d": 2, "banglaser": 2}
-COLUMNS = ("corpus", "speaker", "gender", "emotion", "sentence", "start", "samples", "path")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PreparedClip:
-    """One row of a prepared set's manifest."""
-
-    corpus: str
-    speaker: str
-    gender: str
-    emotion: str
-    sentence: str
-    start: int
-    samples: int
-    path: str
-
-    @property
-    def seconds(self) -> float:
-        """Length of the clip."""
-        return self.samples / SAMPLE_RATE
+SHUFFLED_BY = 0  # seed of the order in which clips lie in shards
 
 
 def decode(path: Path) -> NDArray[np.float32]:
@@ -103,18 +89,24 @@ def trim_silence(waveform: NDArray[np.float32], below_peak_db: float = 35.0, mar
 
 
 def by_speaker(clips: Iterable[Clip | PreparedClip], without: frozenset[str] = frozenset()) -> dict[str, list[int]]:
-    """Speaker -> the numbers of their clips; clips without a speaker, and the speakers `without`, are left out."""
+    """Speaker -> the numbers of their clips.
+
+    Clips without a speaker are left out, those of a skipped shard, and the speakers `without`.
+    """
     clips_of: dict[str, list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
-        if clip.speaker and clip.speaker not in without:
+        if clip.speaker and clip.speaker not in without and (isinstance(clip, Clip) or clip.samples):
             clips_of[clip.speaker].append(index)
     return clips_of
 
 
-def held_out_speakers(clips: list[PreparedClip], corpus: str) -> frozenset[str]:
+def held_out_speakers(clips: Iterable[PreparedClip], corpus: str) -> frozenset[str]:
     """Speakers of a corpus that training leaves out; the clips are all of the corpus."""
-    names = sorted({clip.speaker for clip in clips})
-    return frozenset(names[:: HELD_OUT[corpus]]) if corpus in HELD_OUT else frozenset()
+    if corpus == "voxceleb":
+        return VOXCELEB1_TEST
+    if corpus not in HELD_OUT:
+        return frozenset()
+    return frozenset(sorted({clip.speaker for clip in clips})[:: HELD_OUT[corpus]])
 
 
 def thin_speakers(clips: list[Clip], most: int) -> list[Clip]:
@@ -170,11 +162,14 @@ def write_set(out: Path) -> Iterator[Callable[[tuple[str, ...], NDArray[np.int16
             start += len(samples)
 
         yield add
+    (out / INDEX).unlink(missing_ok=True)  # of shards that were here before
     os.replace(out / "audio.i16.part", out / "audio.i16")
     os.replace(out / "manifest.csv.part", out / "manifest.csv")
 
 
-def prepare(clips: Sequence[Clip], out: Path, num_workers: int = 2, progress: Report = silent) -> tuple[int, int]:
+def prepare(
+    clips: Sequence[Clip], out: Path, num_workers: int = 2, progress: Report = silent, sharded: bool = False
+) -> tuple[int, int]:
     """Decode, trim and store clips as a prepared set.
 
     Parameters
@@ -184,6 +179,8 @@ def prepare(clips: Sequence[Clip], out: Path, num_workers: int = 2, progress: Re
         Folder to make; audio and manifest appear when all clips are done.
     num_workers : int
         Processes that decode. The result does not depend on it.
+    sharded : bool
+        Whether to write shards, in an order that is shuffled, instead of one file.
 
     Returns
     -------
@@ -191,29 +188,74 @@ def prepare(clips: Sequence[Clip], out: Path, num_workers: int = 2, progress: Re
     """
     kept = skipped = 0
     with (
-        write_set(out) as add,
+        _shards_of(clips, out) if sharded else _file_of(clips, out) as (order, add),
         open(out / "skipped.csv", "w", newline="", encoding="utf-8") as refused,
         ProcessPoolExecutor(num_workers) as pool,
     ):
         refusals = csv.writer(refused)
         refusals.writerow(("path", "reason"))
-        for clip, samples, reason in _in_order(pool, clips):
+        decoded = _in_order(pool, (clips[number] for number in order))
+        for number, (clip, samples, reason) in zip(order, decoded, strict=True):
             if samples is None:
                 refusals.writerow((clip.path, reason))
                 skipped += 1
             else:
-                add(dataclasses.astuple(clip)[1:], samples, "/".join(clip.path.parts[-3:]))
+                add(number, samples)
                 kept += 1
             progress(kept + skipped, len(clips))
     return kept, skipped
 
 
+Order = Sequence[int]
+Add = Callable[[int, NDArray[np.int16]], None]
+
+
+@contextlib.contextmanager
+def _file_of(clips: Sequence[Clip], out: Path) -> Iterator[tuple[Order, Add]]:
+    """The order in which clips are written to one file, and what writes the clip of a number."""
+    with write_set(out) as add:
+        yield range(len(clips)), lambda number, samples: add(_labels(clips[number]), samples, _source(clips[number]))
+
+
+@contextlib.contextmanager
+def _shards_of(clips: Sequence[Clip], out: Path) -> Iterator[tuple[Order, Add]]:
+    """The same for shards."""
+    (out / "manifest.csv").unlink(missing_ok=True)
+    starts, lengths = np.full(len(clips), -1, np.int64), np.zeros(len(clips), np.int64)
+    order: list[int] = np.random.default_rng(SHUFFLED_BY).permutation(len(clips)).tolist()
+    with write_shards(out) as write:
+
+        def add(number: int, samples: NDArray[np.int16]) -> None:
+            starts[number], lengths[number] = write(samples), len(samples)
+
+        yield order, add
+    with open(out / "manifest.csv.part", "w", newline="", encoding="utf-8") as manifest:
+        rows = csv.writer(manifest)
+        rows.writerow(COLUMNS)
+        for number in np.flatnonzero(starts >= 0).tolist():
+            clip = clips[number]
+            rows.writerow((*_labels(clip), starts[number], lengths[number], _source(clip)))
+    os.replace(out / "manifest.csv.part", out / "manifest.csv")
+
+
+def _labels(clip: Clip) -> tuple[str, ...]:
+    return dataclasses.astuple(clip)[1:]
+
+
+def _source(clip: Clip) -> str:
+    return "/".join(clip.path.parts[-3:])
+
+
 class PreparedSet:
-    """A prepared set on disk: its clips, and their samples mapped into memory.
+    """A prepared set on disk: its clips, and their samples, mapped into memory or in shards.
 
     Attributes
     ----------
-    clips : list of PreparedClip
+    clips : sequence of PreparedClip
+        In the order of the manifest. A clip of a skipped shard stays in its place, so that whatever was made for each
+        clip still fits, but has no samples; a warning names the shards and counts the clips.
+    audio : ndarray, int16, or Shards
+        From which each clip is read by its ``start`` and ``samples``.
     held_out : frozenset of str
         Speakers that training leaves out, whatever becomes of `clips`.
 
@@ -223,37 +265,45 @@ class PreparedSet:
         If the folder is no prepared set, or its audio is shorter than in the manifest.
     """
 
+    clips: Sequence[PreparedClip]
+    audio: NDArray[np.int16] | Shards
+
     def __init__(self, folder: Path) -> None:
         table = folder / "manifest.csv"
         if not table.is_file():
             raise ValueError(f"{folder}: no manifest.csv; make it with `python -m train prepare`")
-        with open(table, newline="", encoding="utf-8") as rows:
-            self.clips = [
-                PreparedClip(
-                    row["corpus"],
-                    row["speaker"],
-                    row["gender"],
-                    row["emotion"],
-                    row["sentence"],
-                    int(row["start"]),
-                    int(row["samples"]),
-                    row["path"],
-                )
-                for row in csv.DictReader(rows)
-            ]
-        self.audio = np.memmap(folder / "audio.i16", "<i2", "r")
-        needed = max((clip.start + clip.samples for clip in self.clips), default=0)
+        clips = Clips(table)
+        sharded = (folder / INDEX).is_file()
+        self.audio = Shards(folder) if sharded else np.memmap(folder / "audio.i16", "<i2", "r")
+        needed = int((clips.starts + (1 if sharded else clips.samples)).max(initial=0))
         if len(self.audio) < needed:
-            raise ValueError(f"{folder}: audio.i16 holds {len(self.audio)} samples, expected {needed}; prepare again")
+            audio, what = (INDEX, "clips") if sharded else ("audio.i16", "samples")
+            raise ValueError(f"{folder}: {audio} holds {len(self.audio)} {what}, expected {needed}; prepare again")
+        if isinstance(self.audio, Shards) and self.audio.skipped:
+            lost = self.audio.lost(clips.starts)
+            clips = clips.without_audio(lost)
+            which = "; ".join(self.audio.skipped)
+            warnings.warn(f"{folder}: {lost.sum()} of {len(clips)} clips are skipped: {which}", stacklevel=2)
+        self.clips = clips
         self.folder = folder
         self.held_out = held_out_speakers(self.clips, folder.name)
 
     def unheard(self) -> list[int]:
         """Clips with a speaker whom training leaves out; of a corpus that it leaves out as a whole, all of them."""
-        whole = self.folder.name not in HELD_OUT
-        return [i for i, clip in enumerate(self.clips) if clip.speaker and (whole or clip.speaker in self.held_out)]
+        whole = not self.held_out
+        return [
+            i
+            for i, clip in enumerate(self.clips)
+            if clip.speaker and clip.samples and (whole or clip.speaker in self.held_out)
+        ]
+
+    def samples(self, index: int) -> NDArray[np.int16]:
+        """Samples of clip `index`, int16."""
+        clip = self.clips[index]
+        if isinstance(self.audio, Shards):
+            return self.audio(clip.start, clip.samples)
+        return self.audio[clip.start : clip.start + clip.samples]
 
     def waveform(self, index: int) -> NDArray[np.float32]:
         """Samples of clip `index`, float32 in [-1, 1]."""
-        clip = self.clips[index]
-        return self.audio[clip.start : clip.start + clip.samples].astype(np.float32) / np.float32(32768.0)
+        return self.samples(index).astype(np.float32) / np.float32(32768.0)

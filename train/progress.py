@@ -45,8 +45,8 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._first: int | None = None
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done, if the last time is long enough ago."""
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` are done, and a note, if the last time is long enough ago."""
         now = time.monotonic()
         if self._first is None:
             self._first = done - 1  # what was there before this work began is not part of its speed
@@ -58,6 +58,7 @@ class Progress:
             line = f"{self._what}: {done} of {total}, {rate:.3g} a second, {time_left((total - done) / rate)} left"
         else:
             line = f"{self._what}: {total} in {time_left(now - self._start)}"
+        line += f"; {note}" if note else ""
         if self._terminal:
             self._stream.write(f"\r\x1b[2K{line}" + ("\n" if done >= total else ""))
         else:

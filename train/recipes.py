@@ -27,6 +27,7 @@ from .crops import Crops
 from .distributed import barrier, copy_from_first_rank, rank, world_size
 from .evaluation.clips import is_neutral
 from .evaluation.protocols import evaluate_embeddings
+from .manifest import Clips
 from .model import EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
 from .pairs import PairBatches, Recipe, Source
 from .prepare import SAMPLE_RATE, PreparedSet
@@ -169,10 +170,9 @@ def open_sources(
         counts = Counter(clip.speaker for clip in clips.clips)
         fewest = FEWEST_CLIPS.get(corpus, 1)
         usable = np.isfinite(embeddings).all(axis=1)
-        clips.clips = [
-            clip if usable[i] and counts[clip.speaker] >= fewest else dataclasses.replace(clip, speaker="")
-            for i, clip in enumerate(clips.clips)
-        ]
+        seldom = np.array([counts[clip.speaker] < fewest for clip in clips.clips], bool)
+        assert isinstance(clips.clips, Clips)  # as just read
+        clips.clips = clips.clips.nameless(~usable | seldom)
         sources.append(Source(clips, embeddings, weight, clips.held_out))
         if (folder / "morphs" / "manifest.csv").is_file():
             morphs.append(MorphedSet(folder / "morphs"))
@@ -253,7 +253,7 @@ def fit_run(
     """Fine-tune an encoder, in place, by one run; options go to `finetune.fit`."""
     sources, morphs = open_sources(prepared, run.shares, use, run.targets)
     batches = PairBatches(
-        sources, spec, run.recipe, pairs, run.schedule.steps * world_size(), seed, morphs, noises, rooms
+        sources, spec, run.recipe, pairs, run.schedule.batches * world_size(), seed, morphs, noises, rooms
     )
     provenance = {"corpora": corpora_of(run.shares), "teachers": TEACHERS[run.targets]}
     return finetune.fit(start, spec, batches, run.schedule, out, provenance=provenance, **options)
@@ -379,7 +379,7 @@ def fit_small(
     # An int8 teacher answers in the processes that make the crops; else crops are made where the encoder learns.
     made_on = "cpu" if teacher else device
     crops = Crops(
-        sets, list(SMALL_SHARES.values()), spec, schedule.steps * world_size(), batch, seed, noises, rooms, teacher,
+        sets, list(SMALL_SHARES.values()), spec, schedule.batches * world_size(), batch, seed, noises, rooms, teacher,
         morphs, device=made_on,
     )  # fmt: skip
     small = start if start is not None else cut(large, shape)

@@ -28,6 +28,12 @@ class Schedule:
     checkpoint_every_s : float
     judge_every : int
         Steps between two judgements; 0 for none.
+    accumulate : int
+        Batches of each rank whose mean gradient makes a step: a larger batch than the memory holds.
+    exponential : bool
+        Whether the rate falls exponentially instead of by half a cosine.
+    clip_norm : float
+        A gradient of a larger norm is scaled down to it.
     """
 
     steps: int
@@ -38,9 +44,20 @@ class Schedule:
     floor: float = 0.02
     checkpoint_every_s: float = 240.0
     judge_every: int = 0
+    accumulate: int = 1
+    exponential: bool = False
+    clip_norm: float = 1.0
+
+    @property
+    def batches(self) -> int:
+        """Batches of each rank over all steps."""
+        return self.steps * self.accumulate
 
     def factor(self, step: int) -> float:
-        """Share of the peak rate at `step`: linear warm-up, then a half cosine to `floor`."""
+        """Share of the peak rate at `step`: linear warm-up, then a half cosine, or an exponential, to `floor`."""
+        if self.exponential:
+            falling = self.floor ** (step / self.steps)
+            return float(falling * min(1.0, (step + 1) / self.warmup_steps))
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)

@@ -6,7 +6,7 @@ The audio of a prepared set stays mapped, not loaded; on a GPU it is copied ther
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Pieces", "Tape"]
+
+Recording = NDArray[np.int16] | Callable[[int, int], NDArray[np.int16]]
 
 # Where clips lie: shape (clips, 3), the number of their recording, their start and their samples.
 Pieces = NDArray[np.int64]
@@ -24,13 +26,14 @@ class Tape:
 
     Parameters
     ----------
-    recordings : sequence of ndarray, int16
-        Memory maps of ``audio.i16``.
+    recordings : sequence of ndarray, int16, or callable
+        Memory maps of ``audio.i16``; or what gives the samples of a clip by its start and length, as `shards.Shards`
+        does, which stay on disk whatever the device.
     """
 
-    def __init__(self, recordings: Sequence[NDArray[np.int16]], device: torch.device | str = "cpu") -> None:
+    def __init__(self, recordings: Sequence[Recording], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._recordings = [_tensor(each).to(self.device) for each in recordings]
+        self._recordings = [each if callable(each) else _tensor(each).to(self.device) for each in recordings]
 
     def read(self, pieces: Pieces, speeds: NDArray[np.float64], samples: int, rng: np.random.Generator) -> Tensor:
         """A random stretch of each clip, shape (clips, samples); a shorter clip is repeated from a random phase.
@@ -51,13 +54,18 @@ class Tape:
         out = torch.empty((len(pieces), samples), device=self.device)
         for number in np.unique(pieces[:, 0]):
             rows = np.flatnonzero(pieces[:, 0] == number)
-            start, length = (self._tensor(pieces[rows, column])[:, None] for column in (1, 2))
+            recording, starts = self._recordings[number], pieces[rows, 1]
+            if not isinstance(recording, Tensor):  # its clips one after the other
+                clips = [recording(int(start), int(length)) for _, start, length in pieces[rows]]
+                recording = torch.from_numpy(np.concatenate(clips)).to(self.device)
+                starts = np.cumsum(pieces[rows, 2]) - pieces[rows, 2]
+            start, length = (self._tensor(values)[:, None] for values in (starts, pieces[rows, 2]))
             positions = begins[rows] + steps * strides[rows]
             before = positions.floor()
             share = (positions - before).float()
             before = before.long()
-            first = self._recordings[number][start + before % length].float()
-            second = self._recordings[number][start + (before + 1) % length].float()
+            first = recording[start + before % length].float()
+            second = recording[start + (before + 1) % length].float()
             out[rows] = (first + (second - first) * share) / 32768.0
         return out
 

@@ -58,7 +58,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def shown(text: str) -> str:
-    """A text from elsewhere (a note, a name, what a file says of itself) as a terminal may show it.
+    """A text from elsewhere (a note, a name, what a file claims of itself) as a terminal may show it.
 
     Whatever moves the cursor, changes colours or the direction of writing is written as an escape.
     """

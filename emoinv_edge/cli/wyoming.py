@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "wyoming",
-        "Stand between a voice assistant and its speech-to-text, and tell who spoke (Wyoming protocol).",
+        "Stand between a voice assistant and its speech-to-text, and name who spoke (Wyoming protocol).",
         "emoinv wyoming --upstream tcp://127.0.0.1:10300 --require ana,bob\n  emoinv wyoming --enrol ana",
     )
     parser.add_argument(

@@ -31,7 +31,7 @@ class Entry:
 
     @property
     def state(self) -> str:
-        """What `Profile.version` says of it."""
+        """Its `Profile.version`."""
         return f"{self.row}.{self.version}"
 
 

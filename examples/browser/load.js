@@ -8,7 +8,7 @@ import { readCalibration } from "./score.js";
 
 async function get(path) {
   const response = await fetch(path);
-  if (!response.ok) throw new Error(`${path} is missing (${response.status}). README.md says how to make it.`);
+  if (!response.ok) throw new Error(`${path} is missing (${response.status}). README.md describes how to make it.`);
   return response;
 }
 

@@ -1,6 +1,6 @@
 // verify MODEL_DIR PROFILE.json SPEECH.wav [FAR]: prints LLR, threshold and verdict of speech without pauses.
 // Exit status 0 on an accept alone, 1 on a reject, 2 where nothing can be decided or something is wrong.
-// README.md says how to build it, and what your program must do before: find the speech.
+// README.md describes how to build it, and what your program must do before: find the speech.
 
 #include <algorithm>
 #include <array>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.store import ProfileStore
+from emoinv_edge.store.file import StoreFile
 from emoinv_edge.verifier import Verifier
+from tests.attacks.conftest import KEY
 from tests.builders import ANA_HZ, RATE, enrolled, profile, synthesise, unit_vectors
 
 FULL = bool(os.environ.get("EMOINV_FULL_PROOFS"))
@@ -20,7 +23,7 @@ MANY = 10_000 if FULL else 600
 def filled(store: ProfileStore, count: int, model: str) -> None:
     """So many profiles, put in one transaction: one for each would take its sync to the medium."""
     vectors = unit_vectors(count, 1)
-    with store._file.transaction(write=True) as rows:
+    with StoreFile(store.path, KEY, 30.0).transaction(write=True) as rows:
         for number in range(count):
             rows.enrol(profile(f"guest {number}", vectors[number], model=model), "enrolled")
 
@@ -46,8 +49,8 @@ def test_one_to_n_over_a_store_is_read_in_one_go(
 ) -> None:
     filled(store, MANY, encoder.fingerprint)
     opened = []
-    connect = type(store._file)._connect
-    monkeypatch.setattr(type(store._file), "_connect", lambda self, **how: opened.append(how) or connect(self, **how))
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *place, **how: opened.append(how) or connect(*place, **how))
     started = time.perf_counter()
     verifier = Verifier(encoder, store, extrapolate=True)
     assert len(opened) <= 6 and len(verifier.speakers) == MANY + 1

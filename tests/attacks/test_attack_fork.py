@@ -1,4 +1,4 @@
-"""Kind 14: a fork while other threads verify leaves a child that answers, or says why it cannot."""
+"""Kind 14: a fork while other threads verify leaves a child that answers, or gives the reason why it cannot."""
 
 from __future__ import annotations
 

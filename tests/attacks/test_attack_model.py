@@ -1,4 +1,4 @@
-"""Kind 2: a model is what it computes; what a file says of itself moves nothing, and a hostile file is refused soon."""
+"""Kind 2: a model is what it computes; what a file claims of itself moves nothing, a hostile one is refused soon."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_other_weights_another_graph_and_another_front_end_are_another_model_wha
     honest: Path, store: ProfileStore, encoder: Encoder
 ) -> None:
     profile = enrolled(encoder, "ana", ANA_HZ)
-    says = {"fingerprint": encoder.fingerprint}
+    claims = {"fingerprint": encoder.fingerprint}
 
     def weights(model: onnx.ModelProto) -> None:
         (rotation,) = (each for each in model.graph.initializer if each.name == "rotation")
@@ -101,7 +101,7 @@ def test_other_weights_another_graph_and_another_front_end_are_another_model_wha
     def opset(model: onnx.ModelProto) -> None:
         model.opset_import[0].version = 14
 
-    claiming = with_metadata(honest, provenance=says)
+    claiming = with_metadata(honest, provenance=claims)
     impostors = [Encoder(rewritten(claiming, change)) for change in (weights, graph, opset)]
     deaf = dataclasses.replace(TINY_SPEC, preemphasis=0.0)
     impostors.append(Encoder(with_metadata(claiming, spec=deaf.to_json())))
@@ -140,7 +140,7 @@ def test_a_profile_of_before_fits_the_shipped_model_and_no_file_that_claims_its_
         held.get("ana", model_fingerprint=Encoder(claims).fingerprint)
 
 
-def test_a_store_says_when_another_file_of_the_model_decides(
+def test_a_store_reports_when_another_file_of_the_model_decides(
     honest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Encoder(honest)
@@ -151,11 +151,11 @@ def test_a_store_says_when_another_file_of_the_model_decides(
     assert not caplog.records
     milder = Encoder(with_metadata(honest, calibration=json.loads(calibration(bias=-6.0).to_json())))
     ProfileStore(tmp_path / "p.db", bytes(32)).verifier("ana", milder)
-    (told,) = (record for record in caplog.records if record.levelno == logging.WARNING)
-    assert "another file" in told.getMessage()
+    (warning,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert "another file" in warning.getMessage()
     caplog.clear()
     store.verifier("ana", milder)
-    assert not caplog.records  # told once
+    assert not caplog.records  # warned once
     assert any("from file" in event for _, event in store.log())
 
 

@@ -135,7 +135,7 @@ def test_a_store_that_cannot_be_read_for_long_decides_nothing(
     assert verifier.verify(HERS, RATE).verdict is Verdict.NO_DECISION
 
 
-def test_a_clock_before_the_latest_write_is_told_of(
+def test_a_clock_before_the_latest_write_is_reported(
     store: ProfileStore, clock: type[Clock], caplog: pytest.LogCaptureFixture
 ) -> None:
     store.names()
@@ -144,8 +144,8 @@ def test_a_clock_before_the_latest_write_is_told_of(
     again = ProfileStore(store.path, bytes(range(32)))
     again.names()
     again.names()
-    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(told) == 1 and "clock" in told[0].getMessage()
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1 and "clock" in warnings[0].getMessage()
 
 
 def test_threads_that_decide_while_profiles_come_and_go_accept_no_removed_one(

@@ -37,8 +37,8 @@ def test_adapted_exemplars_carry_at_most_a_third_of_the_weight_and_add_at_most_a
     for count in (1, 3, 8, 38):
         added = tuple(Exemplar(vector, quality(), NOW) for vector in near[:count].astype(np.float32))
         grown = dataclasses.replace(alone, exemplars=(*alone.exemplars, *added), num_adapted=count)
-        weights = ProfileBank([grown])._weights
-        assert weights[2:].sum() <= ADAPTED_SHARE * weights.sum() + 1e-9
+        at_most = (1.0 - ADAPTED_SHARE) * own + ADAPTED_SHARE * near[:count].mean(axis=0)
+        assert ProfileBank([grown]).voice(0) @ own >= own @ at_most / np.linalg.norm(at_most) - 1e-6
         for test in (target, own, -target, *unit_vectors(20, 2, DIM)):
             before, after = score(alone, test.astype(np.float32)), score(grown, test.astype(np.float32))
             assert before - 1e-9 <= after <= before + ADAPTED_GAIN + 1e-9

@@ -46,15 +46,15 @@ def test_a_note_moves_no_cursor_and_changes_no_colour(words: list[str], capsys: 
             assert json.loads(out)["consent"] == f"agreed {ESCAPES}"
 
 
-def test_what_a_model_says_of_itself_is_shown_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    says = {
+def test_what_a_model_claims_of_itself_is_shown_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    claims = {
         "created": ESCAPES,
         "parents": {ESCAPES: ESCAPES},
         "corpora": [{"name": ESCAPES, "licence": ESCAPES}],
         "scheme": {ESCAPES: ESCAPES},
         "gates": {ESCAPES: {"passed": True, ESCAPES: 1}},
     }
-    path = build_encoder(tmp_path / "m.onnx", metadata={"emoinv.provenance": says})
+    path = build_encoder(tmp_path / "m.onnx", metadata={"emoinv.provenance": claims})
     for words in (["show"], ["verify"], ["show", "--json"], ["verify", "--json"]):
         main(["model", words[0], str(path), *words[1:]])
         out, err = capsys.readouterr()
@@ -140,7 +140,7 @@ def test_a_short_passphrase_is_in_no_traceback() -> None:
         assert "secret" not in frame
 
 
-def test_json_tells_of_the_voice_only_when_asked(
+def test_json_describes_the_voice_only_when_asked(
     encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ProfileStore(tmp_path / "q.db", PLAINTEXT)

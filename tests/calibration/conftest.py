@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from emoinv_edge.calibration import Calibration
@@ -9,6 +11,14 @@ from tests.calibration.development import speech
 from train.calibration.fit import fit_speech
 from train.calibration.speech import DevelopmentSpeech
 from train.calibration.trials import Evidence, teaching_trials
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_quarter_of_the_strangers() -> Iterator[None]:
+    """The weights of the few terms need no more of them than this, and are fitted a hundred times in one selection."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.calibration.weights.NONTARGETS_PER_CORPUS", 6000)
+        yield
 
 
 @pytest.fixture(scope="session")

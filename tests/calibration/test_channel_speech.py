@@ -18,7 +18,9 @@ from train.rooms import Room
 
 
 def test_a_few_neutral_clips_are_enrolled_and_others_tried_in_turn() -> None:
-    clips = [Clip("c", f"s{k}", "female", "neutral" if i < 6 else f"mood{i % 3}") for k in range(70) for i in range(20)]
+    clips = [
+        Clip("c", f"s{k}", "female", "neutral" if i < 6 else f"emotion{i % 3}") for k in range(70) for i in range(20)
+    ]
     parts = choose_parts(clips, range(len(clips)))
     of = {clip: [part for part in parts if clips[part.index].speaker == clip] for clip in {c.speaker for c in clips}}
     chosen = [own for own in of.values() if own]

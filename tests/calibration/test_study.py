@@ -83,8 +83,8 @@ def test_another_term_a_negative_count_and_a_model_without_scores_are_refused(
     model: Path, two_corpora: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = list(map(str, two_corpora))
-    assert main(["calibration", str(model), *sets, "--terms", "mood"]) == 1
-    assert "no term mood" in capsys.readouterr().err
+    assert main(["calibration", str(model), *sets, "--terms", "anger"]) == 1
+    assert "no term anger" in capsys.readouterr().err
     assert main(["calibration", str(model), *sets, "--tries", "-1"]) == 1
     assert "--tries" in capsys.readouterr().err
     assert main(["calibration", str(model), *sets, "--terms", "emotion_shift"]) == 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.quality import SpeechQuality, measure_quality
-from emoinv_edge.utterance import Refusal, embed_speech, unusable
+from emoinv_edge.utterance import Piece, hear
 from emoinv_edge.vad import speech_only
 
 from ..augment import add_noise
@@ -63,14 +63,13 @@ Progress = Callable[[str], None]
 
 
 def _hear(encoder: Encoder, waveform: NDArray[np.float32], labels: Labels) -> Heard | None:
-    """As `emoinv_edge.utterance.hear`, without the guards that are about to be fitted; None where it refuses."""
+    """A recording as the runtime hears it, as one `Piece`: the guards are about to be fitted; None if refused."""
     rate = encoder.spec.sample_rate
     speech = speech_only(waveform, rate)
-    quality = measure_quality(waveform, rate, speech)
-    found = unusable(quality) or embed_speech(encoder, speech)
-    if isinstance(found, Refusal):
+    heard = hear(encoder, Piece(speech, measure_quality(waveform, rate, speech)), rate)
+    if heard.embedding is None or heard.quality is None:
         return None
-    return Heard(*labels, found.vector, quality.with_embedding_norm(found.norm), found.windows)
+    return Heard(*labels, heard.embedding.vector, heard.quality, heard.embedding.windows)
 
 
 def _speakers(prepared: PreparedSet) -> dict[str, list[int]]:
@@ -142,7 +141,7 @@ def join_clips(
     Parameters
     ----------
     clips : sequence of Heard
-        From `measure_clips`: the pitch of speakers whose gender no corpus tells.
+        From `measure_clips`: the pitch of speakers whose gender no corpus labels.
     """
     for prepared in sets:
         corpus, speakers = prepared.folder.name, _speakers(prepared)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .. import Commands, add_command
-from . import base, channel, pairs, research, small
+from . import base, channel, pairs, pretrain, research, small
 
 
 def add(commands: Commands) -> None:
     """Add the group of commands."""
     text = "Each has --help with examples."
-    models = add_command(commands, "fit", "Train an encoder: base, channel, small, pairs or research.", text)
+    models = add_command(commands, "fit", "Train an encoder: pretrain, base, channel, small, pairs or research.", text)
     group = models.add_subparsers(dest="model", required=True, metavar="MODEL")
-    for command in (base, channel, small, pairs, research):
+    for command in (pretrain, base, channel, small, pairs, research):
         command.add(group)
