@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 
 from ..evaluation.embeddings import Heard
@@ -112,7 +113,20 @@ def study(
         tried = with_axis(teaching, speech, fit_axis(speech, axis_corpora)) if axis_corpora else teaching
         chosen, out["steps"] = select_terms(tried)
         out["chosen"] = list(chosen)
-    out |= {"adaptation": {}, "refusals": {}, "second_voices": {}}
+    return out | _rehearsed(encoder, calibration, sets, by_corpus, tries, sessions, report)
+
+
+def _rehearsed(
+    encoder: Encoder,
+    calibration: Calibration,
+    sets: Sequence[PreparedSet],
+    by_corpus: Mapping[str, DevelopmentSpeech],
+    tries: int,
+    sessions: int,
+    report: Report,
+) -> dict[str, Any]:
+    """The parts ``adaptation``, ``refusals`` and ``second_voices`` of `study`."""
+    out: dict[str, Any] = {"adaptation": {}, "refusals": {}, "second_voices": {}}
     for each in sets:
         corpus = each.clips[0].corpus
         report(f"rehearse {corpus}")
