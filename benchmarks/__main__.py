@@ -1,12 +1,12 @@
 """``python -m benchmarks``: measure, compare, and make the report; every step's result is one JSON file.
 
     python -m benchmarks --peers FOLDER --eval ../shared/eval
-    python -m benchmarks table --write
+    python -m benchmarks docs
 
-Steps can be named: ``speed`` (pytest benchmarks), ``peers`` (time, memory and size in turns), ``accuracy`` and
-``robustness`` (error rates; need --eval), ``report`` (the page and its tables). What lacks something is skipped
-with the reason. Embeddings are kept in the user's cache, so that a stopped run goes on where it was.
-``table``, which only runs when named, prints the README's table of figures, or writes it there.
+Steps can be named: ``speed`` (pytest benchmarks), ``peers`` (time, memory and size in turns), ``accuracy``,
+``robustness`` and ``enrolment`` (error rates; need --eval), ``report`` (the page and its tables). What lacks
+something is skipped with the reason. Embeddings are kept in the user's cache, so that a stopped run goes on
+where it was. ``docs``, which only runs when named, writes the tables and pictures of README and docs.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.files import write_atomically
 from emoinv_edge.machine import describe_machine, processor
 
+from .documents import documents
 from .peers import PEERS, ROOT, our_models
-from .report import RESULTS, fill, make, read, readme_table
+from .report import RESULTS, make, read
 from .workers import ONE_THREAD, Worker, open_workers, take_turns
 
-STEPS = ("speed", "peers", "accuracy", "robustness", "report")
-README = ROOT / "README.md"
+STEPS = ("speed", "peers", "accuracy", "robustness", "enrolment", "report")
 REFERENCE = "wespeaker"  # fp32 ResNet34-LM, which ratios are against
 CLIP_S = 3.0
 FORMAT = 2
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (all by default), and table")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (all by default), and docs")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="instead of the shipped ones")
     parser.add_argument("--fp32", type=Path, metavar="FILE", help="the fp32 .onnx file that base was made from")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="the unpacked wheels of the peers")
@@ -56,11 +56,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="turns of the comparison (default: 20)")
     parser.add_argument("--stream-minutes", type=float, default=60.0, help="stream whose memory is watched (60)")
     parser.add_argument("--install", action="store_true", help="also time pip install (network)")
-    parser.add_argument("--write", action="store_true", help="write the table into README.md instead of printing it")
+    parser.add_argument(
+        "--left-out", action="append", default=[], metavar="NAME=FILE",
+        help="JSON of `python -m train calibration ... --enrolment`, for the step enrolment",
+    )  # fmt: skip
     args = parser.parse_args(arguments)
-    unknown = set(args.steps) - {*STEPS, "table"}
+    unknown = set(args.steps) - {*STEPS, "docs"}
     if unknown:
-        parser.error(f"expected steps of {(*STEPS, 'table')}, got {sorted(unknown)}")
+        parser.error(f"expected steps of {(*STEPS, 'docs')}, got {sorted(unknown)}")
     return args
 
 
@@ -201,14 +204,37 @@ def best_peer(out: Path) -> str:
     return min(found, key=lambda key: found[key]) if found else REFERENCE
 
 
-def table(args: argparse.Namespace) -> None:
-    """The README's table of figures, printed or written between its markers."""
-    if args.write:
-        text = fill(README.read_text(encoding="utf-8"), readme_table(args.out))
-        write_atomically(README, text, mode=0o644)
-        log(f"wrote {README}")
-    else:
-        print(readme_table(args.out))
+def enrolment(args: argparse.Namespace) -> None:
+    """What enrolment is worth with our models: one entry each, in enrolment.json, and what --left-out names."""
+    from train.evaluation.embeddings import default_cache
+
+    from . import accuracy
+
+    path = args.out / "enrolment.json"
+    result = {"encoders": {}, **read(path)}
+    about = describe_machine()["versions"]
+    left_out = dict(text.partition("=")[::2] for text in args.left_out)
+    for key, model in our_models(args.model).items():
+        encoder = Encoder.open(model)
+        row = {"name": key, "ours": True, **result["encoders"].get(key, {})}
+        if row.get("origin", {}).get("fingerprint") != encoder.fingerprint:
+            row.pop("left_out", None)
+        if key in left_out:
+            study = json.loads(Path(left_out[key]).read_text(encoding="utf-8"))
+            if study["fingerprint"] != encoder.fingerprint:
+                raise ValueError(f"expected figures of {key}, got another model's in {left_out[key]}; measure again")
+            row["left_out"] = study["enrolment"]
+        if args.eval is None:
+            log(f"skipped enrolment of {key}: no --eval FOLDER with the evaluation speech was given")
+        elif not args.only or key in args.only:
+            log(f"{key}: enrolment")
+            found = accuracy.enrolment(encoder.path, args.eval, args.cache or default_cache())
+            if found is None:
+                continue
+            row |= {"sets": found, "origin": origin(encoder.file_sha256, encoder.fingerprint, about)}
+        if "sets" in row:
+            result["encoders"][key] = row
+            write(path, result)
 
 
 def log(text: str) -> None:
@@ -230,11 +256,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for step in ("accuracy", "robustness"):
         if step in steps:
             error_rates(args, step)
+    if "enrolment" in steps:
+        enrolment(args)
     if "report" in steps:
         for made in make(args.out):
             log(f"wrote {made}")
-    if "table" in steps:
-        table(args)
+    if "docs" in steps:
+        for path, text in documents(args.out).items():
+            write_atomically(path, text, mode=0o644)
+            log(f"wrote {path}")
     return 0
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emoinv_edge.encoder import Encoder
+from train.commands.evaluate import evaluate_model
 from train.evaluation.clips import EvaluationSet, open_set
 from train.evaluation.decisions import evaluate_decisions
 from train.evaluation.embeddings import EmbeddingCache, hear_set, open_model
@@ -24,7 +26,7 @@ from train.evaluation.report import det_points
 from .conditions import CONDITIONS, DURATIONS
 from .workers import Worker
 
-__all__ = ["calibrated", "measure", "robustness"]
+__all__ = ["calibrated", "enrolment", "measure", "robustness"]
 
 # The protocols that a set has trials for.
 SETS = {"ravdess": PROTOCOLS, "librispeech": ("same",), "alphanumeric": ("same",)}
@@ -101,6 +103,15 @@ def calibrated(path: Path, evaluation: Path, cache: Path) -> dict[str, Any] | No
         return None
     out = {key: figures["enrol"][key] for key in ("eer", "eer_interval", "frr_at_far", "cllr", "thresholds")}
     return {**out, "failure_to_acquire": figures["failure_to_acquire"]}
+
+
+def enrolment(path: Path, evaluation: Path, cache: Path) -> dict[str, Any] | None:
+    """The figures of ``python -m train evaluate --enrolment`` of one of our models, by set; None without."""
+    folder = evaluation / EMOTIONAL
+    if Encoder.open(path).calibration is None or not folder.is_dir():
+        return None
+    found = evaluate_model(path, [folder], cache_folder=cache, enrolment=True)
+    return None if found is None else {name: each["enrolment"] for name, each in found["sets"].items()}
 
 
 def split_enrol(clips: EvaluationSet) -> tuple[list[int], list[int]]:

@@ -1,10 +1,9 @@
-"""The page, the tables and the README's figures, from the JSON of a run."""
+"""The page and the tables of a run, from its JSON."""
 
 from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,11 @@ from train.evaluation.figures import Series, percent, table_markdown, with_inter
 
 from .conditions import CONDITIONS
 
-__all__ = ["RESULTS", "fill", "load", "make", "read", "readme_table"]
+__all__ = ["RESULTS", "load", "make", "read"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STEPS = ("speed", "peers", "accuracy", "robustness")
+STEPS = ("speed", "peers", "accuracy", "robustness", "enrolment")
 STAGES = ("test_pipeline.py", "test_scoring.py")  # whose times are per call; the others measure for themselves
-# Of the README's table, and what it leaves out when more was measured of all its encoders than there is room for.
-MOST_ROWS, MOST_COLUMNS, FIRST_TO_GO = 7, 6, ("EER neutral %", "MB")
 # Ours in blue and green, strong; the peers in muted colours that differ in lightness too.
 COLOURS = {
     "base": "#0b5cad", "small": "#0a8f76", "large": "#123a6b", "wespeaker": "#b4530a", "sherpa": "#d08a3c",
@@ -284,56 +281,6 @@ def about(results: Results) -> str:
         f"{found['cpu']}, {found['cores']} cores ({flags}), {found['system']} {found['architecture']}; {versions}. "
         f"Times are CPU time of one thread. SHA-256 of the model files: {files}."
     )
-
-
-def readme_table(folder: Path = RESULTS) -> str:
-    """The figures of the README: one small table of our encoders and the most accurate peers.
-
-    Raises
-    ------
-    ValueError
-        As `load`.
-    """
-    results = load(folder, ("peers", "accuracy", "robustness"))
-    timed, rated = _timed(results), _rated(results)
-    robust = results.get("robustness", {}).get("encoders", {})
-    both = [key for key in rated if key in timed]
-    both.sort(key=lambda key: (not rated[key]["ours"], rated[key]["ravdess"]["enrol"]["eer"]))
-    rows = []
-    for key in both[:MOST_ROWS]:
-        enrol = rated[key]["ravdess"]["enrol"]
-        rows.append([
-            f"**{key}**, int8" if rated[key]["ours"] else rated[key]["name"],
-            f"{timed[key]['model_mb']:.1f}",
-            f"{timed[key]['cpu_ms']:.1f}",
-            percent(_eer(rated[key], "ravdess", "neutral")),
-            percent(enrol["eer"]),
-            percent(enrol["frr_at_far"]["0.01"], 1),
-            percent(rated[key]["ravdess"].get("led", {}).get("frr_at_far", {}).get("0.01"), 1),
-            percent(robust.get(key, {}).get("conditions", {}).get("telephone", {}).get("eer"), 1),
-        ])  # fmt: skip
-    head = [
-        "encoder", "MB", "ms for 3 s", "EER neutral %", "EER between emotions %", "FRR at 1 % FAR %",
-        "FRR, enrolled led %", "EER telephone %",
-    ]  # fmt: skip
-    shown = [column for column in range(len(head)) if all(row[column] for row in rows)]
-    for column in FIRST_TO_GO[: max(0, len(shown) - MOST_COLUMNS)]:
-        shown.remove(head.index(column))
-    return table_markdown([head[c] for c in shown], [[row[c] for c in shown] for row in rows])
-
-
-def fill(text: str, body: str) -> str:
-    """A document with `body` between its markers.
-
-    Raises
-    ------
-    ValueError
-        If it has no such markers.
-    """
-    found = re.search(r"(<!-- figures: begin[^\n]*-->\n).*?(<!-- figures: end -->)", text, re.DOTALL)
-    if found is None:
-        raise ValueError("expected lines '<!-- figures: begin -->' and '<!-- figures: end -->', got a document without")
-    return f"{text[: found.end(1)]}{body}\n{text[found.start(2) :]}"
 
 
 def markdown(results: Results) -> str:

@@ -24,7 +24,7 @@ from .errors import EmoinvError, ModelFormatError, OutOfMemoryError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["FORKS", "import_onnxruntime", "open_session", "run_outputs", "run_session"]
+__all__ = ["FORKS", "import_onnxruntime", "open_session", "run_outputs"]
 
 FORK_WAIT_S = 10.0
 
@@ -133,13 +133,6 @@ class _Forks:
 
 
 FORKS = _Forks()
-
-
-def run_session(
-    session: InferenceSession, output: str, feeds: Mapping[str, NDArray[np.float32]], *, shrink: bool = False
-) -> NDArray[np.float32]:
-    """One output of a session: `run_outputs` for that one."""
-    return run_outputs(session, [output], feeds, shrink=shrink)[0]
 
 
 def run_outputs(

@@ -256,7 +256,7 @@ class VerificationStream:
                 centred = blocks - np.add.reduce(blocks, axis=1, keepdims=True) / np.float32(block)
                 self._power.extend((np.add.reduce(centred * centred, axis=1) / np.float32(block)).tolist())
                 self._num_blocks += whole
-                self._full_scale += _num_clipped(blocks)
+                self._full_scale += int(np.count_nonzero(np.abs(blocks) >= CLIP_LEVEL))
             for segment in self._segmenter.process(part):
                 self._take(segment, out)
             if whole and self._num_blocks % WATCH_BLOCKS == 0:
@@ -437,7 +437,3 @@ class VerificationStream:
         before = [self._context_s - step.quality.net_speech_s for step in whole]  # the context that is not new
         times = [max(0.0, step.start / self._rate - seconds) for step, seconds in zip(whole, before, strict=True)]
         return np.stack([step.embedding.vector for step in whole]), times
-
-
-def _num_clipped(samples: NDArray[np.float32]) -> int:
-    return int(np.count_nonzero(np.abs(samples) >= CLIP_LEVEL))

@@ -84,6 +84,11 @@ def calibrated_encoder(folder: Path, held: Calibration | None = None, **argument
     return Encoder(build_encoder(folder / "calibrated.onnx", metadata=in_file(held or calibration()), **arguments))
 
 
+def noise(seconds: float, seed: int = 0, level: float = 0.0005) -> NDArray[np.float32]:
+    """White noise of this standard deviation, as there is before, between and after speech."""
+    return (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
 def synthesise(seconds: float, seed: int, f0_hz: float = 120.0, sample_rate: int = 16000) -> NDArray[np.float32]:
     """Voiced sound with intonation, moving formants and a syllable rhythm, which WebRTC VAD calls speech.
 

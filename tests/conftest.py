@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Arrays as small as those of the tests gain nothing from threads, which wait for each other for most of their time.
+# Before NumPy is imported, which reads them once; the processes that tests start inherit them.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

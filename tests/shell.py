@@ -1,10 +1,11 @@
-"""The emoinv command as the tests run it: in this process, with a tiny model and a store of its own."""
+"""The emoinv command as the tests run it: in this process, with a model, a store and a microphone of its own."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -50,3 +51,25 @@ class Shell:
         """What the doctor finds, by name."""
         self("doctor", "--json")
         return {finding["name"]: finding for finding in self.answer()["findings"]}
+
+
+class FakeMicrophone:
+    """Stands in for `Microphone`: yields and fails as its items ask."""
+
+    items: ClassVar[list[Any]] = []
+
+    def __init__(self, sample_rate: int, device: int | str | None = None, retry: bool = False) -> None:
+        assert sample_rate == 16000
+        self.name = "Fake USB"
+
+    def __enter__(self) -> FakeMicrophone:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.items:
+            if isinstance(item, BaseException):
+                raise item
+            yield item

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from emoinv_edge.audio import ResampleStream, level_dbfs, mono_chunk, read_audio, to_mono
 from emoinv_edge.errors import AudioError
+from tests.builders import synthesise
 
 RATES = [8000, 11025, 12345, 16000, 22050, 32000, 44100, 48000, 96000, 192000]
 DTYPES = [np.int16, np.int32, np.float32, np.float64]
@@ -301,7 +302,7 @@ def test_a_refused_chunk_leaves_the_stream_as_it_was(in_rate):
     assert np.array_equal(np.concatenate(parts), to_mono(waveform, in_rate))
 
 
-def test_a_stream_tells_its_rates_and_takes_silence():
+def test_a_stream_gives_its_rates_and_takes_silence():
     stream = ResampleStream(48000, 16000)
     assert (stream.in_rate, stream.out_rate) == (48000, 16000)
     silence = np.concatenate([stream.process(np.zeros(4800, np.float32)), stream.flush()])
@@ -326,8 +327,8 @@ def test_a_stream_tells_its_rates_and_takes_silence():
         ("aiff", "PCM_16", 2e-4),
     ],
 )
-def test_a_file_of_any_kind_comes_out_as_its_waveform(tmp_path, speechlike, suffix, subtype, tolerance):
-    waveform, path = speechlike(1, 1), tmp_path / f"clip.{suffix}"
+def test_a_file_of_any_kind_comes_out_as_its_waveform(tmp_path, suffix, subtype, tolerance):
+    waveform, path = synthesise(1, 1), tmp_path / f"clip.{suffix}"
     soundfile.write(path, waveform, 16000, subtype=subtype)
     got, notes = read_audio(path)
     assert got.dtype == np.float32 and notes == ()

@@ -197,7 +197,7 @@ def test_the_telephone_keeps_the_middle_and_removes_the_rest():
         assert (ratio > 0.95) if kept else (ratio < 0.05)
 
 
-def test_a_prosody_shift_is_another_manner_of_the_same_words():
+def test_a_prosody_shift_is_another_delivery_of_the_same_words():
     wave = synthesise(1.2, 5)
     spec = TINY_SPEC
     changed = 0

@@ -10,23 +10,25 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import soundfile
-from numpy.typing import NDArray
 
 from benchmarks import report
 from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.accuracy import robustness
 from benchmarks.conditions import CONDITIONS, DURATIONS, degrade, loudest_part
+from benchmarks.documents import PAGES, documents, fill, readme_table
 from benchmarks.peers import PEERS, Missing
 from benchmarks.workers import Worker, open_workers, take_turns
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.quality import measure_quality
+from tests.builders import synthesise
+from train.evaluation.enrolment import DESIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
 EMOTIONS = ("angry", "calm", "disgust", "fearful", "happy", "sad", "surprised")
@@ -52,10 +54,8 @@ def test_the_benchmark_suite_runs_on_tiny_inputs(tiny_encoder_path: Path) -> Non
 
 
 @pytest.mark.parametrize("condition", [name for name in CONDITIONS if not name.startswith(("room", "opus"))])
-def test_a_condition_depends_on_the_clip_and_the_seed_alone(
-    condition: str, speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
-    waveform = speechlike(1.5, 3)
+def test_a_condition_depends_on_the_clip_and_the_seed_alone(condition: str) -> None:
+    waveform = synthesise(1.5, 3)
     before = waveform.copy()
     first = degrade(waveform, condition, 7)
     assert first.dtype == np.float32 and len(first) == len(waveform)
@@ -78,24 +78,24 @@ def test_a_room_rings_for_its_reverberation_time(condition: str) -> None:
     assert rt60 == pytest.approx(float(condition[5:]), rel=0.35)
 
 
-def test_opus_keeps_the_length_and_changes_the_sound(speechlike: Callable[..., NDArray[np.float32]]) -> None:
+def test_opus_keeps_the_length_and_changes_the_sound() -> None:
     pytest.importorskip("av", reason="the extra [train] is not installed")
-    waveform = speechlike(1.0, 3)
+    waveform = synthesise(1.0, 3)
     coded = degrade(waveform, "opus-12", 0)
     assert abs(len(coded) - len(waveform)) <= 320
     assert not np.array_equal(coded[:15000], waveform[:15000])
 
 
 @pytest.mark.parametrize("snr_db", [20, 10, 5, 0])
-def test_noise_has_the_level_asked_for(snr_db: int, speechlike: Callable[..., NDArray[np.float32]]) -> None:
-    waveform = 0.2 * speechlike(2.0, 1)
+def test_noise_has_the_level_asked_for(snr_db: int) -> None:
+    waveform = 0.2 * synthesise(2.0, 1)
     noise = degrade(waveform, f"noise-{snr_db}", 0) - waveform
     found = 10.0 * math.log10(float(np.mean(waveform**2)) / float(np.mean(noise**2)))
     assert found == pytest.approx(snr_db, abs=0.1)
 
 
-def test_whisper_has_no_pitch_left(speechlike: Callable[..., NDArray[np.float32]]) -> None:
-    waveform = speechlike(2.0, 1)
+def test_whisper_has_no_pitch_left() -> None:
+    waveform = synthesise(2.0, 1)
     assert measure_quality(waveform, 16000).voiced_fraction > 0.8
     assert measure_quality(degrade(waveform, "whisper", 0), 16000).voiced_fraction < 0.2
 
@@ -131,10 +131,8 @@ def test_without_a_folder_every_peer_is_skipped() -> None:
     assert all("--peers FOLDER" in reason for reason in skipped.values())
 
 
-def test_a_worker_embeds_and_is_timed_in_turns(
-    tiny_encoder_path: Path, tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
-    waveform = speechlike(1.0, 2)
+def test_a_worker_embeds_and_is_timed_in_turns(tiny_encoder_path: Path, tmp_path: Path) -> None:
+    waveform = synthesise(1.0, 2)
     np.save(tmp_path / "clip.npy", waveform)
     encoder = Encoder(tiny_encoder_path)
     with open_workers([("tiny", str(tiny_encoder_path))], None, only=["none"]) as (workers, skipped):
@@ -156,9 +154,7 @@ def test_a_worker_that_dies_is_missing_not_a_hang() -> None:
         Worker("x", "x", [sys.executable, "-c", "import sys; sys.exit('no luck')"], ours=False)
 
 
-def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(
-    tiny_encoder_path: Path, tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
+def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(tiny_encoder_path: Path, tmp_path: Path) -> None:
     for corpus, emotions in (("ravdess", ("neutral", "happy")), ("alphanumeric", ("neutral",))):
         folder = tmp_path / "eval" / corpus
         folder.mkdir(parents=True)
@@ -167,7 +163,7 @@ def test_accuracy_and_robustness_of_a_model_on_a_tiny_corpus(
             for emotion in emotions:
                 for take in range(4):
                     name = f"{voice}-{emotion}-{take}.wav"
-                    clip = speechlike(1.2, 10 * voice + take + 100 * (emotion == "happy"), f0_hz)
+                    clip = synthesise(1.2, 10 * voice + take + 100 * (emotion == "happy"), f0_hz)
                     soundfile.write(folder / name, clip, 16000)
                     rows.append(f"{name},speaker-{voice},female,{emotion},1.2")
         (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
@@ -295,19 +291,19 @@ def test_the_tables_say_what_was_measured(made: Path) -> None:
 
 def test_the_readme_is_filled_between_its_markers_and_can_be_filled_again(made: Path) -> None:
     text = "# Title\n\n<!-- figures: begin (by a command) -->\nold\n<!-- figures: end -->\n\n## Limits\n"
-    body = report.readme_table(made)
+    body = readme_table(made)
     for _ in range(2):
-        text = report.fill(text, body)
+        text = fill(text, body)
         assert text.startswith("# Title\n") and text.endswith("<!-- figures: end -->\n\n## Limits\n")
         assert "old" not in text and text.count("| **base**, int8 | 7.0 | 25.0 | 0.10 | 6.00 | 20.0 |") == 1
     with pytest.raises(ValueError, match="figures: begin"):
-        report.fill("# Title\n", body)
+        fill("# Title\n", body)
 
 
 def test_the_readme_holds_ours_and_the_most_accurate_peers_and_only_what_all_of_them_have(
     made: Path, tmp_path: Path
 ) -> None:
-    lines = report.readme_table(made).splitlines()
+    lines = readme_table(made).splitlines()
     assert lines[0] == "| encoder | MB | ms for 3 s | EER neutral % | EER between emotions % | FRR at 1 % FAR % |"
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| **base**, int8", "| **small**, int8", *(f"| {peer.name}" for peer in PEERS[:5]),
@@ -320,14 +316,84 @@ def test_the_readme_holds_ours_and_the_most_accurate_peers_and_only_what_all_of_
     shutil.copy(made / "peers.json", tmp_path)
     (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
     (tmp_path / "robustness.json").write_text(json.dumps(robust))
-    assert report.readme_table(tmp_path).splitlines()[0] == (
+    assert readme_table(tmp_path).splitlines()[0] == (
         "| encoder | ms for 3 s | EER between emotions % | FRR at 1 % FAR % | FRR, enrolled led % | EER telephone % |"
     )
 
 
-def test_the_readme_of_this_checkout_holds_the_table_of_its_results() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.fill(text, report.readme_table()) == text, "write it anew: python -m benchmarks table --write"
+def pages(root: Path) -> Path:
+    """A folder with the pages that hold figures, empty but for their markers."""
+    for name, markers in {"README.md": ("figures",), **PAGES}.items():
+        markers = (*markers, "missed")
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("".join(f"<!-- {each}: begin -->\n<!-- {each}: end -->\n" for each in markers))
+    return root
+
+
+def test_pages_and_pictures_hold_what_was_measured_and_leave_out_what_was_not(made: Path, tmp_path: Path) -> None:
+    accuracy = json.loads((made / "accuracy.json").read_text())
+    for key, row in accuracy["encoders"].items():
+        row["calibrated"] = None
+        for each in row["ravdess"]["enrol"]["by_emotion"].values() if key != "ecapa" else ():
+            each["frr_at_far"] = {"0.01": 0.1234}
+    rates = {"frr": 0.3, "far": 0.004, "frr_interval": [0.2, 0.4], "far_interval": [0.0, 0.01]}
+    design = {"one": rates, "either": rates, "session": rates}
+    found = {"speakers": 24, "tested": ["sad"], "designs": dict.fromkeys(DESIGNS, design)}
+    alone = {**found, "designs": {name: {"one": rates} for name in DESIGNS}}
+    enrolled = {
+        "base": {"sets": {"ravdess": found}, "left_out": {"emodb": alone}, "ours": True, "origin": origin("base")},
+        "small": {"sets": {"ravdess": alone}, "ours": True, "origin": origin("small")},
+    }
+    robust = json.loads((made / "robustness.json").read_text())
+    for row in robust["encoders"].values():
+        row["seconds"] = {"librispeech": {"0.5": 0.3}}
+    shutil.copy(made / "peers.json", tmp_path)
+    steps = {"accuracy": accuracy, "robustness": robust, "enrolment": {"encoders": enrolled}}
+    for step, result in steps.items():
+        (tmp_path / f"{step}.json").write_text(json.dumps(result))
+    root = pages(tmp_path / "root")
+    written = documents(tmp_path, root)
+    results, enrolling, calibrating, costs = (
+        written[root / f"docs/{name}.md"] for name in ("results", "enrolling", "calibration", "benchmarks")
+    )
+    assert "| base: EER of `pairs` by cosine | 8.4 | 9.0 |" in results and "small: EER of `enrol`" not in results
+    assert "| **base**, int8 | 7.0 | 25.0 | 4.0 | 100 |" in costs and "cold" not in costs
+    assert "| CAM++ zh-en, 3D-Speaker | 12.3 | 12.3 |" in results and "| 0.5 | 30.0 | 30.0 | 30.0 |" in results
+    assert results.count("ECAPA-TDNN, SpeechBrain") == 1  # by cosine, and not by emotion
+    assert "| enrolled | base, one attempt | base, session of two | small, one attempt |\n" in enrolling
+    assert "| 4 neutral | 30.0 (20.0-40.0) / 0.40 | 30.0 (20.0-40.0) / 0.40 | 30.0 (20.0-40.0) / 0.40 |" in enrolling
+    assert "emodb: 24 speakers; tested: sad." in calibrating and "session" not in calibrating
+    for theme in ("light", "dark"):
+        by_emotion, worth = (written[root / f"docs/assets/{n}-{theme}.svg"] for n in ("emotions", "enrolment"))
+        for picture in (by_emotion, worth):
+            ElementTree.fromstring(picture)
+        assert "GE2E LSTM, Resemblyzer" in by_emotion and "ECAPA" not in by_emotion
+        assert "base, session of two" in worth and "small, session of two" not in worth
+    assert documents(tmp_path, root) == written
+    for step in ("accuracy", "enrolment"):
+        (tmp_path / f"{step}.json").unlink()
+    shutil.copy(made / "speed.json", tmp_path)
+    costs = documents(tmp_path, root)[root / "docs/benchmarks.md"]
+    assert "| embed 1 s, 3 s, 10 s | 25.0 ms |" in costs and "| process start to model loaded | 0.50 s |" in costs
+    assert documents(tmp_path, root)[root / "docs/enrolling.md"] == (root / "docs/enrolling.md").read_text()
+
+
+def test_figures_of_a_corpus_left_out_are_taken_in_for_the_model_that_they_are_of(
+    tiny_encoder_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fingerprint = Encoder(tiny_encoder_path).fingerprint
+    row = {"name": "tiny", "ours": True, "sets": {}, "origin": {**origin("tiny"), "fingerprint": fingerprint}}
+    kept = tmp_path / "enrolment.json"
+    kept.write_text(json.dumps({"encoders": {"tiny": row}}))
+    study = tmp_path / "study.json"
+    arguments = ["enrolment", f"--model=tiny={tiny_encoder_path}", f"--out={tmp_path}", f"--left-out=tiny={study}"]
+    study.write_text(json.dumps({"fingerprint": fingerprint, "enrolment": {"emodb": {}}}))
+    assert run_benchmarks(arguments) == 0
+    assert json.loads(kept.read_text())["encoders"]["tiny"]["left_out"] == {"emodb": {}}
+    assert "skipped enrolment of tiny" in capsys.readouterr().err
+    study.write_text(json.dumps({"fingerprint": "another", "enrolment": {}}))
+    with pytest.raises(ValueError, match="another model's"):
+        run_benchmarks(arguments)
 
 
 @pytest.mark.parametrize("other", [{"fingerprint": "1" * 64}, None])

@@ -131,7 +131,7 @@ def test_both_sides_equal_is_the_ordinary_eer_and_profiles_come_of_the_first_sid
 
 
 @pytest.mark.slow
-def test_fit_channel_interpolates_between_the_start_and_the_run_and_says_what_it_was_made_of(tmp_path, monkeypatch):
+def test_fit_channel_interpolates_between_the_start_and_the_run_and_records_what_it_was_made_of(tmp_path, monkeypatch):
     root, out = tmp_path / "prepared", tmp_path / "run"
     prepared(root / "malayalam", "malayalam", speakers=11)
     prepared(root / "librispeech", "librispeech", speakers=5)

@@ -59,7 +59,7 @@ def test_a_lower_rate_asks_for_a_higher_score(encoder: Encoder) -> None:
     ],
     ids=["silent", "not finite", "empty", "short"],
 )
-def test_what_cannot_be_judged_is_no_decision_and_says_which(
+def test_what_cannot_be_judged_is_no_decision_and_is_named(
     encoder: Encoder, place: int, damaged: np.ndarray, code: str
 ) -> None:
     pair = [synthesise(3.0, 1, ANA_HZ)] * 2

@@ -204,14 +204,14 @@ def test_a_file_that_was_cut_is_read_and_both_lengths_are_said(tmp_path, kind, s
 
 
 @pytest.mark.parametrize("times", [1.5, 3.0, 1000.0])
-def test_a_wav_that_claims_more_than_there_is_says_both_lengths(tmp_path, times):
+def test_a_wav_that_claims_more_than_there_is_reports_both_lengths(tmp_path, times):
     whole = encoded("WAV", "PCM_16")
     waveform, notes = read(with_data_length(whole, round(times * SECONDS * RATE) * 2), tmp_path)
     assert np.array_equal(waveform, read_audio(io.BytesIO(whole))[0])
     assert seconds_in(notes) == (times * SECONDS, SECONDS)
 
 
-def test_a_wav_that_claims_less_than_there_is_says_so_and_the_cure_works(tmp_path):
+def test_a_wav_that_claims_less_than_there_is_reports_it_and_the_cure_works(tmp_path):
     path = tmp_path / "clip.wav"
     path.write_bytes(with_data_length(encoded("WAV", "PCM_16"), RATE))
     waveform, notes = read_audio(path)
@@ -226,14 +226,14 @@ def test_a_wav_that_claims_less_than_there_is_says_so_and_the_cure_works(tmp_pat
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_an_ogg_that_was_cut_says_so(tmp_path, subtype):
+def test_an_ogg_that_was_cut_is_reported(tmp_path, subtype):
     whole = encoded("OGG", subtype, noise())
     waveform, notes = read(whole[: 2 * len(whole) // 3], tmp_path)
     assert 0.2 * SECONDS < len(waveform) / RATE < SECONDS
     assert notes == ("the file ends without the end mark of Ogg; it may have been cut",)
 
 
-def test_an_uncounted_mp3_that_was_cut_says_so(tmp_path):
+def test_an_uncounted_mp3_that_was_cut_is_reported(tmp_path):
     frames = mp3_frames(encoded("MP3", wave=np.concatenate([sound(2.0), 0.001 * sound(2.0)])))[1:]
     assert "ends within a frame" in read(b"".join(frames)[:-20], tmp_path)[1][-1]
 

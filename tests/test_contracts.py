@@ -316,7 +316,8 @@ def test_names_messages_and_documents_use_the_fields_words() -> None:
         if path == Path(__file__):
             continue
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-            found = re.search(rf"\b(?:{DIALECT})\b(?!\()", line.replace("def tell(", "").replace(SPOKEN, ""), re.I)
+            line = line.replace(SPOKEN, "").replace("def tell(", "")
+            found = re.search(rf"(?<![a-z])(?:{DIALECT})(?![a-z(])", line, re.IGNORECASE)  # in_a_name too
             assert found is None, f"{path}:{number}: {line.strip()}"
 
 

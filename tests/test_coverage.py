@@ -97,7 +97,7 @@ def test_one_more_utterance_never_covers_less(
     assert after.frr <= before.frr
 
 
-def test_the_calibration_says_what_coverage_is_worth() -> None:
+def test_the_calibration_knows_what_coverage_is_worth() -> None:
     held = calibration(coverage=RATES)
     assert [held.expected_frr(share) for share in (0.0, 0.49, 0.5, 0.9, 1.0)] == [0.5, 0.5, 0.3, 0.2, 0.2]
     assert calibration().expected_frr(0.5) is None

@@ -218,7 +218,7 @@ def test_what_is_neither_path_nor_binary_file_is_a_type_error_with_its_cure(sour
         read_audio(source)
 
 
-def test_a_file_object_at_its_end_says_to_rewind_it():
+def test_a_file_object_at_its_end_asks_to_be_rewound():
     file = io.BytesIO()
     soundfile.write(file, sound(), RATE, format="WAV")
     with pytest.raises(AudioError, match=r"<BytesIO>: .*rewind it with \.seek\(0\)"):

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from numpy.typing import NDArray
 
 from emoinv_edge.cli import main
 from emoinv_edge.cli.demo import find_clips
 from emoinv_edge.errors import AudioError
-from tests.builders import in_file
+from tests.builders import in_file, synthesise
 from tests.test_cli import CALIBRATION
 
 CLIPS = Path(str(files("emoinv_edge"))) / "demo" / "clips"
@@ -31,14 +30,14 @@ def model(make_encoder: Callable[..., Path]) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A user's own recordings: ana with neutral and other clips, bob with numbered ones."""
     pause = np.zeros(4000, np.float32)
 
     def write(path: str, seed: int, f0_hz: float, seconds: float = 3.0) -> None:
         target = tmp_path / "own" / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(target, np.concatenate([pause, speechlike(seconds, seed, f0_hz), pause]), 16000)
+        soundfile.write(target, np.concatenate([pause, synthesise(seconds, seed, f0_hz), pause]), 16000)
 
     for number in (1, 2, 3):
         write(f"ana/neutral-{number}.wav", number, 120.0)
@@ -119,9 +118,9 @@ def test_a_wrong_decision_is_shown_and_makes_the_status_1(
 
 
 def test_a_clip_that_cannot_be_judged_makes_the_status_2(
-    capsys: pytest.CaptureFixture[str], folder: Path, model: str, speechlike: Callable[..., NDArray[np.float32]]
+    capsys: pytest.CaptureFixture[str], folder: Path, model: str
 ) -> None:
-    soundfile.write(folder / "bob" / "short.wav", speechlike(0.3, 0), 16000)
+    soundfile.write(folder / "bob" / "short.wav", synthesise(0.3, 0), 16000)
     status, report = demo(capsys, "--clips", folder, "--model", model)
     assert status == 2
     assert (report["wrong"], report["undecided"]) == (0, 1)

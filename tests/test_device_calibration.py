@@ -18,11 +18,7 @@ from emoinv_edge.adaptation import Adapter
 from emoinv_edge.calibration import FarTable
 from emoinv_edge.cli import main
 from emoinv_edge.conditions import Conditions, Heard
-from emoinv_edge.device_calibration import (
-    MAX_SHIFT,
-    Refinement,
-    refine,
-)
+from emoinv_edge.device_calibration import MAX_SHIFT, Refinement, refine
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import CalibrationError
 from emoinv_edge.store import PLAINTEXT, ProfileStore

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import io
-import json
 import os
 import re
 import runpy
@@ -23,7 +21,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -32,7 +29,7 @@ import soundfile
 import soxr
 
 import emoinv_edge
-from benchmarks.conditions import CONDITIONS
+from benchmarks.documents import documents
 from emoinv_edge.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,7 +173,7 @@ def test_the_blocks_of_a_page_run_as_printed(page: Path, reader: Path) -> None:
             assert done.returncode == 0, f"{block.where} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
 
 
-def test_a_block_that_is_not_run_says_why() -> None:
+def test_a_block_that_is_not_run_gives_the_reason() -> None:
     for block in ALL_BLOCKS:
         assert block.language in ("python", "sh", "text", "javascript", "dockerfile", "yaml"), block.where
         if "--mic" in block.text or "Microphone(" in block.text:
@@ -345,104 +342,22 @@ def figures_table() -> list[list[str]]:
     ]
 
 
-# Heading of a column -> where its figure stands in peers.json and accuracy.json, and its digits.
-FIGURES = {
-    "MB": lambda time, rates: (time["model_mb"], 1),
-    "ms for 3 s": lambda time, rates: (time["cpu_ms"], 1),
-    "EER neutral %": lambda time, rates: (100.0 * rates["neutral"]["eer"], 2),
-    "EER between emotions %": lambda time, rates: (100.0 * rates["enrol"]["eer"], 2),
-    "FRR at 1 % FAR %": lambda time, rates: (100.0 * rates["enrol"]["frr_at_far"]["0.01"], 1),
-    "FRR, enrolled led %": lambda time, rates: (100.0 * rates["led"]["frr_at_far"]["0.01"], 1),
-}
-
-
-def test_the_table_is_small_and_its_figures_are_measured() -> None:
+def test_the_table_of_the_readme_is_small() -> None:
     (_, *headings), _, *rows = figures_table()
     assert len(headings) + 1 <= COLUMNS and 3 <= len(rows) <= ROWS
-    results = ROOT / "benchmarks" / "results"
-    timed = {row["key"]: row for row in json.loads((results / "peers.json").read_text(encoding="utf-8"))["encoders"]}
-    rated = json.loads((results / "accuracy.json").read_text(encoding="utf-8"))["encoders"]
-    for name, *cells in rows:
-        key = re.sub(r"\*|, int8", "", name)
-        (found,) = [each for each in rated if key in (each, rated[each]["name"])]
-        for heading, cell in zip(headings, cells, strict=True):
-            figure, digits = FIGURES[heading](timed[found], rated[found]["ravdess"])
-            assert cell == f"{figure:.{digits}f}", f"{name}, {heading}"
 
 
-def tables(page: Path) -> dict[str, list[list[str]]]:
-    """The tables of a page by the heading above them, the last one where there are several."""
-    found: dict[str, list[list[str]]] = {}
-    heading = ""
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            heading = line.strip("# ")
-        elif line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if not set(cells[0]) <= set("-: ") or not cells[0]:
-                found.setdefault(heading, []).append(cells)
-    return found
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [pytest.param(path, text, id=path.name) for path, text in documents().items()],
+)
+def test_tables_and_pictures_are_those_of_the_results(path: Path, text: str) -> None:
+    assert path.read_text(encoding="utf-8") == text, "write it anew: python -m benchmarks docs"
 
 
-def encoder_called(label: str, rows: dict[str, dict]) -> dict:
-    """The row of an encoder by its key, its name or a part of it."""
-    label = re.sub(r"\*|, int8|, calibrated|, cosine", "", label)
-    (found,) = [rows[label]] if label in rows else [row for row in rows.values() if label in row["name"]]
-    return found
-
-
-def with_interval(row: dict) -> str:
-    low, high = row["eer_interval"]
-    return f"{100 * row['eer']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def test_the_results_page_says_what_was_measured() -> None:
-    results = ROOT / "benchmarks" / "results"
-    rated = json.loads((results / "accuracy.json").read_text(encoding="utf-8"))["encoders"]
-    robust = json.loads((results / "robustness.json").read_text(encoding="utf-8"))["encoders"]
-    page = tables(DOCS / "results.md")
-    for label, *cells in page["By cosine, beside the others"][1:]:
-        row = encoder_called(label, rated)
-        ravdess = row["ravdess"]
-        assert cells == [
-            f"{100 * ravdess['neutral']['eer']:.2f}",
-            f"{100 * ravdess['pairs']['eer']:.2f}",
-            with_interval(ravdess["enrol"]),
-            f"{100 * ravdess['enrol']['frr_at_far']['0.01']:.1f}",
-            f"{100 * row['librispeech']['same']['eer']:.2f}",
-        ], label
-    for label, eer, frr, *_ in page["By the calibrated score"][1:]:
-        row = encoder_called(label, rated)
-        figures = row["calibrated"] if "calibrated" in label else row["ravdess"]["enrol"]
-        assert (eer, frr) == (with_interval(figures), f"{100 * figures['frr_at_far']['0.01']:.1f}"), label
-    (_, *emotions), *rows = page["By emotion"]
-    for label, *cells in rows:
-        found = encoder_called(label, rated)["ravdess"]["enrol"]["by_emotion"]
-        assert cells == [f"{100 * found[emotion]['eer']:.1f}" for emotion in emotions], label
-    keys = {label: key for key, label in CONDITIONS.items()}
-    (_, *labels), *rows = page["In noise, rooms and channels"]
-    for name, *cells in (row for row in rows if row[0] != "seconds"):
-        for label, cell in zip(labels, cells, strict=True):
-            row = encoder_called(label, robust)
-            eer = row["seconds"]["librispeech"][name] if name[0].isdigit() else row["conditions"][keys[name]]["eer"]
-            assert cell == f"{100 * eer:.1f}", f"{name}, {label}"
-
-
-def drawing() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_figures", DOCS / "figures.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_picture_is_the_one_of_the_results(theme: str) -> None:
-    module = drawing()
-    results = json.loads(module.RESULTS.read_text(encoding="utf-8"))
-    drawn = (module.ASSETS / f"emotions-{theme}.svg").read_text(encoding="utf-8")
-    assert drawn == module.draw(results, theme), "draw it anew: python docs/figures.py"
-    assert f"docs/assets/emotions-{theme}.svg" in README
+def test_the_readme_shows_every_picture_that_is_drawn_in_both_themes() -> None:
+    drawn = [path.relative_to(ROOT).as_posix() for path in documents() if path.suffix == ".svg"]
+    assert len(drawn) == 4 and all(f'"{name}"' in README for name in drawn)
 
 
 # -- links -------------------------------------------------------------------------------------------------------------

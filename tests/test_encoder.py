@@ -20,7 +20,7 @@ from emoinv_edge.errors import AudioError, EmoinvError, ModelFormatError
 from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.golden import run_golden
 from emoinv_edge.spec import EncoderSpec
-from tests.builders import calibration, emotion_axis, in_file, unit_vectors
+from tests.builders import calibration, emotion_axis, in_file, synthesise, unit_vectors
 
 TINY = EncoderSpec(name="tiny", embedding_dim=32)
 SHORTEST = 400 + 160 * (MIN_FRAMES - 1)
@@ -29,14 +29,14 @@ SHORTEST = 400 + 160 * (MIN_FRAMES - 1)
 # --- embeddings --------------------------------------------------------------------------------
 
 
-def test_an_embedding_has_unit_norm_and_the_size_of_the_spec(tiny_encoder, speechlike):
-    embedding = tiny_encoder.embed(speechlike(2, 1), 16000)
+def test_an_embedding_has_unit_norm_and_the_size_of_the_spec(tiny_encoder):
+    embedding = tiny_encoder.embed(synthesise(2, 1), 16000)
     assert embedding.vector.shape == (32,) and embedding.vector.dtype == np.float32 and embedding.norm > 0.0
     assert np.linalg.norm(embedding.vector.astype(np.float64)) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_an_embedding_is_taken_wherever_an_array_is(tiny_encoder, speechlike):
-    one, two = (tiny_encoder.embed(speechlike(2, seed), 16000) for seed in (1, 2))
+def test_an_embedding_is_taken_wherever_an_array_is(tiny_encoder):
+    one, two = (tiny_encoder.embed(synthesise(2, seed), 16000) for seed in (1, 2))
     cosine = one.vector @ two.vector
     assert one @ two == one @ two.vector == one.vector @ two == np.dot(one, two) == cosine
     assert np.array_equal(np.stack([one, two]) @ one, np.stack([one.vector, two.vector]) @ one.vector)
@@ -44,8 +44,8 @@ def test_an_embedding_is_taken_wherever_an_array_is(tiny_encoder, speechlike):
     assert np.asarray(one, np.float64).dtype == np.float64
 
 
-def test_an_embedding_is_what_the_graph_gives_for_normalised_features(tiny_encoder, speechlike):
-    waveform = speechlike(2, 1)
+def test_an_embedding_is_what_the_graph_gives_for_normalised_features(tiny_encoder):
+    waveform = synthesise(2, 1)
     session = onnxruntime.InferenceSession(tiny_encoder.path, providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"features": mean_normalise(log_mel(waveform, TINY))[None]})
     got = tiny_encoder.embed(waveform, 16000)
@@ -54,33 +54,33 @@ def test_an_embedding_is_what_the_graph_gives_for_normalised_features(tiny_encod
     assert tiny_encoder.embed_features(log_mel(waveform, TINY)).norm == got.norm
 
 
-def test_mean_normalisation_is_done_only_where_the_spec_asks_for_it(make_encoder, speechlike):
+def test_mean_normalisation_is_done_only_where_the_spec_asks_for_it(make_encoder):
     spec = dataclasses.replace(TINY, mean_normalisation=False)
     encoder = Encoder(make_encoder(spec=spec))
-    feats = log_mel(speechlike(2, 1), spec)
+    feats = log_mel(synthesise(2, 1), spec)
     session = onnxruntime.InferenceSession(encoder.path, providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"features": feats[None]})
     np.testing.assert_allclose(encoder.embed_features(feats), expected[0] / np.linalg.norm(expected[0]), atol=1e-6)
     assert not np.allclose(encoder.embed_features(feats), Encoder(make_encoder()).embed_features(feats), atol=1e-3)
 
 
-def test_the_kind_of_array_does_not_change_the_embedding(tiny_encoder, speechlike):
-    pcm = np.round(speechlike(2, 2) * 32767).astype(np.int16)
+def test_the_kind_of_array_does_not_change_the_embedding(tiny_encoder):
+    pcm = np.round(synthesise(2, 2) * 32767).astype(np.int16)
     expected = tiny_encoder.embed(pcm, 16000)
     for same in (pcm / 32768, (pcm / 32768).astype(np.float32), np.stack([pcm, pcm], 1), pcm.astype(np.int32) << 16):
         assert np.array_equal(tiny_encoder.embed(same, 16000), expected)
 
 
 @pytest.mark.parametrize("rate", [22050, 44100, 48000])
-def test_the_rate_of_the_recording_hardly_changes_the_embedding(tiny_encoder, speechlike, rate):
-    waveform = speechlike(3, 3)
+def test_the_rate_of_the_recording_hardly_changes_the_embedding(tiny_encoder, rate):
+    waveform = synthesise(3, 3)
     other = to_mono(waveform, 16000, rate)
     assert float(tiny_encoder.embed(other, rate) @ tiny_encoder.embed(waveform, 16000)) > 0.98
 
 
-def test_a_waveform_graph_gets_the_waveform(make_encoder, speechlike):
+def test_a_waveform_graph_gets_the_waveform(make_encoder):
     encoder = Encoder(make_encoder(flavour="waveform"))
-    waveform = speechlike(2, 4)
+    waveform = synthesise(2, 4)
     session = onnxruntime.InferenceSession(encoder.path, providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"waveform": waveform[None]})
     got = encoder.embed(waveform, 16000)
@@ -89,17 +89,17 @@ def test_a_waveform_graph_gets_the_waveform(make_encoder, speechlike):
         encoder.embed_features(log_mel(waveform, encoder.spec))
 
 
-def test_the_input_is_never_changed(tiny_encoder, speechlike):
-    waveform = speechlike(1, 5)
+def test_the_input_is_never_changed(tiny_encoder):
+    waveform = synthesise(1, 5)
     feats = log_mel(waveform, TINY)
     waveform.flags.writeable = feats.flags.writeable = False
     assert np.array_equal(tiny_encoder.embed(waveform, 16000), tiny_encoder.embed_features(feats))
 
 
 @pytest.mark.parametrize("flavour", ["features", "waveform"])
-def test_too_short_speech_is_refused_with_the_minimum(make_encoder, speechlike, flavour):
+def test_too_short_speech_is_refused_with_the_minimum(make_encoder, flavour):
     encoder = Encoder(make_encoder(flavour=flavour))
-    waveform = speechlike(1, 6)
+    waveform = synthesise(1, 6)
     encoder.embed(waveform[:SHORTEST], 16000)
     with pytest.raises(AudioError, match=rf"at least {SHORTEST} samples.*got {SHORTEST - 1}.*longer"):
         encoder.embed(waveform[: SHORTEST - 1], 16000)
@@ -137,16 +137,16 @@ def test_features_without_any_change_make_no_embedding(tiny_encoder):
 
 
 @pytest.mark.parametrize("gain", [0.0, np.nan, np.inf, 1e-30])
-def test_a_model_that_gives_no_usable_embedding_is_reported_not_scored(make_encoder, speechlike, gain):
+def test_a_model_that_gives_no_usable_embedding_is_reported_not_scored(make_encoder, gain):
     encoder = Encoder(make_encoder(gain=gain))
     with pytest.raises(EmoinvError, match="means nothing"):
-        encoder.embed(speechlike(1, 7), 16000)
+        encoder.embed(synthesise(1, 7), 16000)
 
 
-def test_a_large_embedding_does_not_overflow(make_encoder, speechlike):
+def test_a_large_embedding_does_not_overflow(make_encoder):
     # As large as float32 holds: the square of its norm does not fit.
-    loud = Encoder(make_encoder(gain=1e30)).embed(speechlike(1, 7), 16000)
-    plain = Encoder(make_encoder()).embed(speechlike(1, 7), 16000)
+    loud = Encoder(make_encoder(gain=1e30)).embed(synthesise(1, 7), 16000)
+    plain = Encoder(make_encoder()).embed(synthesise(1, 7), 16000)
     np.testing.assert_allclose(loud, plain, atol=1e-5)
     assert loud.norm == pytest.approx(1e30 * plain.norm, rel=1e-3)
 
@@ -155,9 +155,9 @@ def test_a_large_embedding_does_not_overflow(make_encoder, speechlike):
 
 
 @pytest.mark.parametrize("flavour", ["features", "waveform"])
-def test_eight_threads_share_an_encoder_and_get_the_serial_results(make_encoder, speechlike, flavour):
+def test_eight_threads_share_an_encoder_and_get_the_serial_results(make_encoder, flavour):
     encoder = Encoder(make_encoder(flavour=flavour))
-    clips = [(speechlike(0.3 + 0.17 * seed, seed, 90 + 15 * seed, 16000), 16000) for seed in range(10)]
+    clips = [(synthesise(0.3 + 0.17 * seed, seed, 90 + 15 * seed, 16000), 16000) for seed in range(10)]
     clips += [(to_mono(waveform, 16000, 44100), 44100) for waveform, _ in clips[:4]]
     expected = [encoder.embed(*clip) for clip in clips]
     together = threading.Barrier(8)
@@ -198,13 +198,13 @@ def test_the_file_describes_the_encoder(make_encoder):
     assert "tiny" in repr(encoder) and encoder.fingerprint[:12] in repr(encoder)
 
 
-def test_fingerprint_and_weights_stay_those_of_the_bytes_that_were_read(make_encoder, speechlike):
+def test_fingerprint_and_weights_stay_those_of_the_bytes_that_were_read(make_encoder):
     path, other = make_encoder(seed=1), make_encoder(seed=2)
     encoder = Encoder(path)
-    before, embedding = encoder.fingerprint, encoder.embed(speechlike(1, 8), 16000)
+    before, embedding = encoder.fingerprint, encoder.embed(synthesise(1, 8), 16000)
     path.write_bytes(other.read_bytes())
     assert encoder.fingerprint == before != Encoder(path).fingerprint
-    assert np.array_equal(encoder.embed(speechlike(1, 8), 16000), embedding)
+    assert np.array_equal(encoder.embed(synthesise(1, 8), 16000), embedding)
 
 
 def test_the_fingerprint_is_of_what_computes_and_the_hash_of_the_whole_file(make_encoder):
@@ -360,7 +360,7 @@ def test_a_graph_of_another_rank_is_refused(tmp_path, source, input_shape, outpu
         Encoder(path)
 
 
-def test_a_size_that_the_graph_leaves_open_is_checked_when_it_runs(tmp_path, speechlike):
+def test_a_size_that_the_graph_leaves_open_is_checked_when_it_runs(tmp_path):
     nodes = [
         onnx.helper.make_node("Abs", ["features"], ["magnitude"]),
         onnx.helper.make_node("ReduceMean", ["magnitude"], ["pooled"], axes=[1], keepdims=0),
@@ -371,10 +371,10 @@ def test_a_size_that_the_graph_leaves_open_is_checked_when_it_runs(tmp_path, spe
         spec = dataclasses.replace(TINY, embedding_dim=size)
         encoder = Encoder(save_graph(tmp_path / f"{size}.onnx", spec, nodes, *shapes, shape=[1, -1]))
         if fits:
-            assert encoder.embed(speechlike(1, 9), 16000).vector.shape == (80,)
+            assert encoder.embed(synthesise(1, 9), 16000).vector.shape == (80,)
         else:
             with pytest.raises(ModelFormatError, match=r"\(1, 16\), got \(1, 80\)"):
-                encoder.embed(speechlike(1, 9), 16000)
+                encoder.embed(synthesise(1, 9), 16000)
 
 
 # --- the shipped models ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from emoinv_edge.microphone import Gap
+from tests.builders import synthesise
 from tests.shell import ANA_HZ, BOB_HZ, Shell
 
 
@@ -98,9 +99,7 @@ class FakeMicrophone:
 
 
 @pytest.fixture
-def speaking(
-    monkeypatch: pytest.MonkeyPatch, speechlike: Callable[..., NDArray[np.float32]]
-) -> Callable[..., list[NDArray[np.float32] | Gap]]:
+def speaking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[NDArray[np.float32] | Gap]]:
     """A function that makes the fake microphone hear utterances, each with silence around it."""
     monkeypatch.setattr("emoinv_edge.microphone.Microphone", FakeMicrophone)
 
@@ -108,7 +107,7 @@ def speaking(
         pause = np.zeros(24000, np.float32)
         FakeMicrophone.items = [pause]
         for seconds, seed, f0_hz in utterances:
-            FakeMicrophone.items += [speechlike(seconds, seed, f0_hz), pause]
+            FakeMicrophone.items += [synthesise(seconds, seed, f0_hz), pause]
         return FakeMicrophone.items
 
     return speak

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +25,8 @@ from emoinv_edge.errors import MicrophoneError
 from emoinv_edge.microphone import Gap
 from emoinv_edge.store import PLAINTEXT, ProfileStore
 from emoinv_edge.verifier import Verifier
-from tests.builders import ANA_HZ, RATE, calibrated_encoder, enrolled, synthesise
+from tests.builders import ANA_HZ, RATE, calibrated_encoder, enrolled, noise, synthesise
+from tests.shell import FakeMicrophone
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STRANGER_HZ = 150.0
@@ -37,10 +38,6 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def noise(seconds: float, seed: int = 0) -> NDArray[np.float32]:
-    return (0.0005 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
 
 
 def speech(f0_hz: float, seed: int = 100) -> NDArray[np.float32]:
@@ -57,25 +54,6 @@ def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Profile
     store = ProfileStore(tmp_path_factory.mktemp("store") / "profiles.db", PLAINTEXT)
     store.put(enrolled(encoder, "ana", ANA_HZ, takes=3, seconds=4.0))
     return store
-
-
-class FakeMicrophone:
-    items: ClassVar[list[Any]] = []
-
-    def __init__(self, sample_rate: int, device: int | str | None = None, retry: bool = False) -> None:
-        assert sample_rate == RATE
-
-    def __enter__(self) -> FakeMicrophone:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self.items:
-            if isinstance(item, Exception):
-                raise item
-            yield item
 
 
 def pieces(waveform: NDArray[np.float32]) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from export.gates import Gate, GateFailed, compare_eer, compare_embeddings, comp
 from export.graph import encoder_graph
 from export.quantise import Scheme
 from export.speech import Portion, alter, take_portion
-from tests.builders import write_emotional_corpus
+from tests.builders import synthesise, write_emotional_corpus
 from train.calibration import trials
 from train.model import EncoderShape, ResidualEncoder, save_checkpoint
 from train.prepare import write_set
@@ -52,13 +51,13 @@ def checkpoint(model: ResidualEncoder, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, speechlike: Callable[..., NDArray[np.float32]]) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared set of eight synthetic speakers, two clips of 1.2 s each."""
     folder = tmp_path_factory.mktemp("sets") / "synthetic"
     with write_set(folder) as add:
         for speaker in range(8):
             for take, emotion in enumerate(("neutral", "happy")):
-                samples = np.rint(speechlike(1.2, 10 * speaker + take, 90.0 + 20.0 * speaker) * 32767).astype(np.int16)
+                samples = np.rint(synthesise(1.2, 10 * speaker + take, 90.0 + 20.0 * speaker) * 32767).astype(np.int16)
                 add(("synthetic", f"s{speaker}", "", emotion, ""), samples, f"{speaker}-{take}")
     return folder
 
@@ -157,13 +156,12 @@ def test_the_waveform_flavour_agrees_with_the_other(
     prepared: Path,
     exported: Path,
     tmp_path: Path,
-    speechlike: Callable[..., NDArray[np.float32]],
 ) -> None:
     options = dataclasses.replace(QUICK, flavour="waveform")
     export_model(checkpoint, tmp_path / "waveform.onnx", [prepared], options, report=lambda line: None)
     encoders = [Encoder(exported), Encoder(tmp_path / "waveform.onnx")]
     assert all(result.passed for result in run_golden(encoders[1]))
-    waveform = speechlike(2.0, 77)
+    waveform = synthesise(2.0, 77)
     one, two = (encoder.embed(waveform, 16000) for encoder in encoders)
     assert 1.0 - float(one @ two) < 1e-3
 
@@ -223,12 +221,12 @@ def test_the_command_reports_each_gate_and_its_exit_status(
 
 
 @pytest.fixture(scope="module")
-def two_corpora(tmp_path_factory: pytest.TempPathFactory, speechlike: Callable[..., NDArray[np.float32]]) -> list[Path]:
+def two_corpora(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two prepared sets of eight synthetic speakers, each with six neutral clips and three with another emotion."""
 
     def voice(number: int, speaker: int, take: int, emotional: bool) -> NDArray[np.float32]:
         pitch = (90.0 + 20.0 * speaker + 5 * number) * (1.2 if emotional else 1.0)
-        return speechlike(1.4, 1000 * number + 10 * speaker + take, pitch)
+        return synthesise(1.4, 1000 * number + 10 * speaker + take, pitch)
 
     folder = tmp_path_factory.mktemp("calibration")
     return [
@@ -445,8 +443,8 @@ def test_speech_without_a_set_is_refused() -> None:
         take_portion([], SPEC, 6, held_back=False)
 
 
-def test_altered_speech_is_a_copy_within_bounds(speechlike: Callable[..., NDArray[np.float32]]) -> None:
-    waveform = speechlike(1.0, 1)
+def test_altered_speech_is_a_copy_within_bounds() -> None:
+    waveform = synthesise(1.0, 1)
     untouched = waveform.copy()
     kinds = [alter(waveform, np.random.default_rng(seed)) for seed in range(40)]
     assert np.array_equal(waveform, untouched)

@@ -24,7 +24,7 @@ from export.__main__ import main
 from export.chain import write_model
 from export.graph import encoder_graph
 from export.windows import add_windows, geometry
-from tests.builders import build_encoder, calibration, in_file
+from tests.builders import build_encoder, calibration, in_file, synthesise
 from train.model import EncoderShape, ResidualEncoder
 
 SPEC = EncoderSpec(name="tiny", embedding_dim=16)
@@ -103,7 +103,7 @@ def test_an_output_of_another_name_is_refused(graph: onnx.ModelProto, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory, speechlike: Callable[..., NDArray[np.float32]]) -> list[Path]:
+def sets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two corpora of four voices, eight clips of 1.6 s each, some of them happy."""
     from train.prepare import write_set
 
@@ -114,7 +114,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory, speechlike: Callable[..., NDA
             for speaker in range(4):
                 for take in range(8):
                     hz = 100.0 + 25.0 * speaker + 7.0 * number
-                    wave = speechlike(1.6, seed=100 * number + 10 * speaker + take, f0_hz=hz)
+                    wave = synthesise(1.6, seed=100 * number + 10 * speaker + take, f0_hz=hz)
                     samples = np.rint(wave * 32767).astype(np.int16)
                     add((corpus, str(speaker), "male", "happy" if take > 4 else "neutral", ""), samples, f"{take}")
     return folders

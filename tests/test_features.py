@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from emoinv_edge.features import BLOCK, LogMelStream, log_mel, mean_normalise, mel_bank, window
 from emoinv_edge.spec import EncoderSpec
+from tests.builders import synthesise
 
 SPEC = EncoderSpec(name="base")
 AWKWARD = [0, 1, 159, 160, 161, 399, 400, 401, 479, 480, 481, 559, 560, 561]
@@ -78,25 +79,25 @@ def streamed(chunks: list[NDArray[np.float32]], spec: EncoderSpec = SPEC) -> NDA
     ],
     ids=str,
 )
-def test_log_mel_equals_kaldi_native_fbank(speechlike, changes):
+def test_log_mel_equals_kaldi_native_fbank(changes):
     spec = dataclasses.replace(SPEC, **changes)
-    waveform = speechlike(3, 1, 110, spec.sample_rate)
+    waveform = synthesise(3, 1, 110, spec.sample_rate)
     expected = kaldi(waveform, spec)
     got = log_mel(waveform, spec)
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-4)
 
 
-def test_log_mel_is_closer_to_double_precision_than_kaldi_is(speechlike):
-    waveform = speechlike(5, 2, 200)
+def test_log_mel_is_closer_to_double_precision_than_kaldi_is():
+    waveform = synthesise(5, 2, 200)
     truth = double_precision(waveform, SPEC)
     ours, theirs = np.abs(log_mel(waveform, SPEC) - truth), np.abs(kaldi(waveform, SPEC) - truth)
     assert ours.mean() < theirs.mean()
     assert np.quantile(ours, 0.999) < np.quantile(theirs, 0.999) < 1e-4
 
 
-def test_offset_of_the_microphone_does_not_matter(speechlike):
-    waveform = 0.5 * speechlike(2, 3)
+def test_offset_of_the_microphone_does_not_matter():
+    waveform = 0.5 * synthesise(2, 3)
     np.testing.assert_allclose(log_mel(waveform + np.float32(0.25), SPEC), log_mel(waveform, SPEC), atol=2e-2)
 
 
@@ -112,7 +113,7 @@ def test_number_of_frames_is_that_of_the_spec(samples):
 
 
 @pytest.mark.parametrize("samples", [400, 48000])
-def test_no_step_widens_to_double_precision(speechlike, monkeypatch, samples):
+def test_no_step_widens_to_double_precision(monkeypatch, samples):
     if int(np.__version__.split(".")[0]) < 2:
         pytest.skip("NumPy 1 has no single-precision FFT")
     rfft, seen = np.fft.rfft, []
@@ -127,14 +128,14 @@ def test_no_step_widens_to_double_precision(speechlike, monkeypatch, samples):
         return spectrum
 
     monkeypatch.setattr(np.fft, "rfft", watched)
-    assert log_mel(speechlike(3, 1)[:samples], SPEC).dtype == np.float32
+    assert log_mel(synthesise(3, 1)[:samples], SPEC).dtype == np.float32
     assert seen and set(seen) == {np.dtype(np.complex64)}
     assert mel_bank(SPEC).dtype == window(SPEC).dtype == np.float32
 
 
 @pytest.mark.parametrize("size", [size for size in AWKWARD if size] + [ONE_BLOCK - 1, ONE_BLOCK, ONE_BLOCK + 1])
-def test_chunking_is_invisible(speechlike, size):
-    waveform = speechlike(2, 4)[: 3000 if size == 1 else None]
+def test_chunking_is_invisible(size):
+    waveform = synthesise(2, 4)[: 3000 if size == 1 else None]
     got = streamed(cut(waveform, [size] * (len(waveform) // size)))
     assert np.array_equal(got, log_mel(waveform, SPEC))
 
@@ -151,14 +152,14 @@ def test_chunking_is_invisible_at_any_cut(seed, samples, lengths):
 
 
 @pytest.mark.parametrize("changes", [{"sample_rate": 11025, "high_hz": 5512.0}, {"window": "povey", "num_mel_bins": 8}])
-def test_chunking_is_invisible_to_other_specs(speechlike, changes):
+def test_chunking_is_invisible_to_other_specs(changes):
     spec = dataclasses.replace(SPEC, **changes)
-    waveform = speechlike(2, 5, 120, spec.sample_rate)
+    waveform = synthesise(2, 5, 120, spec.sample_rate)
     assert np.array_equal(streamed(cut(waveform, [777] * 50), spec), log_mel(waveform, spec))
 
 
-def test_a_frame_depends_on_its_own_samples_alone(speechlike):
-    waveform = speechlike(3, 6)
+def test_a_frame_depends_on_its_own_samples_alone():
+    waveform = synthesise(3, 6)
     spoilt = waveform.copy()
     spoilt[20000] = np.nan
     clean, got = log_mel(waveform, SPEC), log_mel(spoilt, SPEC)
@@ -168,8 +169,8 @@ def test_a_frame_depends_on_its_own_samples_alone(speechlike):
     assert np.array_equal(got[others], clean[others])
 
 
-def test_two_streams_do_not_interact(speechlike):
-    one, two = speechlike(1, 7), speechlike(1, 8, 200)
+def test_two_streams_do_not_interact():
+    one, two = synthesise(1, 7), synthesise(1, 8, 200)
     a, b = LogMelStream(SPEC), LogMelStream(SPEC)
     got_a, got_b = [], []
     for first in range(0, 16000, 333):
@@ -179,15 +180,15 @@ def test_two_streams_do_not_interact(speechlike):
     assert np.array_equal(np.concatenate(got_b), log_mel(two, SPEC))
 
 
-def test_flush_equals_new(speechlike):
+def test_flush_equals_new():
     stream = LogMelStream(SPEC)
-    stream.process(speechlike(1, 9)[:12345])
+    stream.process(synthesise(1, 9)[:12345])
     assert stream.flush().shape == (0, 80)
-    assert np.array_equal(stream.process(speechlike(1, 10)), log_mel(speechlike(1, 10), SPEC))
+    assert np.array_equal(stream.process(synthesise(1, 10)), log_mel(synthesise(1, 10), SPEC))
 
 
-def test_input_is_never_changed_nor_kept(speechlike):
-    waveform = speechlike(1, 11)
+def test_input_is_never_changed_nor_kept():
+    waveform = synthesise(1, 11)
     waveform.flags.writeable = False
     expected = log_mel(waveform, SPEC)
     stream, chunk, got = LogMelStream(SPEC), np.empty(160, np.float32), []
@@ -198,15 +199,15 @@ def test_input_is_never_changed_nor_kept(speechlike):
     assert np.array_equal(np.concatenate(got), expected)
 
 
-def test_layout_of_the_waveform_in_memory_does_not_matter(speechlike):
-    waveform = speechlike(1, 12)
+def test_layout_of_the_waveform_in_memory_does_not_matter():
+    waveform = synthesise(1, 12)
     every_other = np.repeat(waveform, 2)[::2]
     assert np.array_equal(log_mel(every_other, SPEC), log_mel(waveform, SPEC))
     assert np.array_equal(log_mel(waveform[::-1], SPEC), log_mel(waveform[::-1].copy(), SPEC))
 
 
-def test_threads_do_not_interact(speechlike):
-    waveforms = [speechlike(0.5 + 0.1 * seed, seed) for seed in range(16)]
+def test_threads_do_not_interact():
+    waveforms = [synthesise(0.5 + 0.1 * seed, seed) for seed in range(16)]
     expected = [log_mel(waveform, SPEC) for waveform in waveforms]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
@@ -214,8 +215,8 @@ def test_threads_do_not_interact(speechlike):
                 assert np.array_equal(got, want)
 
 
-def test_mean_normalisation_removes_a_gain_and_a_channel(speechlike):
-    waveform = speechlike(2, 13)
+def test_mean_normalisation_removes_a_gain_and_a_channel():
+    waveform = synthesise(2, 13)
     normalised = mean_normalise(log_mel(waveform, SPEC))
     assert normalised.dtype == np.float32
     np.testing.assert_allclose(normalised.mean(axis=0), 0.0, atol=1e-5)

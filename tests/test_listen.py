@@ -16,7 +16,7 @@ import types
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,16 +31,13 @@ from emoinv_edge.errors import MicrophoneError, StoreError
 from emoinv_edge.microphone import Gap
 from emoinv_edge.spec import EncoderSpec
 from emoinv_edge.store import PLAINTEXT, ProfileStore
-from tests.builders import ANA_HZ, BOB_HZ, RATE, build_encoder, calibration, in_file, synthesise
+from tests.builders import ANA_HZ, BOB_HZ, RATE, build_encoder, calibration, in_file, noise, synthesise
+from tests.shell import FakeMicrophone
 
 STRANGER_HZ = 150.0
 CALIBRATION = calibration(
     far_tables=tuple(FarTable(count, (0.5, 0.001), (0.0, 1.0)) for count in (1, 16)), num_impostor_speakers=10_000
 )
-
-
-def noise(seconds: float, seed: int = 0) -> NDArray[np.float32]:
-    return (0.0005 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
 
 
 class House:
@@ -209,28 +206,6 @@ def test_wrong_use_exits_with_3_and_its_reason(
 ) -> None:
     assert main(["listen", *arguments, *house.options]) == 3
     assert message in capsys.readouterr().err
-
-
-class FakeMicrophone:
-    """Stands in for `Microphone`: yields and fails as its items ask."""
-
-    items: ClassVar[list[Any]] = []
-
-    def __init__(self, sample_rate: int, device: int | str | None, retry: bool = False) -> None:
-        assert sample_rate == RATE
-        self.name = "Fake USB"
-
-    def __enter__(self) -> FakeMicrophone:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self.items:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_the_devices_own_rate_is_resampled(portaudio: PortAudio) -> None:
     assert np.array_equal(got, to_mono(wave, 44100, 16000))
 
 
-def test_a_stalled_reader_loses_blocks_and_is_told_how_many(portaudio: PortAudio) -> None:
+def test_a_stalled_reader_loses_blocks_and_hears_how_many(portaudio: PortAudio) -> None:
     with Microphone(buffer_s=0.2) as microphone:
         assert portaudio.stream is not None
         start = time.perf_counter()
@@ -236,7 +236,7 @@ def test_a_device_that_falls_silent_is_an_error_too(portaudio: PortAudio) -> Non
         next(iter(microphone))
 
 
-def test_retry_waits_for_the_device_and_tells_the_time_it_took(portaudio: PortAudio) -> None:
+def test_retry_waits_for_the_device_and_gives_the_time_it_took(portaudio: PortAudio) -> None:
     with Microphone(16000, retry=True) as microphone:
         assert portaudio.stream is not None
         portaudio.stream.deliver(ramp(960))
@@ -376,7 +376,7 @@ def test_a_device_that_comes_back_by_itself_needs_no_restart_of_portaudio(portau
 
 
 @pytest.mark.parametrize("open_streams", [1, 3])
-def test_retry_leaves_the_applications_other_streams_alone_and_says_so(portaudio: PortAudio, open_streams: int) -> None:
+def test_retry_leaves_other_streams_of_the_application_alone(portaudio: PortAudio, open_streams: int) -> None:
     others = [portaudio.InputStream(callback=None, finished_callback=None) for _ in range(open_streams)]
     with Microphone(retry=True) as microphone:
         assert portaudio.stream is not None

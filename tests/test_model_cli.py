@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 
 from emoinv_edge.cli import main
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import ModelFormatError
 from emoinv_edge.golden import make_golden, run_golden
 from export.chain import write_model
-from tests.builders import calibration, emotion_axis, in_file, unit_vectors
+from tests.builders import calibration, emotion_axis, in_file, synthesise, unit_vectors
 
 PROVENANCE: dict[str, Any] = {
     "format": 1,
@@ -53,8 +52,8 @@ def write(tiny_encoder_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def golden(tiny_encoder: Encoder, speechlike: Callable[..., NDArray[np.float32]]) -> dict[str, Any]:
-    inputs = [speechlike(1.0, seed) for seed in (0, 1)]
+def golden(tiny_encoder: Encoder) -> dict[str, Any]:
+    inputs = [synthesise(1.0, seed) for seed in (0, 1)]
     return make_golden(tiny_encoder, inputs, "a test machine")
 
 

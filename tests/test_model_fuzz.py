@@ -96,7 +96,7 @@ def sealed(tiny_encoder_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-def test_a_sealed_file_loads_and_says_so(sealed: Path, tiny_encoder: Encoder) -> None:
+def test_a_sealed_file_loads_as_sealed(sealed: Path, tiny_encoder: Encoder) -> None:
     encoder = Encoder(sealed)
     features = np.random.default_rng(0).standard_normal((50, 80)).astype(np.float32)
     assert np.array_equal(encoder.embed_features(features), tiny_encoder.embed_features(features))
@@ -132,7 +132,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         Encoder(path)
 
 
-def test_a_changed_weight_is_told_by_its_digest(sealed: Path, tmp_path: Path) -> None:
+def test_a_changed_weight_is_found_by_its_digest(sealed: Path, tmp_path: Path) -> None:
     content = bytearray(sealed.read_bytes())
     content[len(content) // 3] ^= 0x40
     path = tmp_path / "changed.onnx"

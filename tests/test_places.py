@@ -144,7 +144,7 @@ def open_to_others(*places: str) -> bool:
     not open_to_others(__file__, os.__file__, np.__file__),
     reason="another user cannot read where this Python or the checkout lies",
 )
-def test_another_user_with_read_only_folders_verifies_and_is_told_where_to_write(
+def test_another_user_with_read_only_folders_verifies_and_learns_where_to_write(
     encoder: Encoder, tmp_path: Path
 ) -> None:
     """As `docker run --user 12345 --read-only`: the store and the home folder belong to somebody else."""

@@ -289,7 +289,7 @@ def test_what_is_no_share_of_a_corpus_is_wrong_usage(share, tmp_path):
 
 
 @pytest.mark.parametrize("use", ["open", "research"])
-def test_a_corpus_of_ones_own_that_is_not_prepared_says_so(root, use):
+def test_a_corpus_of_ones_own_that_is_not_prepared_is_named(root, use):
     with pytest.raises((ValueError, OSError), match="typo"):
         open_sources(root, {"typo": 1.0}, use)
 

@@ -148,7 +148,7 @@ def test_what_is_no_channel_of_one_person_is_wrong_usage(emoinv: Shell, files: d
     assert emoinv("enroll", "bob", files["own"], "--channel", channel) == 3
 
 
-def test_inverted_channels_are_told_as_that_and_the_cure_works(emoinv: Shell) -> None:
+def test_inverted_channels_are_reported_as_that_and_the_cure_works(emoinv: Shell) -> None:
     faint = 1e-3 * np.random.default_rng(0).standard_normal((2, len(voice(9)))).astype(np.float32)
     path = written(emoinv.folder, "inverted.wav", voice(9) + faint[0], -voice(9) + faint[1])
     for command in (("verify", "ana"), ("identify",)):
@@ -161,7 +161,7 @@ def test_inverted_channels_are_told_as_that_and_the_cure_works(emoinv: Shell) ->
     assert "inverted" in emoinv.out
 
 
-def test_a_channel_of_noise_is_told_as_that_where_it_hides_the_speech(emoinv: Shell) -> None:
+def test_a_channel_of_noise_is_reported_as_that_where_it_hides_the_speech(emoinv: Shell) -> None:
     loud = 0.1 * np.random.default_rng(0).standard_normal(len(voice(9))).astype(np.float32)
     path = written(emoinv.folder, "noisy.wav", 0.5 * voice(9), np.clip(loud, -1, 1))
     status = emoinv("verify", "ana", path)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from emoinv_edge.errors import EmoinvError, ModelFormatError
-from emoinv_edge.session import import_onnxruntime, open_session, run_session
+from emoinv_edge.session import import_onnxruntime, open_session, run_outputs
 
 MODELS = Path(__file__).parents[1] / "emoinv_edge" / "models"
 EMBED = f"""
 import numpy as np
-from emoinv_edge.session import open_session, run_session
+from emoinv_edge.session import open_session, run_outputs
 session = open_session(open({str(MODELS / "small.onnx")!r}, "rb").read())
 features = np.random.default_rng(0).standard_normal((1, 100, 80)).astype(np.float32)
 """
@@ -47,8 +47,8 @@ def child(code: str, home: Path, *before: str, **variables: str) -> subprocess.C
 @pytest.mark.parametrize(
     "code",
     [
-        "run_session(session, 'embedding', {'features': features})",
-        "run_session(session, 'embedding', {'features': features}, shrink=True)",
+        "run_outputs(session, ['embedding'], {'features': features})",
+        "run_outputs(session, ['embedding'], {'features': features}, shrink=True)",
         "del session",
     ],
 )
@@ -64,7 +64,7 @@ def test_verifying_leaves_nothing_in_the_home_folder_and_opens_no_connection(tmp
     strace = shutil.which("strace")
     before = [strace, "-f", "-qq", "-e", "trace=connect,sendto,sendmmsg", "-o", str(trace)] if strace else []
     child(
-        EMBED + "run_session(session, 'embedding', {'features': features})\nimport time; time.sleep(1)", home, *before
+        EMBED + "run_outputs(session, ['embedding'], {'features': features})\nimport time; time.sleep(1)", home, *before
     )
     assert list(home.rglob("*")) == []
     if strace:
@@ -121,8 +121,8 @@ def test_options_of_memory_and_log_change_no_bit(small):
     for frames in (10, 300, 1200, 300):
         given = {"features": features(frames)}
         expected = plain.run(["embedding"], given)[0]
-        assert np.array_equal(run_session(session, "embedding", given), expected)
-        assert np.array_equal(run_session(session, "embedding", given, shrink=True), expected)
+        assert np.array_equal(run_outputs(session, ["embedding"], given)[0], expected)
+        assert np.array_equal(run_outputs(session, ["embedding"], given, shrink=True)[0], expected)
 
 
 def test_session_configuration_and_optimisation_can_be_chosen(small):
@@ -149,7 +149,7 @@ def test_a_cut_model_is_refused_without_a_log(small, capfd):
 def test_an_input_that_the_model_cannot_take_is_one_error_without_a_log(small, capfd):
     session = open_session(small)
     with pytest.raises(EmoinvError, match=r"failed on an input of shape features \(1, 10, 7\).*emoinv doctor"):
-        run_session(session, "embedding", {"features": np.zeros((1, 10, 7), np.float32)})
+        run_outputs(session, ["embedding"], {"features": np.zeros((1, 10, 7), np.float32)})
     assert capfd.readouterr() == ("", "")
 
 
@@ -163,10 +163,10 @@ from emoinv_edge.errors import EmoinvError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
 try:
-    run_session(session, "embedding", {"features": np.zeros((1, 60000, 80), np.float32)})
+    run_outputs(session, ["embedding"], {"features": np.zeros((1, 60000, 80), np.float32)})
 except EmoinvError as error:
     print(error)
-print(len(run_session(session, "embedding", {"features": features})))
+print(len(run_outputs(session, ["embedding"], {"features": features})))
 """,
         tmp_path,
     )
@@ -186,7 +186,7 @@ def resident():
     import resource
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 before = resident()
-run_session(session, "embedding", {{"features": np.zeros((1, 3000, 80), np.float32)}}, shrink={shrink})
+run_outputs(session, ["embedding"], {{"features": np.zeros((1, 3000, 80), np.float32)}}, shrink={shrink})
 print(resident() - before)
 """,
                 tmp_path,

@@ -64,7 +64,7 @@ def test_one_voice_is_one_voice(count: int) -> None:
     assert second_voice(guards(), windows_of(*[OWNER] * count)) is None
 
 
-def test_a_second_voice_is_told_with_where_it_begins() -> None:
+def test_a_second_voice_is_reported_with_where_it_begins() -> None:
     windows = windows_of(*[OWNER] * 6, *[STRANGER] * 6)
     found = second_voice(guards(), windows)
     assert found is not None and found.code == "second_voice"
@@ -74,7 +74,7 @@ def test_a_second_voice_is_told_with_where_it_begins() -> None:
     assert moved is not None and "from about 13.0 s on" in moved.message
 
 
-def test_a_second_voice_in_the_middle_is_told_with_both_its_ends() -> None:
+def test_a_second_voice_in_the_middle_is_reported_with_both_its_ends() -> None:
     found = second_voice(guards(), windows_of(*[OWNER] * 6, *[STRANGER] * 4, *[OWNER] * 6))
     assert found is not None
     assert "from about 3.0 to 5.5 s" in found.message

@@ -22,16 +22,7 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.errors import EmoinvError
 from emoinv_edge.stream import VerificationStream
 from emoinv_edge.verifier import Verifier
-from tests.builders import (
-    ANA_HZ,
-    BOB_HZ,
-    RATE,
-    calibrated_encoder,
-    calibration,
-    enrolled,
-    profile,
-    synthesise,
-)
+from tests.builders import ANA_HZ, BOB_HZ, RATE, calibrated_encoder, calibration, enrolled, noise, profile, synthesise
 
 STRANGER_HZ = 150.0
 CALIBRATION = calibration(
@@ -49,10 +40,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 @pytest.fixture(scope="module")
 def verifier(encoder: Encoder) -> Verifier:
     return Verifier(encoder, [enrolled(encoder, name, hz, 3, 4.0) for name, hz in (("ana", ANA_HZ), ("bob", BOB_HZ))])
-
-
-def noise(seconds: float, seed: int = 0, level: float = 0.0005) -> NDArray[np.float32]:
-    return (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

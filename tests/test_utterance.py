@@ -27,6 +27,7 @@ from tests.builders import (
     calibrated_encoder,
     calibration,
     enrolled,
+    noise,
     quality,
     synthesise,
     write_emotional_corpus,
@@ -43,8 +44,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def padded(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    pause = (0.0005 * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)
-    return np.concatenate([pause, wave, pause])
+    return np.concatenate([noise(1.0), wave, noise(1.0)])
 
 
 def test_an_utterance_is_its_speech_the_quality_of_it_and_an_embedding(encoder: Encoder) -> None:

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emoinv_edge.errors import AudioError, EmoinvError
-from emoinv_edge.vad import (
-    SileroDetector,
-    SpeechSegment,
-    SpeechSegmenter,
-    WebRtcDetector,
-    speech_only,
-)
+from emoinv_edge.vad import SileroDetector, SpeechSegment, SpeechSegmenter, WebRtcDetector, speech_only
 from tests.builders import synthesise
 
 RATE = 16000

@@ -6,14 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.features import log_mel, mean_normalise
@@ -22,6 +20,7 @@ from emoinv_edge.spec import EncoderSpec
 from export.chain import write_model
 from export.frontend import add_frontend, analysis_matrix
 from export.graph import encoder_graph
+from tests.builders import synthesise
 from train.model import EncoderShape, ResidualEncoder
 
 SPEC = EncoderSpec(name="tiny", embedding_dim=16)
@@ -54,9 +53,7 @@ def flavours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("samples", [400, 559, 560, 16000, 47999])
 @pytest.mark.parametrize("window", ["hamming", "povey"])
-def test_the_graph_computes_the_features_of_log_mel(
-    samples: int, window: str, speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
+def test_the_graph_computes_the_features_of_log_mel(samples: int, window: str) -> None:
     spec = EncoderSpec(name="tiny", window=window, mean_normalisation=False)
     value = onnx.helper.make_tensor_value_info
     same = onnx.helper.make_model(
@@ -69,7 +66,7 @@ def test_the_graph_computes_the_features_of_log_mel(
         opset_imports=[onnx.helper.make_opsetid("", 17)],
         ir_version=8,
     )
-    waveform = speechlike(3.0, 1)[:samples]
+    waveform = synthesise(3.0, 1)[:samples]
     (got,) = open_session(add_frontend(same, spec).SerializeToString()).run(None, {"waveform": waveform[np.newaxis]})
     expected = log_mel(waveform, spec)
     assert got.shape == (1, *expected.shape)
@@ -81,12 +78,10 @@ def test_the_analysis_matrix_ignores_a_constant() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.2, 1.0, 3.0])
-def test_both_flavours_agree(
-    seconds: float, flavours: tuple[Path, Path], speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
+def test_both_flavours_agree(seconds: float, flavours: tuple[Path, Path]) -> None:
     two_step, one_step = (Encoder(path) for path in flavours)
     for seed, level in ((0, 1.0), (1, 0.01)):
-        waveform = speechlike(seconds, seed, 110.0 + 60.0 * seed) * np.float32(level)
+        waveform = synthesise(seconds, seed, 110.0 + 60.0 * seed) * np.float32(level)
         distance = 1.0 - float(two_step.embed(waveform, 16000) @ one_step.embed(waveform, 16000))
         assert distance < 1e-3
 
@@ -114,15 +109,13 @@ def onnxruntime_node() -> str | None:
     return next((str(root / "onnxruntime-node") for root in roots if (root / "onnxruntime-node").is_dir()), None)
 
 
-def test_javascript_gives_the_same_embedding(
-    flavours: tuple[Path, Path], tmp_path: Path, speechlike: Callable[..., NDArray[np.float32]]
-) -> None:
+def test_javascript_gives_the_same_embedding(flavours: tuple[Path, Path], tmp_path: Path) -> None:
     node, package = shutil.which("node"), onnxruntime_node()
     if node is None:
         pytest.skip("Node is not installed")
     if package is None:
         pytest.skip("onnxruntime-node is not installed: npm install onnxruntime-node, or set EMOINV_NODE_MODULES")
-    waveform = speechlike(2.0, 3)
+    waveform = synthesise(2.0, 3)
     script, raw = tmp_path / "embed.js", tmp_path / "waveform.f32"
     script.write_text(NODE_SCRIPT, encoding="utf-8")
     raw.write_bytes(waveform.astype("<f4").tobytes())

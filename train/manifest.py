@@ -1,7 +1,7 @@
-"""The clips of a prepared set as columns: a million of them in some eighty megabytes, which processes share.
+"""The clips of a prepared set as columns, which its processes share.
 
-A list of a million objects is several hundred megabytes, and each worker process soon has its own copy of them, since
-counting a reference writes to it.
+A list of as many objects is several times larger, and each worker process soon has a copy of its own, since counting
+a reference writes to it.
 """
 
 from __future__ import annotations
@@ -78,21 +78,18 @@ class Clips(Sequence[PreparedClip]):
 
     def nameless(self, rows: NDArray[np.bool_]) -> Clips:
         """The same clips, without a speaker in these rows: nobody trains on them by name."""
-        return self._changed(rows, self.samples)
+        speaker = LABELS.index("speaker")
+        changed = copy.copy(self)
+        changed._labels, changed._codes = list(self._labels), list(self._codes)
+        changed._labels[speaker] = [*self._labels[speaker], ""]
+        nobody = np.int32(len(self._labels[speaker]))
+        changed._codes[speaker] = np.where(rows, nobody, self._codes[speaker])
+        return changed
 
     def without_audio(self, rows: NDArray[np.bool_]) -> Clips:
-        """The same clips, without a speaker and of no samples in these rows."""
-        return self._changed(rows, np.where(rows, 0, self.samples))
-
-    def _changed(self, rows: NDArray[np.bool_], samples: NDArray[np.int64]) -> Clips:
+        """The same clips, of no samples in these rows."""
         changed = copy.copy(self)
-        speaker = LABELS.index("speaker")
-        changed._labels = [list(known) for known in self._labels]
-        changed._labels[speaker].append("")
-        nobody = np.int32(len(changed._labels[speaker]) - 1)
-        changed._codes = list(self._codes)
-        changed._codes[speaker] = np.where(rows, nobody, self._codes[speaker]).astype(np.int32)
-        changed.samples = samples
+        changed.samples = np.where(rows, 0, self.samples)
         return changed
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ import math
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -53,9 +53,9 @@ __all__ = [
 
 SHORTEST_S = 0.4
 LONGEST_S = 12.0
-# Every so-many-th speaker of these is never trained on (of VoxCeleb its test speakers): development figures and
-# calibrations need some whom nothing learnt from, of corpora with emotions more.
-HELD_OUT = {"malayalam": 5, "speechocean762": 5, "crema_d": 2, "banglaser": 2, "voxceleb": 0}
+# Every so-many-th speaker of these is never trained on: development figures and calibrations need some whom nothing
+# learnt from, of corpora with emotions more.
+HELD_OUT = {"malayalam": 5, "speechocean762": 5, "crema_d": 2, "banglaser": 2}
 SHUFFLED_BY = 0  # seed of the order in which clips lie in shards
 
 
@@ -89,10 +89,13 @@ def trim_silence(waveform: NDArray[np.float32], below_peak_db: float = 35.0, mar
 
 
 def by_speaker(clips: Iterable[Clip | PreparedClip], without: frozenset[str] = frozenset()) -> dict[str, list[int]]:
-    """Speaker -> the numbers of their clips; clips without a speaker, and the speakers `without`, are left out."""
+    """Speaker -> the numbers of their clips.
+
+    Clips without a speaker are left out, those of a skipped shard, and the speakers `without`.
+    """
     clips_of: dict[str, list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
-        if clip.speaker and clip.speaker not in without:
+        if clip.speaker and clip.speaker not in without and (isinstance(clip, Clip) or clip.samples):
             clips_of[clip.speaker].append(index)
     return clips_of
 
@@ -250,7 +253,7 @@ class PreparedSet:
     ----------
     clips : sequence of PreparedClip
         In the order of the manifest. A clip of a skipped shard stays in its place, so that whatever was made for each
-        clip still fits, but has no speaker and no samples; a warning names the shards and counts the clips.
+        clip still fits, but has no samples; a warning names the shards and counts the clips.
     audio : ndarray, int16, or Shards
         From which each clip is read by its ``start`` and ``samples``.
     held_out : frozenset of str
@@ -276,7 +279,6 @@ class PreparedSet:
         if len(self.audio) < needed:
             audio, what = (INDEX, "clips") if sharded else ("audio.i16", "samples")
             raise ValueError(f"{folder}: {audio} holds {len(self.audio)} {what}, expected {needed}; prepare again")
-        self.held_out = held_out_speakers(clips, folder.name)
         if isinstance(self.audio, Shards) and self.audio.skipped:
             lost = self.audio.lost(clips.starts)
             clips = clips.without_audio(lost)
@@ -284,11 +286,22 @@ class PreparedSet:
             warnings.warn(f"{folder}: {lost.sum()} of {len(clips)} clips are skipped: {which}", stacklevel=2)
         self.clips = clips
         self.folder = folder
+        self.held_out = held_out_speakers(self.clips, folder.name)
 
-    def unheard(self) -> list[int]:
-        """Clips with a speaker whom training leaves out; of a corpus that it leaves out as a whole, all of them."""
-        whole = self.folder.name not in HELD_OUT
-        return [i for i, clip in enumerate(self.clips) if clip.speaker and (whole or clip.speaker in self.held_out)]
+    def unheard(self, learnt_from: Collection[str] | None = None) -> list[int]:
+        """Clips with a speaker whom an encoder never learnt from.
+
+        Parameters
+        ----------
+        learnt_from : collection of str, optional
+            Corpora that it learnt from; by default all that training leaves speakers out of.
+        """
+        whole = not self.held_out or (learnt_from is not None and self.folder.name not in learnt_from)
+        return [
+            i
+            for i, clip in enumerate(self.clips)
+            if clip.speaker and clip.samples and (whole or clip.speaker in self.held_out)
+        ]
 
     def samples(self, index: int) -> NDArray[np.int16]:
         """Samples of clip `index`, int16."""

@@ -5,7 +5,7 @@ no cache holds is read shard by shard and still mixed. ``shards.json`` is an ind
 
 Why wids: every batch of training is made from its number alone, so that a run goes on with the very batch it would
 have had, whichever machine or worker makes it. Streams (webdataset's own, Lhotse Shar) give the next clip, not the
-clip asked for: to go on in them is to read everything again. Why WAV: a processor decodes FLAC 25 times more slowly,
+clip asked for: to go on in them is to read everything again. Why WAV: a processor decodes FLAC many times more slowly,
 and to feed an accelerator needs the processors for other things; disks are cheaper.
 """
 

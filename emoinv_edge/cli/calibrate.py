@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, CalibrationError, UnknownSpeakerError
-from .options import add_command, add_json, add_model, add_store, open_encoder, open_store
+from .options import add_command, add_shared, open_encoder, open_store
 from .terminal import EXIT_ACCEPT, print_error, print_json
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="new recordings of the enrolled: one sub-folder a speaker, named as the profile",
     )
-    add_store(parser)
-    add_model(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
+    add_shared(parser, run, store=True)
 
 
 def run(args: argparse.Namespace) -> int:

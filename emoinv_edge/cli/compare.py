@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_command, add_far, add_json, add_model, add_verbose, open_encoder
+from .options import add_command, add_shared, open_encoder
 from .recordings import add_audio, explained
 from .terminal import console, decision_fields, exit_status, one_in, print_error, print_json, verdict_text
 
@@ -31,11 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for name in ("first", "second"):
         parser.add_argument(name, type=Path, help="a recording (WAV, FLAC, OGG, MP3, ...); - is standard input")
     add_audio(parser)
-    add_far(parser)
-    add_model(parser)
-    add_json(parser)
-    add_verbose(parser)
-    parser.set_defaults(run=run)
+    add_shared(parser, run, far=True, verbose=True)
 
 
 def run(args: argparse.Namespace) -> int:

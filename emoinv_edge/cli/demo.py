@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError
-from .options import add_command, add_far, add_json, add_model, open_encoder
+from .options import add_command, add_shared, open_encoder
 from .terminal import (
     EXIT_ACCEPT,
     EXIT_NO_DECISION,
@@ -85,10 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="your own recordings, one sub-folder a speaker; files named neutral* are enrolled, or else the first 3",
     )
     parser.add_argument("--voice", metavar="NAME", help="the speaker to enrol (default: awb, or the first sub-folder)")
-    add_far(parser)
-    add_model(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
+    add_shared(parser, run, far=True)
 
 
 def find_clips(folder: Path) -> list[Clip]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import AudioError, EmoinvError, OutOfMemoryError
 from ..files import write_atomically
-from .options import add_command, add_json, add_model, open_encoder
+from .options import add_command, add_shared, open_encoder
 from .recordings import add_audio, add_recordings, open_recording
 from .terminal import EXIT_ACCEPT, EXIT_ERROR, EXIT_NO_DECISION, print_error, print_json, track
 
@@ -64,9 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--workers", type=parse_workers, default=1, metavar="N", help="processes that work at once (default: 1)"
     )
     add_audio(parser, each=True)
-    add_model(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
+    add_shared(parser, run)
 
 
 def parse_output(text: str) -> Path:

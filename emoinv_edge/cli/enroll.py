@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AudioError, EnrolmentError, StoreError
 from .coverage import add_language, coverage_fields, coverage_lines
-from .options import (
-    add_command,
-    add_json,
-    add_model,
-    add_store,
-    add_verbose,
-    open_encoder,
-    open_store,
-    parse_device,
-    parse_name,
-    positive,
-)
+from .options import add_command, add_shared, open_encoder, open_store, parse_device, parse_name, positive
 from .recordings import add_audio, open_recording, waveform_of
 from .terminal import EXIT_ACCEPT, EXIT_NO_DECISION, console, print_json, quality_fields, track
 
@@ -82,11 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="keep sealed fingerprints of these recordings too, so that `verify --refuse-replays` knows them",
     )
-    add_store(parser)
-    add_model(parser)
-    add_json(parser)
-    add_verbose(parser)
-    parser.set_defaults(run=run)
+    add_shared(parser, run, store=True, verbose=True)
 
 
 def existing_profile(store: ProfileStore, encoder: Encoder, args: argparse.Namespace) -> Profile | None:

@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 
-from ..errors import AudioError, OutOfMemoryError, UnknownSpeakerError
-from .options import (
-    add_command,
-    add_far,
-    add_json,
-    add_model,
-    add_store,
-    add_verbose,
-    note_verified,
-    open_encoder,
-    open_store,
-)
-from .recordings import (
-    Table,
-    add_audio,
-    add_csv,
-    add_recordings,
-    answer_failed,
-    explained,
-    is_one,
-    open_recordings,
-    print_decision,
-)
-from .terminal import EXIT_ACCEPT, exit_status
+from ..errors import UnknownSpeakerError
+from .options import add_command, add_shared, note_verified, open_encoder, open_store
+from .recordings import Table, add_audio, add_csv, add_recordings, answers, explained, print_decision
+from .terminal import EXIT_ACCEPT, EXIT_ERROR, exit_status
 
 __all__ = ["add_parser", "run"]
 
@@ -47,17 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--all", action="store_true", help="print the score of every speaker too")
     add_audio(parser, each=True)
     add_csv(parser)
-    add_far(parser)
-    add_store(parser)
-    add_model(parser)
-    add_json(parser)
-    add_verbose(parser)
-    parser.set_defaults(run=run)
+    add_shared(parser, run, far=True, store=True, verbose=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare each recording with every profile and return the highest exit status."""
-
     encoder = open_encoder(args)
     store = open_store(args)
     if not store.names():
@@ -65,16 +38,11 @@ def run(args: argparse.Namespace) -> int:
     verifier = store.verifier(args.among, encoder, args.far, extrapolate=args.extrapolate)
     status = EXIT_ACCEPT
     with Table(args.csv, verifier.speakers if args.all else ()) as table:
-        for recording in open_recordings(args, encoder.spec.sample_rate):
-            start = time.perf_counter()
-            try:
-                examined = verifier.examine_blocks(recording.blocks)
-            except (AudioError, OutOfMemoryError) as error:
-                if is_one(args):
-                    raise
-                status = max(status, answer_failed(args, recording, error, table))
+        heard = answers(args, encoder.spec.sample_rate, table, lambda each: verifier.examine_blocks(each.blocks))
+        for recording, examined, took_ms in heard:
+            if examined is None:
+                status = EXIT_ERROR
                 continue
-            took_ms = 1000.0 * (time.perf_counter() - start)
             decision = explained(examined.decision, recording.notes)
             who = decision.speaker if decision.accepted else None
             scores = verifier.scores_of(examined.embedding, decision.quality) if args.all else {}

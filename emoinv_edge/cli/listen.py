@@ -15,19 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import AudioError, EnrolmentError
-from .options import (
-    add_command,
-    add_far,
-    add_json,
-    add_model,
-    add_session,
-    add_store,
-    add_verbose,
-    note_verified,
-    open_encoder,
-    open_store,
-    parse_device,
-)
+from .options import add_command, add_session, add_shared, note_verified, open_encoder, open_store, parse_device
 from .recordings import add_audio
 from .terminal import (
     EXIT_ACCEPT,
@@ -90,12 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="no decision on a played-back recording of what was heard earlier; keeps sealed fingerprints (one name)",
     )
-    add_far(parser)
-    add_store(parser)
-    add_model(parser)
-    add_json(parser)
-    add_verbose(parser)
-    parser.set_defaults(run=run)
+    add_shared(parser, run, far=True, store=True, verbose=True)
 
 
 class View:

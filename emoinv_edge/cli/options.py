@@ -26,8 +26,8 @@ __all__ = [
     "add_json",
     "add_model",
     "add_session",
+    "add_shared",
     "add_store",
-    "add_verbose",
     "ask_passphrase",
     "note_verified",
     "open_encoder",
@@ -120,9 +120,24 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
-def add_verbose(parser: argparse.ArgumentParser) -> None:
-    """Add ``--verbose``."""
-    parser.add_argument("--verbose", action="store_true", help="with --json: pitch and envelope too")
+def add_shared(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    far: bool = False,
+    store: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Add the options that most commands end with, in the order of every help text, and what runs the command."""
+    if far:
+        add_far(parser)
+    if store:
+        add_store(parser)
+    add_model(parser)
+    add_json(parser)
+    if verbose:
+        parser.add_argument("--verbose", action="store_true", help="with --json: pitch and envelope too")
+    parser.set_defaults(run=run)
 
 
 def parse_far(text: str) -> float:

@@ -10,13 +10,14 @@ import argparse
 import contextlib
 import csv
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import AudioError, EmoinvError
+from ..errors import AudioError, OutOfMemoryError
 from .options import positive
-from .terminal import EXIT_ERROR, console, decision_fields, one_in, print_error, print_json, shown, verdict_text
+from .terminal import console, decision_fields, one_in, print_error, print_json, shown, verdict_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,13 +31,14 @@ __all__ = [
     "add_audio",
     "add_csv",
     "add_recordings",
-    "answer_failed",
+    "answers",
     "explained",
-    "is_one",
-    "open_recordings",
+    "open_recording",
     "print_decision",
     "waveform_of",
 ]
+
+Answer = TypeVar("Answer")
 
 MOST_S = 7 * 86400.0
 # Reasons of a decision that could not be made which mixing a bad channel in explains.
@@ -118,10 +120,32 @@ def add_csv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table too, one row a recording")
 
 
-def open_recordings(args: argparse.Namespace, rate: int) -> Iterator[Recording]:
-    """The recordings of ``args.files``, each opened when its turn comes; with ``--channel each`` every channel."""
+def answers(
+    args: argparse.Namespace, rate: int, table: Table, answer: Callable[[Recording], Answer]
+) -> Iterator[tuple[Recording, Answer | None, float]]:
+    """Each recording of ``args.files``, or each channel of it, its answer, and the ms that took.
+
+    One of several that cannot be read is printed, and has no answer; what is wrong with a lone one is the command's own
+    error.
+    """
+    alone = len(args.files) == 1 and args.channel != "each"
     for path in args.files:
-        yield from open_recording(path, rate, args.channel, args.max_duration)
+        for recording in open_recording(path, rate, args.channel, args.max_duration):
+            start = time.perf_counter()
+            try:
+                found = answer(recording)
+            except (AudioError, OutOfMemoryError) as error:
+                if alone:
+                    raise
+                message = str(error)
+                if args.json:
+                    kind = {"type": type(error).__name__, "message": message}
+                    print_json({"file": recording.file, "channel": recording.channel, "error": kind})
+                print_error(message)
+                table.add(recording, error=message)
+                yield recording, None, 0.0
+            else:
+                yield recording, found, 1000.0 * (time.perf_counter() - start)
 
 
 def open_recording(
@@ -198,22 +222,6 @@ def explained(decision: Decision, notes: Sequence[str]) -> Decision:
     if decision.code not in DROWNED or not about_channels:
         return decision
     return dataclasses.replace(decision, reason=f"{about_channels[0]} ({decision.reason})", code="channels")
-
-
-def is_one(args: argparse.Namespace) -> bool:
-    """Whether the answer is one: what is wrong with a lone recording is the command's own error."""
-    return len(args.files) == 1 and args.channel != "each"
-
-
-def answer_failed(args: argparse.Namespace, recording: Recording, error: EmoinvError, table: Table) -> int:
-    """Say why one recording of several could not be read; the exit status for it."""
-    message = str(error)
-    if args.json:
-        kind = {"type": type(error).__name__, "message": message}
-        print_json({"file": recording.file, "channel": recording.channel, "error": kind})
-    print_error(message)
-    table.add(recording, error=message)
-    return EXIT_ERROR
 
 
 class Table:

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import TYPE_CHECKING
 
-from ..errors import AudioError, CalibrationError, OutOfMemoryError
-from .options import (
-    add_command,
-    add_far,
-    add_json,
-    add_model,
-    add_session,
-    add_store,
-    add_verbose,
-    note_verified,
-    open_encoder,
-    open_store,
-)
+from ..errors import CalibrationError
+from .options import add_command, add_session, add_shared, note_verified, open_encoder, open_store
 from .recordings import (
     Recording,
     Table,
     add_audio,
     add_csv,
     add_recordings,
-    answer_failed,
+    answers,
     explained,
-    is_one,
-    open_recordings,
     print_decision,
     waveform_of,
 )
@@ -63,12 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_audio(parser, each=True)
     add_csv(parser)
-    add_far(parser)
-    add_store(parser)
-    add_model(parser)
-    add_json(parser)
-    add_verbose(parser)
-    parser.set_defaults(run=run)
+    add_shared(parser, run, far=True, store=True, verbose=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,17 +87,11 @@ def run(args: argparse.Namespace) -> int:
 
     status = EXIT_ACCEPT
     with Table(args.csv) as table:
-        for recording in open_recordings(args, encoder.spec.sample_rate):
-            start = time.perf_counter()
-            try:
-                decision, adapted = decide(recording)
-            except (AudioError, OutOfMemoryError) as error:
-                if is_one(args):
-                    raise
-                status = max(status, answer_failed(args, recording, error, table))
+        for recording, found, took_ms in answers(args, encoder.spec.sample_rate, table, decide):
+            if found is None:
+                status = EXIT_ERROR
                 continue
-            took_ms = 1000.0 * (time.perf_counter() - start)
-            decision = explained(decision, recording.notes)
+            decision, adapted = explained(found[0], recording.notes), found[1]
             print_decision(args, decision, name, recording, took_ms, {"adapted": adapted})
             if adapted and not args.json:
                 print_error(f"this recording was added to the profile; undo: emoinv profiles rollback {name}")

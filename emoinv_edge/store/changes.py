@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Sequence
 
 from ..errors import DailyLimitError, ModelMismatchError, ProfileChangedError, ProfileExpiredError, StoreError
-from ..profiles import AuditTrail, Exemplar, Profile
+from ..profiles import Exemplar, Profile
 from .rows import Rows, new_ids, noted
 
 __all__ = ["adapt", "extend", "refuse_expired", "refuse_other_model", "roll_back"]
@@ -22,7 +22,9 @@ def adapt(rows: Rows, judged: Profile, exemplar: Exemplar, limit: int, per_day: 
         )
     record, trail, exemplars = rows.state(name)
     _refuse_misfit(record.profile(exemplars), exemplar, judged.model_fingerprint)
-    if per_day is not None and _adapted_today(trail) >= per_day:
+    since = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    adapted = sum(event == "adapted" and at > since for at, event in trail.events)
+    if per_day is not None and adapted >= per_day:
         raise DailyLimitError(
             f"profile {name!r} was adapted {per_day} times within 24 hours, and that is the limit; wait, or add "
             "recordings to the enrolment (emoinv enroll --add)"
@@ -108,8 +110,3 @@ def _refuse_misfit(profile: Profile, exemplar: Exemplar, fingerprint: str) -> No
             f"profile {profile.name!r} has {profile.embedding_dim} values an embedding, not {exemplar.embedding.size}; "
             "use the model that made it, or enrol again"
         )
-
-
-def _adapted_today(trail: AuditTrail) -> int:
-    since = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
-    return sum(event == "adapted" and at > since for at, event in trail.events)

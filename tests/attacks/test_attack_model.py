@@ -140,7 +140,7 @@ def test_a_profile_of_before_fits_the_shipped_model_and_no_file_that_claims_its_
         held.get("ana", model_fingerprint=Encoder(claims).fingerprint)
 
 
-def test_a_store_says_when_another_file_of_the_model_decides(
+def test_a_store_reports_when_another_file_of_the_model_decides(
     honest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Encoder(honest)

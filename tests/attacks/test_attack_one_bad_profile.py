@@ -47,7 +47,7 @@ def pair(tmp_path: Path, encoder: Encoder) -> ProfileStore:
     return store
 
 
-def test_a_damaged_profile_is_left_out_and_told_of(
+def test_a_damaged_profile_is_left_out_and_reported(
     pair: ProfileStore, encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     verifier = Verifier(encoder, pair)

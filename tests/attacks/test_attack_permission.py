@@ -135,7 +135,7 @@ def test_a_store_that_cannot_be_read_for_long_decides_nothing(
     assert verifier.verify(HERS, RATE).verdict is Verdict.NO_DECISION
 
 
-def test_a_clock_before_the_latest_write_is_told_of(
+def test_a_clock_before_the_latest_write_is_reported(
     store: ProfileStore, clock: type[Clock], caplog: pytest.LogCaptureFixture
 ) -> None:
     store.names()

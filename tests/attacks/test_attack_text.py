@@ -46,7 +46,7 @@ def test_a_note_moves_no_cursor_and_changes_no_colour(words: list[str], capsys: 
             assert json.loads(out)["consent"] == f"agreed {ESCAPES}"
 
 
-def test_what_a_model_says_of_itself_is_shown_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_model_claims_of_itself_is_shown_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claims = {
         "created": ESCAPES,
         "parents": {ESCAPES: ESCAPES},
@@ -140,7 +140,7 @@ def test_a_short_passphrase_is_in_no_traceback() -> None:
         assert "secret" not in frame
 
 
-def test_json_tells_of_the_voice_only_when_asked(
+def test_json_describes_the_voice_only_when_asked(
     encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ProfileStore(tmp_path / "q.db", PLAINTEXT)

@@ -14,10 +14,10 @@ from train.calibration.trials import Evidence, teaching_trials
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_profiles_to_cover_with() -> Iterator[None]:
-    """A tenth of the profiles that a fit draws to measure coverage, which takes half of its time."""
+def a_quarter_of_the_strangers() -> Iterator[None]:
+    """The weights of the few terms need no more of them than this, and are fitted a hundred times in one selection."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.calibration.coverage.DRAWS", 40)
+        patch.setattr("train.calibration.weights.NONTARGETS_PER_CORPUS", 6000)
         yield
 
 

@@ -36,7 +36,7 @@ def test_profiles_that_reach_further_reject_fewer(fitted: Calibration) -> None:
     assert 0.0 < rates[-1][1] < rates[0][1] < 1.0
 
 
-def test_speech_without_emotions_says_nothing(development: DevelopmentSpeech, fitted: Calibration) -> None:
+def test_speech_without_emotions_gives_no_rates(development: DevelopmentSpeech, fitted: Calibration) -> None:
     plain = [dataclasses.replace(clip, emotion="neutral") for clip in development.clips]
     neutral = DevelopmentSpeech(plain, development.embeddings, development.qualities)
     assert coverage_rates(neutral, fitted, CORPORA) == ()

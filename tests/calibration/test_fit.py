@@ -20,7 +20,7 @@ def scores(calibration: Calibration, trials: list[Evidence]) -> tuple[NDArray[np
     return llrs, np.concatenate([each.target for each in trials])
 
 
-def test_a_term_that_tells_something_is_kept(fitted: Calibration) -> None:
+def test_a_term_that_is_evidence_is_kept(fitted: Calibration) -> None:
     weights = {term.name: term.weight for term in fitted.terms}
     assert weights["cosine"] > 0
     assert weights["f0_above"] > 0  # a raised voice explains a lower cosine

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emoinv_edge.calibration import EmotionAxis
+from emoinv_edge.calibration import Calibration, EmotionAxis
 from emoinv_edge.encoder import Encoder
 from tests.builders import build_encoder, calibration, emotion_axis, in_file, synthesise, write_emotional_corpus
 from tests.calibration.development import speech, through_all
@@ -20,8 +20,8 @@ from train.__main__ import main
 from train.calibration.bands import by_condition
 from train.calibration.emotion_axis import fit_axis
 from train.calibration.speech import DevelopmentSpeech
-from train.calibration.study import format_study, study
-from train.calibration.trials import DRAWS, channel_trials, draw_trials, teaching_trials
+from train.calibration.study import enrolment_left_out, format_study, study
+from train.calibration.trials import DRAWS, Evidence, channel_trials, draw_trials, teaching_trials
 from train.prepare import PreparedSet
 
 CALIBRATION = calibration()
@@ -131,6 +131,22 @@ def test_a_corpus_that_gave_the_emotion_axis_is_judged_by_an_axis_of_the_others(
     assert "Cllr of the corpora left out" not in format_study(found | {"steps": []})
 
 
+def test_enrolment_is_judged_on_a_corpus_by_a_calibration_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = speech(5, 8, neutral=9, corpora=2)
+    everyone, teaching = draw_trials(heard), teaching_trials(heard)
+    fitted: list[set[str]] = []
+
+    def fit(of: DevelopmentSpeech, *parts: Sequence[Evidence] | Sequence[str]) -> Calibration:
+        fitted.append({each.corpus for part in parts for each in part if isinstance(each, Evidence)})
+        return CALIBRATION
+
+    monkeypatch.setattr("train.calibration.study.fit_trials", fit)
+    found = enrolment_left_out(heard, everyone, teaching, ("cosine",), (), ["corpus1"], resamples=0)
+    assert fitted == [{"corpus0"}] and set(found) == {"corpus1"} and found["corpus1"]["speakers"] == 8
+    with pytest.raises(ValueError, match="elsewhere: expected two speakers"):
+        enrolment_left_out(heard, everyone, teaching, ("cosine",), (), ["elsewhere"])
+
+
 def test_through_channels_each_corpus_is_judged_in_every_condition() -> None:
     heard = through_all(speech(2, 24, corpora=2))
     everyone, teaching = draw_trials(heard), teaching_trials(heard)
@@ -139,7 +155,14 @@ def test_through_channels_each_corpus_is_judged_in_every_condition() -> None:
         {"corpus": corpus, "enrolled": enrolled, "tested": tested, **figures}
         for (corpus, enrolled, tested), figures in rows.items()
     ]
-    empty = {"terms": ["cosine"], "axis_corpora": [], "steps": [], "chosen": ["cosine"], "adaptation": {}}
+    empty = {
+        "terms": ["cosine"],
+        "axis_corpora": [],
+        "steps": [],
+        "chosen": ["cosine"],
+        "adaptation": {},
+        "enrolment": {},
+    }
     found = {**empty, "left_out": {}, "one_threshold": {}, "together": {}, "refusals": {}, "second_voices": {}}
     table = format_study(found | {"by_condition": cells})
     assert "| telephone / telephone | " in table and "| room / codec | " in table

@@ -143,7 +143,7 @@ def test_command_prints_the_table_and_json(folder, calibrated, tmp_path, capsys)
     assert values["sets"]["voices"]["llr"]["enrol"]["cllr"] >= values["sets"]["voices"]["llr"]["enrol"]["min_cllr"]
 
 
-def test_command_says_in_one_line_what_is_broken(folder, tmp_path, capsys):
+def test_command_reports_in_one_line_what_is_broken(folder, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "none.onnx"), str(folder)]) == 1
     err = capsys.readouterr().err
     assert err.startswith("python -m train evaluate: ") and "no such model" in err and len(err.splitlines()) == 1

@@ -95,7 +95,7 @@ def test_zero_nan_or_missing_embeddings_are_refused():
         evaluate_embeddings(np.ones((1, 2)), clips)
 
 
-def test_thinning_keeps_every_speaker_and_emotion_and_says_so():
+def test_thinning_keeps_every_speaker_and_emotion_and_is_reported():
     clips, embeddings = population(clips=20)
     kept = thin(clips, 90)
     assert len(kept) == 90 and (np.diff(kept) > 0).all()

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 
 from emoinv_edge.encoder import Encoder
-from emoinv_edge.errors import (
-    EnrolmentError,
-    ModelMismatchError,
-    ProfileExpiredError,
-    SealError,
-    StoreError,
-)
-from emoinv_edge.store import (
-    Passphrase,
-    ProfileStore,
-)
+from emoinv_edge.errors import EnrolmentError, ModelMismatchError, ProfileExpiredError, SealError, StoreError
+from emoinv_edge.store import Passphrase, ProfileStore
 from emoinv_edge.store.portable import write_profile_file
+from tests.builders import synthesise
 from tests.store.profile_samples import KEY, MODEL, OTHER_MODEL, WHEN, sample_exemplar, sample_profile
 
 UTC = datetime.timezone.utc
@@ -78,9 +70,9 @@ def clip(speech: np.ndarray) -> bytes:
 
 
 def test_kept_speech_is_enrolled_again_on_another_model(
-    store: ProfileStore, folder: Path, tiny_encoder: Encoder, speechlike, cheap_scrypt: None
+    store: ProfileStore, folder: Path, tiny_encoder: Encoder, cheap_scrypt: None
 ) -> None:
-    speech = clip(speechlike(1.5, 1))
+    speech = clip(synthesise(1.5, 1))
     store.put(sample_profile("ana", (1,), audio=speech, consent="on paper"))
     store.put(sample_profile("bo", (2,)))
     store.adapt(store.get("ana"), sample_exemplar(3))  # has no clip

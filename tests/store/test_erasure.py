@@ -8,11 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoinv_edge.store import (
-    PLAINTEXT,
-    KeySource,
-    ProfileStore,
-)
+from emoinv_edge.store import PLAINTEXT, KeySource, ProfileStore
 from tests.store.profile_samples import KEY, MODEL, sample_exemplar, sample_profile
 from tests.store.raw_store import pieces, pieces_of_file, sealed_columns
 

@@ -12,19 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from emoinv_edge.errors import (
-    EmoinvError,
-    SealError,
-    StoreError,
-)
-from emoinv_edge.store import (
-    PLAINTEXT,
-    KeyFile,
-    KeySource,
-    KeyVariable,
-    Passphrase,
-    ProfileStore,
-)
+from emoinv_edge.errors import EmoinvError, SealError, StoreError
+from emoinv_edge.store import PLAINTEXT, KeyFile, KeySource, KeyVariable, Passphrase, ProfileStore
 from emoinv_edge.store.keys import StoreKeys
 from tests.store.profile_samples import KEY, MODEL, OTHER_MODEL, cheap_derive, sample_exemplar, sample_profile
 from tests.store.raw_store import raw_connection, sealed_columns

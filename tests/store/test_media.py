@@ -14,14 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from emoinv_edge.errors import (
-    SchemaError,
-    StoreError,
-)
-from emoinv_edge.store import (
-    Passphrase,
-    ProfileStore,
-)
+from emoinv_edge.errors import SchemaError, StoreError
+from emoinv_edge.store import Passphrase, ProfileStore
 from tests.store.profile_samples import KEY, adapt_anyhow, sample_exemplar, sample_profile
 from tests.store.raw_store import pieces, pieces_of_file, raw_connection, sealed_columns
 
@@ -86,7 +80,7 @@ def test_the_wait_for_another_writer_is_bounded(store: ProfileStore) -> None:
     hasty.put(sample_profile("bo"))
 
 
-def test_a_removal_that_cannot_rebuild_the_file_says_so_and_purge_makes_up_for_it(store: ProfileStore) -> None:
+def test_a_removal_that_cannot_rebuild_the_file_is_reported_and_purge_makes_up_for_it(store: ProfileStore) -> None:
     store.put(sample_profile("anastasia", (1, 2), dim=64))
     before = sealed_columns(store.path, "profile", "exemplar")
     hasty = ProfileStore(store.path, KEY, timeout_s=0.2)

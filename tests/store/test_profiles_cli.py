@@ -19,7 +19,7 @@ from emoinv_edge.cli import options as cli_options
 from emoinv_edge.encoder import Encoder
 from emoinv_edge.store import PLAINTEXT, KeyFile, Passphrase, ProfileStore
 from emoinv_edge.store.portable import read_profile_file
-from tests.builders import calibration, in_file
+from tests.builders import calibration, in_file, synthesise
 from tests.store.profile_samples import MODEL, cheap_derive, sample_exemplar, sample_profile
 from tests.store.raw_store import alter
 
@@ -76,7 +76,7 @@ def test_list_shows_what_there_is(shell: Shell) -> None:
     assert bo["expired"] and bo["problem"] == "expired"
 
 
-def test_a_damaged_profile_is_listed_and_the_status_says_so(shell: Shell) -> None:
+def test_a_damaged_profile_is_listed_and_the_status_shows_it(shell: Shell) -> None:
     shell.store.put(sample_profile("ana"))
     alter(shell.path, "UPDATE profile SET body = x'00'")
     shell.store.put(sample_profile("bo"))
@@ -154,11 +154,10 @@ def test_a_wrong_passphrase_and_a_wrong_model_are_refused_as_such(
 def test_speech_that_was_kept_is_enrolled_again_with_one_command(
     shell: Shell,
     make_encoder: Callable[..., Path],
-    speechlike: Callable[..., np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old, new = Encoder(make_encoder(seed=1)), Encoder(make_encoder(seed=2))
-    clip = np.rint(speechlike(1.5, 1) * 32767.0).astype("<i2").tobytes()
+    clip = np.rint(synthesise(1.5, 1) * 32767.0).astype("<i2").tobytes()
     shell.store.put(sample_profile("ana", (1,), audio=clip, model=old.fingerprint))
     shell.store.put(sample_profile("bo", (2,), model=old.fingerprint))
     file = shell.folder / "ana.emoinv"
@@ -175,14 +174,12 @@ def test_speech_that_was_kept_is_enrolled_again_with_one_command(
     assert shell.store.get("cy", model_fingerprint=new.fingerprint).name == "cy"
 
 
-def test_speech_kept_by_enroll_is_enough_for_another_model(
-    shell: Shell, make_encoder: Callable[..., Path], speechlike: Callable[..., np.ndarray]
-) -> None:
+def test_speech_kept_by_enroll_is_enough_for_another_model(shell: Shell, make_encoder: Callable[..., Path]) -> None:
     old, new = (make_encoder(seed=seed, metadata=in_file(calibration())) for seed in (1, 2))
     files = [shell.folder / f"{seed}.wav" for seed in (1, 2, 3)]
     for seed, file in enumerate(files, 1):
         pause = np.zeros(4000, np.float32)
-        soundfile.write(file, np.concatenate([pause, speechlike(3.0, seed), pause]), 16000)
+        soundfile.write(file, np.concatenate([pause, synthesise(3.0, seed), pause]), 16000)
     for name, flags in (("ana", ["--keep-audio"]), ("bo", [])):
         words = ["enroll", name, *map(str, files), *flags, "--model", str(old), "--store", str(shell.path)]
         assert main(words) == 0

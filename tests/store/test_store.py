@@ -10,17 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from emoinv_edge.errors import (
-    ModelMismatchError,
-    ProfileExpiredError,
-    StoreError,
-    UnknownSpeakerError,
-)
-from emoinv_edge.store import (
-    Passphrase,
-    ProfileStore,
-    default_store_path,
-)
+from emoinv_edge.errors import ModelMismatchError, ProfileExpiredError, StoreError, UnknownSpeakerError
+from emoinv_edge.store import Passphrase, ProfileStore, default_store_path
 from emoinv_edge.store.keys import Seal
 from tests.store.profile_samples import KEY, MODEL, OTHER_MODEL, sample_exemplar, sample_profile
 from tests.store.raw_store import count_rows, raw_connection

@@ -71,22 +71,22 @@ def _tried(
     emotions = [str(each) for each in rng.permutation(sorted(own.keys() - {"neutral"}))]
     unheard, rest = emotions[:UNHEARD], emotions[UNHEARD:]
     tests = [int(i) for emotion in unheard for i in rng.permutation(own[emotion])[:TESTS]]
-    found = []
+    profiles = []
     for _ in range(PROFILES):
         size = int(rng.choice(SIZES))
         count = int(rng.integers(0, min(size - 1, len(rest)) + 1))
         decks = [[int(i) for i in rng.permutation(own[each])] for each in ("neutral", *rest[:count])]
-        clips = _dealt(decks, size)
-        qualities = [speech.qualities[i] for i in clips]
-        bank = ProfileBank.from_arrays(
-            ["owner"], speech.embeddings[clips], qualities, [len(clips)], calibration.emotion_axis
-        )
-        llrs = [bank.score(calibration, speech.embeddings[i], speech.qualities[i])[0][0] for i in tests]
-        covered = coverage_of(qualities)
-        assert covered is not None  # a profile holds a clip at least
-        found.append((covered.share, float(np.mean(np.array(llrs) < threshold))))
-    mean = float(np.mean([frr for _, frr in found]))
-    return [(share, frr, frr - mean) for share, frr in found]
+        profiles.append(_dealt(decks, size))
+    held = [i for clips in profiles for i in clips]
+    names, counts = [str(number) for number in range(PROFILES)], list(map(len, profiles))
+    qualities = [speech.qualities[i] for i in held]
+    bank = ProfileBank.from_arrays(names, speech.embeddings[held], qualities, counts, calibration.emotion_axis)
+    llrs = [bank.score(calibration, speech.embeddings[i], speech.qualities[i])[0] for i in tests]
+    frrs = [float(frr) for frr in (np.array(llrs) < threshold).mean(axis=0)]
+    covered = [coverage_of([speech.qualities[i] for i in clips]) for clips in profiles]
+    mean = float(np.mean(frrs))
+    # A profile holds a clip at least, so that it has a coverage.
+    return [(each.share, frr, frr - mean) for each, frr in zip(covered, frrs, strict=True) if each is not None]
 
 
 def _dealt(decks: Sequence[Sequence[int]], size: int) -> list[int]:

@@ -30,7 +30,7 @@ from .thresholds import impostor_speakers, with_thresholds
 from .trials import Evidence, channel_trials, draw_trials, teaching_trials, with_axis
 from .weights import calibration_of, problem_of
 
-__all__ = ["fit_calibration", "fit_speech"]
+__all__ = ["fit_calibration", "fit_speech", "fit_trials"]
 
 NUM_PROFILES = (1, 2, 4, 8, 16)
 
@@ -73,20 +73,44 @@ def fit_speech(
         further = further if impostors is None else with_axis(further, impostors, axis)
     if names is None:
         names, _ = select_terms(teaching)
-    problem = problem_of(teaching)
-    bare = calibration_of(problem, names, np.ones(len(problem.target), bool), axis)
     through = channel_trials(speech)
     if axis is not None:
         through = with_axis(through, speech, axis)
-    if through:
-        bare = dataclasses.replace(bare, conditions=fit_conditions(bare, through, speech))
-    found = with_thresholds(bare, everyone + further + through, NUM_PROFILES)
+    found = fit_trials(speech, everyone, teaching, through, names, further)
     return dataclasses.replace(
         found,
         source=source or _describe(everyone + further, teaching),
-        session_rises=session_rises(speech, everyone, found),
         coverage=coverage_rates(speech, found, {each.corpus for each in teaching}),
     )
+
+
+def fit_trials(
+    speech: DevelopmentSpeech,
+    everyone: Sequence[Evidence],
+    teaching: Sequence[Evidence],
+    through: Sequence[Evidence],
+    names: Sequence[str],
+    further: Sequence[Evidence] = (),
+) -> Calibration:
+    """The weights, conditions, thresholds and rises of sessions that trials give.
+
+    Parameters
+    ----------
+    speech : DevelopmentSpeech
+        That the trials were drawn from.
+    everyone, teaching, through : sequence of Evidence
+        From `draw_trials`, `teaching_trials` and `channel_trials`, all along one axis.
+    names : sequence of str
+        The terms.
+    further : sequence of Evidence
+        Trials of other speech, for the thresholds alone.
+    """
+    problem = problem_of(teaching)
+    bare = calibration_of(problem, names, np.ones(len(problem.target), bool), teaching[0].axis)
+    if through:
+        bare = dataclasses.replace(bare, conditions=fit_conditions(bare, through, speech))
+    found = with_thresholds(bare, [*everyone, *further, *through], NUM_PROFILES)
+    return dataclasses.replace(found, session_rises=session_rises(speech, everyone, found))
 
 
 def _describe(everyone: Sequence[Evidence], teaching: Sequence[Evidence]) -> str:

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emoinv_edge.calibration import Calibration
 from emoinv_edge.encoder import Encoder
 
+from ..evaluation.embeddings import Heard
+from ..evaluation.enrolment import evaluate_enrolment, format_enrolment
 from ..prepare import PreparedSet
 from .bands import by_condition
 from .channels import CONDITIONS, CorpusChannels
 from .emotion_axis import fit_axis
+from .fit import fit_trials
 from .rehearse import adaptation, refusals, second_voices
 from .select import corpus_by_corpus, left_out_scores, select_terms, together
 from .speech import DevelopmentSpeech, join, measure, without_copies
@@ -24,7 +28,7 @@ from .thresholds import at_one_threshold
 from .trials import Evidence, channel_trials, draw_trials, teaching_trials, with_axis
 from .weights import term_names
 
-__all__ = ["format_study", "study"]
+__all__ = ["enrolment_left_out", "format_study", "study"]
 
 Report = Callable[[str], None]
 
@@ -38,6 +42,7 @@ def study(
     sessions: int = 1000,
     report: Report = lambda line: None,
     channels: CorpusChannels | None = None,
+    enrolment: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure the speech and judge the encoder's calibration on it.
 
@@ -57,19 +62,23 @@ def study(
         Takes a line for each step.
     channels : CorpusChannels, optional
         A few clips of each speaker are heard through these too, for ``by_condition``.
+    enrolment : sequence of str
+        Corpora on which `evaluate_enrolment` judges calibrations that were fitted without them.
 
     Returns
     -------
     dict
-        ``terms``, ``axis_corpora`` (that gave the emotion axis), ``steps`` and ``chosen`` (of the forward selection),
-        ``left_out``, ``together`` and ``one_threshold`` (``clean`` and ``noisy``: for the cosine and for all terms
-        the figures of each corpus, of all trials in one, and at one threshold), ``adaptation``, ``refusals``,
+        ``fingerprint``, ``terms``, ``axis_corpora`` (that gave the emotion axis), ``steps`` and ``chosen`` (of the
+        forward selection), ``left_out``, ``together`` and ``one_threshold`` (``clean`` and ``noisy``: for the cosine
+        and for all terms the figures of each corpus, of all trials in one, and at one threshold), ``by_condition``,
+        ``enrolment`` (corpus to the figures of `evaluate_enrolment`), ``adaptation``, ``refusals``,
         ``second_voices``.
 
     Raises
     ------
     ValueError
-        If the encoder has no calibration, or the term ``emotion_shift`` is asked for and its calibration no axis.
+        If the encoder has no calibration, the term ``emotion_shift`` is asked for and its calibration has no axis, or
+        enrolment cannot be judged on a corpus.
     """
     calibration = encoder.calibration
     if calibration is None:
@@ -89,15 +98,35 @@ def study(
         axis_corpora = [corpus for corpus in provenance.get("calibration_axis", []) if corpus in by_corpus]
     report("trials")
     everyone, teaching = draw_trials(speech), teaching_trials(speech)
-    out: dict[str, Any] = {"terms": list(names), "axis_corpora": axis_corpora, "steps": [], "chosen": list(names)}
+    out: dict[str, Any] = {
+        "fingerprint": encoder.fingerprint,
+        "terms": list(names),
+        "axis_corpora": axis_corpora,
+        "steps": [],
+        "chosen": list(names),
+    }
     out |= _left_out(speech, everyone, teaching, names, axis_corpora, report)
     out["by_condition"] = _by_condition(speech, everyone, teaching, names, axis_corpora, report)
+    out["enrolment"] = enrolment_left_out(speech, everyone, teaching, names, axis_corpora, enrolment, report)
     if len({each.corpus for each in teaching}) > 1:
         report("choose terms")
         tried = with_axis(teaching, speech, fit_axis(speech, axis_corpora)) if axis_corpora else teaching
         chosen, out["steps"] = select_terms(tried)
         out["chosen"] = list(chosen)
-    out |= {"adaptation": {}, "refusals": {}, "second_voices": {}}
+    return out | _rehearsed(encoder, calibration, sets, by_corpus, tries, sessions, report)
+
+
+def _rehearsed(
+    encoder: Encoder,
+    calibration: Calibration,
+    sets: Sequence[PreparedSet],
+    by_corpus: Mapping[str, DevelopmentSpeech],
+    tries: int,
+    sessions: int,
+    report: Report,
+) -> dict[str, Any]:
+    """The parts ``adaptation``, ``refusals`` and ``second_voices`` of `study`."""
+    out: dict[str, Any] = {"adaptation": {}, "refusals": {}, "second_voices": {}}
     for each in sets:
         corpus = each.clips[0].corpus
         report(f"rehearse {corpus}")
@@ -133,6 +162,63 @@ def _by_condition(
         {"corpus": corpus, "enrolled": enrolled, "tested": tested, **figures}
         for (corpus, enrolled, tested), figures in by_condition(everyone, through, teaching, weighed, speech).items()
     ]
+
+
+def enrolment_left_out(
+    speech: DevelopmentSpeech,
+    everyone: Sequence[Evidence],
+    teaching: Sequence[Evidence],
+    names: Sequence[str],
+    axis_corpora: Sequence[str],
+    corpora: Sequence[str],
+    report: Report = lambda line: None,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """What enrolment is worth on each corpus, by a calibration that was fitted without it.
+
+    Parameters
+    ----------
+    speech : DevelopmentSpeech
+    everyone, teaching : sequence of Evidence
+        From `draw_trials` and `teaching_trials`.
+    names, axis_corpora, corpora : sequence of str
+        The terms, the corpora that give the emotion axis, and those to judge, one at a time.
+    report : callable
+        Takes a line for each step.
+    resamples : int
+        Of the bootstrap over the speakers.
+
+    Returns
+    -------
+    dict
+        From corpus to the figures of `evaluate_enrolment`.
+
+    Raises
+    ------
+    ValueError
+        If a corpus is not part of the speech, or lacks speakers who can be enrolled in each way.
+    """
+    out: dict[str, Any] = {}
+    copies = speech.copies()
+    through = channel_trials(speech) if corpora else []
+    for corpus in corpora:
+        report(f"enrolment on {corpus}, left out")
+        own = [i for i, clip in enumerate(speech.clips) if clip.corpus == corpus and i not in copies]
+        given = [name for name in axis_corpora if name != corpus]
+        whole, taught, narrow = (
+            [each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)
+        )
+        if given:
+            axis = fit_axis(speech, given)
+            whole, taught, narrow = (with_axis(part, speech, axis) for part in (whole, taught, narrow))
+        some = [name for name in names if given or name != "emotion_shift"]
+        calibration = fit_trials(speech, whole, taught, narrow, some)
+        heard = [Heard(speech.qualities[i], speech.embeddings[i]) for i in own]
+        found = evaluate_enrolment(heard, [speech.clips[i] for i in own], calibration, resamples)
+        if found is None:
+            raise ValueError(f"{corpus}: expected two speakers or more with four neutral clips and several emotions")
+        out[corpus] = found
+    return out
 
 
 def _left_out(
@@ -211,6 +297,8 @@ def format_study(found: Mapping[str, Any]) -> str:
         )
     if found["by_condition"]:
         lines += _conditions_table(found["by_condition"])
+    if found["enrolment"]:
+        lines += ["Each corpus left out of the calibration:", "", format_enrolment(found["enrolment"])]
     if found["adaptation"]:
         lines += ["Guarded adaptation:", ""]
         lines += _table(

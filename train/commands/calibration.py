@@ -42,6 +42,9 @@ examples:
     parser.add_argument(
         "--channels", action="store_true", help="telephones, codecs and rooms too, each corpus left out"
     )
+    parser.add_argument(
+        "--enrolment", nargs="+", default=[], metavar="CORPUS", help="what enrolment is worth on these, each left out"
+    )
     parser.add_argument("--json", action="store_true", help="print every figure as JSON instead of the tables")
     parser.set_defaults(run=run)
 
@@ -63,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.sessions,
         report=lambda line: print(line, file=sys.stderr, flush=True),
         channels=CorpusChannels.simulated(len(arguments.sets)) if arguments.channels else None,
+        enrolment=arguments.enrolment,
     )
     print(json.dumps(found, indent=1) if arguments.json else format_study(found))
     return 0

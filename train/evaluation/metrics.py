@@ -56,7 +56,8 @@ class DetCurve(NamedTuple):
 
     def min_dcf(self, p_target: float) -> float:
         """Minimum normalised detection cost at the prior `p_target`, both costs 1 (NIST SRE 2016, equations 1-3)."""
-        _check_prior(p_target)
+        if not 0.0 < p_target < 1.0:
+            raise ValueError(f"expected a prior between 0 and 1, got {p_target}")
         cost = p_target * self.frr + (1.0 - p_target) * self.far
         return float(cost.min() / min(p_target, 1.0 - p_target))
 
@@ -66,11 +67,6 @@ class DetCurve(NamedTuple):
             raise ValueError(f"expected a false-accept rate from 0 to 1, got {far}")
         # A rate asked for as 0.01 must allow 3 of 300, whatever the rounding of 3 / 300.
         return float(self.frr[self.far <= far * (1.0 + 1e-12)].min())
-
-
-def _check_prior(p_target: float) -> None:
-    if not 0.0 < p_target < 1.0:
-        raise ValueError(f"expected a prior between 0 and 1, got {p_target}")
 
 
 def _scores(values: ArrayLike, name: str) -> NDArray[np.floating]:
