@@ -108,15 +108,27 @@ def quantise(
     observed: Mapping[str, Observed] | None = None,
 ) -> onnx.ModelProto:
     """Int8 graph of `model`, fitted on `fit`; `observed` saves a run over it where it is at hand."""
-    made_up = scheme.equalisation or scheme.correction == "bias"
-    if made_up and not isinstance(model, ResidualEncoder):
+    if isinstance(model, ResidualEncoder):
+        return _quantise_residual(model, spec, fit, scheme, correct_clips, progress, observed)
+    if scheme != Scheme():
         raise ValueError(f"expected a residual encoder for {scheme.describe()}, got {type(model).__name__}")
+    model = even_out(model, spec, fit.features[::2])
+    activations = choose_ranges(observe(model, spec, fit.features, progress("ranges")))
+    return encoder_graph(model, spec, activations, round_weights(model))
+
+
+def _quantise_residual(
+    model: ResidualEncoder,
+    spec: EncoderSpec,
+    fit: Portion,
+    scheme: Scheme,
+    correct_clips: int,
+    progress: Progress,
+    observed: Mapping[str, Observed] | None,
+) -> onnx.ModelProto:
     if scheme.equalisation:
         model = equalise(model, spec, fit.features[::2], scheme.equalisation, progress("equalisation"))
         observed = None
-    even = even_out(model, spec, fit.features[::2])
-    if even is not model:
-        model, observed = even, None
     if observed is None:
         observed = observe(model, spec, fit.features, progress("ranges"))
     activations = choose_ranges(observed)

@@ -126,11 +126,6 @@ def test_branches_must_hear_the_same_features() -> None:
         BranchesShape((RESIDUAL, TdnnShape(num_mel_bins=40)), SHARES)
 
 
-def test_branches_are_trained_one_by_one(model: BranchedEncoder) -> None:
-    with pytest.raises(ValueError, match="train each alone"):
-        model.depths()
-
-
 def test_join_writes_the_checkpoints_as_one_and_credits_all(tmp_path: Path, model: BranchedEncoder) -> None:
     files = [tmp_path / "first.pt", tmp_path / "second.pt"]
     made_of = [{"corpora": [{"name": name, "licence": "CC0"}], "teachers": []} for name in ("one", "two")]

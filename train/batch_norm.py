@@ -99,4 +99,4 @@ def folded(encoder: AnyNet) -> AnyNet:
             weight, bias = layer.folded() if isinstance(layer, _Normed) else (layer.weight, layer.bias)
             plain_layer.weight.copy_(weight)
             plain_layer.bias.copy_(bias)
-    return plain.eval()
+    return plain.eval()  # type: ignore[return-value]  # AnyNet is ResidualEncoder here

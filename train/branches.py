@@ -79,9 +79,6 @@ class BranchedEncoder(SpeakerNet):
         encoder.branches = nn.ModuleList(branches)
         return encoder.eval()
 
-    def depths(self) -> list[list[nn.Module]]:
-        raise ValueError("expected one branch to train, got an encoder of several; train each alone")
-
     def forward(self, features: Tensor) -> Tensor:
         embeddings = [branch(features).float() for branch in self.branches]
         norms = [embedding.norm(dim=1, keepdim=True) for embedding in embeddings]
@@ -89,7 +86,8 @@ class BranchedEncoder(SpeakerNet):
             math.sqrt(share) * embedding / norm
             for share, embedding, norm in zip(self.shape.shares, embeddings, norms, strict=True)
         ]
-        return torch.cat(parts, dim=1) * norms[0]
+        together: Tensor = torch.cat(parts, dim=1) * norms[0]
+        return together
 
 
 def _branch_shape(values: dict[str, Any]) -> EncoderShape | TdnnShape:

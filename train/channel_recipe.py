@@ -1,6 +1,7 @@
 """An encoder that hears through the channel: fine-tuning on speech that went over telephones, codecs and rooms.
 
-The student hears a clip through a channel (`train.channel`); the target is the start's own embedding of the clean clip.
+The student hears a clip through a channel (`train.channel`); the target is the start's own embedding of the clean clip,
+and of a crop that stays clean its embedding of that very crop.
 A batch holds three views of each of its speakers, all of one corpus: one clean, held to its own embedding, and two of
 other clips that went through one kind of channel, each with parameters of its own. So every loss sees what a verifier
 sees: clean against clean, clean against the channel, and both sides through it. The last is where errors live and
@@ -10,6 +11,7 @@ closer; the contrast within the batch pulls them apart again.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from emoinv_edge.features import log_mel, mean_normalise
@@ -28,9 +30,8 @@ from . import augment, loop
 from .channel import Channels
 from .distributed import barrier, rank, world_size
 from .evaluation.embeddings import unit
-from .finetune import WEIGHT_DECAY
 from .losses import contrast_loss, relation_loss, target_loss
-from .model import AnyNet, SpeakerNet, autocast, channels_last, save_checkpoint
+from .model import AnyNet, autocast, channels_last, save_checkpoint
 from .pairs import Source
 from .prepare import SAMPLE_RATE, PreparedSet, by_speaker
 from .progress import Report, silent
@@ -56,10 +57,8 @@ SHARES = {
     "crema_d": 0.24, "speechocean762": 0.22, "malayalam": 0.17, "librispeech": 0.16, "banglaser": 0.07,
     "speech_commands": 0.06, "picovoice": 0.05, "arabic_commands": 0.03,
 }  # fmt: skip
-# 300,000 crops. Low rates, lower still below: there are no batch norms to keep the layers in bounds.
-SCHEDULE = Schedule(
-    steps=6250, rate=1.3e-4, lower_rate=0.75, frozen_stages=0, warmup_steps=100, judge_every=1250,
-)  # fmt: skip
+# 300,000 crops. The rate is relative to the size of each tensor: there are no batch norms to keep the layers in bounds.
+SCHEDULE = Schedule(steps=6250, rate=1.5e-3, frozen_stages=0, warmup_steps=100, judge_every=1250)
 ALPHA = 0.5  # of the interpolation between the start and the run; judge others on development corpora
 FOREIGN_CLEAN_WEIGHT = 1.5  # of clean crops, where a front end is learned too
 VIEWS = 3  # of each speaker: one clean, two through the channel
@@ -239,15 +238,14 @@ def fit_run(
     judge: loop.Judge | None = None,
     progress: Report = silent,
     provenance: dict[str, Any] | None = None,
-    original: SpeakerNet | None = None,
 ) -> AnyNet:
     """Fine-tune an encoder through channels.
 
     Parameters
     ----------
     encoder : SpeakerNet
-        Where to start; changed in place. All its layers learn, the lower ones more slowly: a channel changes
-        what the first layers see.
+        Where to start; changed in place. All its layers learn. What it makes of a clean crop before it learns is the
+        target of that crop.
     batches : ChannelBatches
         As many as ``schedule.batches`` times the number of ranks.
     schedule : Schedule
@@ -256,8 +254,6 @@ def fit_run(
         As `loop.run` takes them.
     provenance : dict, optional
         Goes into ``best.pt``.
-    original : SpeakerNet, optional
-        With batches that hold ``original`` features: the target of a clean crop is what it makes of the same crop.
 
     Returns
     -------
@@ -278,17 +274,18 @@ def fit_run(
         "provenance": provenance or {},
         "recipe": dataclasses.asdict(recipe) | {"kinds": dict(recipe.kinds)},
     }
+    original = copy.deepcopy(module).eval().requires_grad_(False)
     state = loop.State(module, _optimizer(module, schedule), module, spec, **about)
     ahead = loop.Batches(batches, schedule.batches, num_workers, device)
 
     def losses(batch: loop.Batch, step: int) -> dict[str, Tensor]:
-        if original is not None:
-            with torch.no_grad(), autocast(device):
-                answers = torch.nn.functional.normalize(original(batch["original"]).float(), dim=1)
-            batch = batch | {"targets": torch.cat((answers, batch["targets"][len(answers) :]))}
+        with torch.no_grad(), autocast(device):
+            answers = original(batch.get("original", batch["features"].chunk(VIEWS)[0]))
+        answers = torch.nn.functional.normalize(answers.float(), dim=1)
         with autocast(device):
             embeddings = module(batch["features"])
-        return channel_loss(embeddings.float(), batch, recipe)
+        targets = torch.cat((answers, batch["targets"][len(answers) :]))
+        return channel_loss(embeddings.float(), batch | {"targets": targets}, recipe)
 
     averaged: AnyNet = loop.run(out, schedule, state, ahead, losses, judge, progress)
     return averaged
@@ -340,8 +337,6 @@ def fit_channel(
         )
     ours = own_features(spec)
     foreign = spec != ours
-    if foreign:  # the layers next to the features have the most to learn
-        schedule = dataclasses.replace(schedule, lower_rate=1.0)
     targets = spec.name if foreign else "base"
     for corpus in SHARES:
         embeddings = teach(teacher, PreparedSet(prepared / corpus), prepared / corpus / "teachers")
@@ -354,8 +349,6 @@ def fit_channel(
     batches = ChannelBatches(sources, ours, recipe, channels, seed, steps, spec if foreign else None)
     made_of = credited(provenance or {}, {"corpora": corpora_of(SHARES), "teachers": TEACHERS[targets]})
     begun = interpolate(start, [start], 0.0)
-    if foreign:
-        options["original"] = interpolate(start, [start], 0.0).requires_grad_(False)
     run = fit_run(begun, ours, batches, schedule, out / "run", provenance=made_of, **options)
     mixed = interpolate(start, [run], alpha)
     if rank() == 0:
@@ -368,10 +361,10 @@ def own_features(spec: EncoderSpec) -> EncoderSpec:
     return EncoderSpec(name=spec.name, num_mel_bins=spec.num_mel_bins, embedding_dim=spec.embedding_dim)
 
 
-def _optimizer(encoder: SpeakerNet, schedule: Schedule) -> torch.optim.AdamW:
-    """The schedule's peak rate for the layers next to the embedding, and less for those at each depth below."""
-    groups: list[dict[str, Any]] = [
-        {"params": [p for each in layers for p in each.parameters()], "lr": schedule.rate * schedule.lower_rate**below}
-        for below, layers in enumerate(reversed(encoder.depths()))
+def _optimizer(encoder: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
+    """Every tensor at the schedule's rate times its own size, so that none is drowned by the first steps."""
+    groups = [
+        {"params": [tensor], "lr": schedule.rate * float(tensor.detach().float().square().mean().sqrt())}
+        for tensor in encoder.parameters()
     ]
-    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    return torch.optim.AdamW(groups, weight_decay=0.0)

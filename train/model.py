@@ -123,10 +123,6 @@ class SpeakerNet(nn.Module):
 
     shape: Any  # a dataclass
 
-    def depths(self) -> list[list[nn.Module]]:
-        """Layers that learn at one rate, from those next to the features to those next to the embedding."""
-        raise NotImplementedError
-
 
 AnyNet = TypeVar("AnyNet", bound=SpeakerNet)
 
@@ -157,10 +153,6 @@ class ResidualEncoder(SpeakerNet):
     def blocks(self) -> list[list[BasicBlock]]:
         """The blocks of each stage."""
         return [[block for block in stage.children() if isinstance(block, BasicBlock)] for stage in self.stages]
-
-    def depths(self) -> list[list[nn.Module]]:
-        *lower, last = self.stages
-        return [[self.stem], *([stage] for stage in lower), [last, self.linear]]
 
     def outputs(self, features: Tensor) -> list[Tensor]:
         """Activations after each stage, each (batch, channels, bins, frames)."""

@@ -76,7 +76,10 @@ class TdnnShape:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TdnnShape:
         """Undo `dataclasses.asdict`, lists read back as tuples."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        frozen: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**frozen)
 
 
 CAMPPLUS = TdnnShape()
@@ -183,11 +186,6 @@ class DenseTdnn(SpeakerNet):
             channels = blocks[-1].channels // 2
         self.blocks = nn.ModuleList(blocks)
         self.linear = nn.Linear(2 * channels, shape.embedding_dim)
-
-    def depths(self) -> list[list[nn.Module]]:
-        *lower, last = self.blocks
-        image = [self.stem, self.image, self.narrow, self.frame]
-        return [image, *([block] for block in lower), [last, self.linear]]
 
     def segments(self, frames: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Two matrices (frames, segments): the first gives each segment's mean plus that of all frames; the second has
