@@ -367,7 +367,7 @@ def test_the_wheel_holds_the_library_alone(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_holds_model_card_clips_and_types(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    models = ("models/base.onnx", "models/small.onnx", "models/MODEL_CARD.md")
+    models = (*(f"models/{name}.onnx" for name in MODEL_NAMES), "models/MODEL_CARD.md")
     for expected in (*models, "py.typed", "demo/clips/awb/neutral-1.ogg"):
         assert f"emoinv_edge/{expected}" in names, expected
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
