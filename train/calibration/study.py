@@ -71,7 +71,8 @@ def study(
         ``fingerprint``, ``terms``, ``axis_corpora`` (that gave the emotion axis), ``steps`` and ``chosen`` (of the
         forward selection), ``left_out``, ``together`` and ``one_threshold`` (``clean`` and ``noisy``: for the cosine
         and for all terms the figures of each corpus, of all trials in one, and at one threshold), ``by_condition``,
-        ``enrolment`` (of each corpus, by `evaluate_enrolment`), ``adaptation``, ``refusals``, ``second_voices``.
+        ``enrolment`` (corpus to the figures of `evaluate_enrolment`), ``adaptation``, ``refusals``,
+        ``second_voices``.
 
     Raises
     ------
@@ -123,9 +124,9 @@ def _rehearsed(
     tries: int,
     sessions: int,
     report: Report,
-) -> dict[str, Any]:
-    """The parts ``adaptation``, ``refusals`` and ``second_voices`` of `study`."""
-    out: dict[str, Any] = {"adaptation": {}, "refusals": {}, "second_voices": {}}
+) -> dict[str, dict[str, Any]]:
+    """What enrolment and adaptation do with each corpus: ``adaptation``, ``refusals`` and ``second_voices``."""
+    out: dict[str, dict[str, Any]] = {"adaptation": {}, "refusals": {}, "second_voices": {}}
     for each in sets:
         corpus = each.clips[0].corpus
         report(f"rehearse {corpus}")
@@ -204,14 +205,12 @@ def enrolment_left_out(
         report(f"enrolment on {corpus}, left out")
         own = [i for i, clip in enumerate(speech.clips) if clip.corpus == corpus and i not in copies]
         given = [name for name in axis_corpora if name != corpus]
-        whole, taught, narrow = (
-            [each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)
-        )
+        parts = [[each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)]
         if given:
             axis = fit_axis(speech, given)
-            whole, taught, narrow = (with_axis(part, speech, axis) for part in (whole, taught, narrow))
-        some = [name for name in names if given or name != "emotion_shift"]
-        calibration = fit_trials(speech, whole, taught, narrow, some)
+            parts = [with_axis(part, speech, axis) for part in parts]
+        known = [name for name in names if given or name != "emotion_shift"]
+        calibration = fit_trials(speech, parts[0], parts[1], parts[2], known)
         heard = [Heard(speech.qualities[i], speech.embeddings[i]) for i in own]
         found = evaluate_enrolment(heard, [speech.clips[i] for i in own], calibration, resamples)
         if found is None:
