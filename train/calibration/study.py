@@ -98,13 +98,8 @@ def study(
         axis_corpora = [corpus for corpus in provenance.get("calibration_axis", []) if corpus in by_corpus]
     report("trials")
     everyone, teaching = draw_trials(speech), teaching_trials(speech)
-    out: dict[str, Any] = {
-        "fingerprint": encoder.fingerprint,
-        "terms": list(names),
-        "axis_corpora": axis_corpora,
-        "steps": [],
-        "chosen": list(names),
-    }
+    out: dict[str, Any] = {"fingerprint": encoder.fingerprint, "terms": list(names), "axis_corpora": axis_corpora}
+    out |= {"steps": [], "chosen": list(names)}
     out |= _left_out(speech, everyone, teaching, names, axis_corpora, report)
     out["by_condition"] = _by_condition(speech, everyone, teaching, names, axis_corpora, report)
     out["enrolment"] = enrolment_left_out(speech, everyone, teaching, names, axis_corpora, enrolment, report)
