@@ -71,8 +71,7 @@ def study(
         ``fingerprint``, ``terms``, ``axis_corpora`` (that gave the emotion axis), ``steps`` and ``chosen`` (of the
         forward selection), ``left_out``, ``together`` and ``one_threshold`` (``clean`` and ``noisy``: for the cosine
         and for all terms the figures of each corpus, of all trials in one, and at one threshold), ``by_condition``,
-        ``enrolment`` (corpus to the figures of `evaluate_enrolment`), ``adaptation``, ``refusals``,
-        ``second_voices``.
+        ``enrolment`` (of each corpus, by `evaluate_enrolment`), ``adaptation``, ``refusals``, ``second_voices``.
 
     Raises
     ------
