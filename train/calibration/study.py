@@ -92,10 +92,9 @@ def study(
         lines = None if channels is None else CorpusChannels(channels.rooms[2 * number : 2 * number + 2])
         by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises, channels=lines)
     speech = join(by_corpus.values())
-    axis_corpora: list[str] = []
-    if calibration.emotion_axis is not None:
-        provenance = encoder.metadata.get("emoinv.provenance") or {}
-        axis_corpora = [corpus for corpus in provenance.get("calibration_axis", []) if corpus in by_corpus]
+    provenance = encoder.metadata.get("emoinv.provenance") or {}
+    along = [] if calibration.emotion_axis is None else provenance.get("calibration_axis", [])
+    axis_corpora = [corpus for corpus in along if corpus in by_corpus]
     report("trials")
     everyone, teaching = draw_trials(speech), teaching_trials(speech)
     out: dict[str, Any] = {
@@ -205,11 +204,14 @@ def enrolment_left_out(
         report(f"enrolment on {corpus}, left out")
         own = [i for i, clip in enumerate(speech.clips) if clip.corpus == corpus and i not in copies]
         given = [name for name in axis_corpora if name != corpus]
-        parts = [[each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)]
+        every, taught, heard_through = (
+            [each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)
+        )
         if given:
             axis = fit_axis(speech, given)
-            parts = [with_axis(part, speech, axis) for part in parts]
-        calibration = fit_trials(speech, *parts, [name for name in names if given or name != "emotion_shift"])
+            every, taught, heard_through = (with_axis(part, speech, axis) for part in (every, taught, heard_through))
+        weighed = [name for name in names if given or name != "emotion_shift"]
+        calibration = fit_trials(speech, every, taught, heard_through, weighed)
         heard = [Heard(speech.qualities[i], speech.embeddings[i]) for i in own]
         found = evaluate_enrolment(heard, [speech.clips[i] for i in own], calibration, resamples)
         if found is None:
