@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from tests.training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
-from train import recipes
+from train import ablation, recipes
 from train.corpora import CORPORA
 from train.distributed import barrier, process_group, rank, share, world_size
 from train.finetune import fit
@@ -99,6 +100,22 @@ def train_until_killed(folder: Path) -> None:
     train(folder)
 
 
+def ablate_all_layers(folder: Path) -> None:
+    """What each rank runs: one arm, its rows kept."""
+    arms = [arm for arm in ablation.ARMS if arm.name == "aam"]
+    arms[0] = dataclasses.replace(arms[0], recipe=dataclasses.replace(arms[0].recipe, min_s=0.4, max_s=0.4))
+    budget = ablation.Budget(Schedule(2, warmup_steps=1, frozen_stages=0), 2, whole=True)
+    taught = source(folder)
+    with process_group():
+        rows = ablation.ablate(
+            tiny_encoder(), TINY_SPEC, [(taught.clips, taught.embeddings)], folder / "out", arms, (1,), budget,
+            num_workers=0,
+        )  # fmt: skip
+        barrier()
+    names = [(row["arm"], row["seed"]) for row in rows]
+    assert names == [("start", 0), ("aam", 1)], names
+
+
 def teach_share(folder: Path) -> None:
     """What each rank runs: its share of the targets."""
     with process_group():
@@ -130,7 +147,8 @@ def folder(tmp_path):
 def done(tmp_path_factory):
     """What two processes did, started once: the folder of each function that they ran."""
     root = tmp_path_factory.mktemp("distributed")
-    works = {name: root / name for name in ("train", "train_accumulating", "teach_share", "compress_two_steps")}
+    functions = (train, train_accumulating, ablate_all_layers, teach_share, compress_two_steps)
+    works = {function.__name__: root / function.__name__ for function in functions}
     for folder in works.values():
         prepared(folder / "toy", speakers=4, seconds=0.6)
     save_checkpoint(works["teach_share"] / "teacher.pt", tiny_encoder(), TINY_SPEC)
@@ -184,6 +202,12 @@ def test_a_compression_by_two_processes_ends_in_one_encoder(done, monkeypatch):
         num_workers=0,
     )  # fmt: skip
     assert any(not torch.equal(value, first[name]) for name, value in one.state_dict().items())
+
+
+def test_an_arm_of_two_processes_is_one_row_of_the_table(done):
+    folder = done["ablate_all_layers"]
+    kept = (folder / "out" / "results.csv").read_text().splitlines()
+    assert sum(",merged," in line for line in kept) == 2 and not [*(folder / "out" / "runs").iterdir()]
 
 
 def test_targets_of_two_processes_equal_those_of_one(done):

@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from emoinv_edge.acoustic_fingerprint import AcousticFingerprint, Utterance
 from emoinv_edge.errors import AudioError
-from emoinv_edge.heard import FREE_SPEECH, HeardBefore, Match
+from emoinv_edge.heard import RIGID, SCORE, HeardBefore, Match
 
 RATE = 16000
 NOON = datetime.datetime(2026, 11, 1, 12, tzinfo=datetime.timezone.utc)
 Speech = Callable[..., NDArray[np.float32]]
 
 
-def heard(*waveforms: NDArray[np.float32], keep: int = 64, threshold: float = FREE_SPEECH) -> HeardBefore:
-    found = HeardBefore(keep, threshold)
+def heard(*waveforms: NDArray[np.float32], keep: int = 64) -> HeardBefore:
+    found = HeardBefore(keep)
     for number, waveform in enumerate(waveforms):
         found.add(waveform, RATE, NOON + datetime.timedelta(minutes=number))
     return found
@@ -41,7 +42,7 @@ def test_a_played_back_recording_is_heard_before(speechlike: Speech) -> None:
     match = heard(first, second).check(played_back(second), RATE)
     assert match is not None
     assert match.when == NOON + datetime.timedelta(minutes=1)
-    assert FREE_SPEECH < match.score <= 2.0
+    assert SCORE < match.score <= 2.0
     assert match.offset_s == 0.0
 
 
@@ -94,17 +95,57 @@ def test_every_form_of_audio_that_the_library_takes_is_the_same_utterance(speech
         assert match.score > 1.9
 
 
+def likeness(before: NDArray[np.float32], now: NDArray[np.float32]) -> tuple[float, float]:
+    """Score and rigidity of one utterance over another."""
+    first, second = Utterance.of(before, RATE), Utterance.of(now, RATE)
+    assert first is not None and second is not None
+    stored = AcousticFingerprint.of(first)
+    fit = second.fit(stored)
+    return (0.0, 0.0) if fit is None else (fit.score, second.rigidity(stored, fit))
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40000), st.integers(0, 40000))
 @settings(max_examples=25)
 def test_silence_around_an_utterance_never_makes_a_score_beyond_two(seed: int, before: int, after: int) -> None:
     rng = np.random.default_rng(seed)
     first, second = (np.asarray(0.1 * rng.standard_normal(RATE), np.float32) for _ in range(2))
-    store = heard(np.concatenate((np.zeros(before, np.float32), first)), threshold=1e-6)
-    match = store.check(np.concatenate((second, np.zeros(after, np.float32))), RATE)
-    assert match is None or match.score < FREE_SPEECH
-    same = store.check(np.concatenate((first, np.zeros(after, np.float32))), RATE)
-    assert same is not None
-    assert same.score <= 2.001
+    stored = np.concatenate((np.zeros(before, np.float32), first))
+    for now, high in ((second, SCORE), (first, 2.001)):
+        score, rigid = likeness(stored, np.concatenate((now, np.zeros(after, np.float32))))
+        assert 0.0 <= score <= high
+        assert -1.001 <= rigid <= 1.001
+
+
+def repeated(waveform: NDArray[np.float32], percent: float) -> NDArray[np.float32]:
+    """The same words again, hurried in one place and slow in another: pitch and time wander by so many percent."""
+    seconds = np.arange(len(waveform)) / RATE
+    wander = percent / 100.0 * np.sin(2.0 * np.pi * seconds / 1.3) * 1.3 / (2.0 * np.pi)
+    return np.interp(seconds + wander, seconds, waveform).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", [30, 31, 32, 33])
+def test_an_honest_repeat_is_like_the_first_time_and_is_no_recording_of_it(speechlike: Speech, seed: int) -> None:
+    speech = speechlike(3.0, seed)
+    score, rigid = likeness(speech, played_back(repeated(speech, 2.0)))
+    assert score > 0.8 and rigid < RIGID - 0.02
+    assert heard(speech).check(repeated(speech, 2.0), RATE) is None
+
+
+@pytest.mark.parametrize("seed", [30, 31, 32, 33])
+def test_a_recording_is_rigid_whatever_it_went_through(speechlike: Speech, seed: int) -> None:
+    speech = speechlike(3.0, seed)
+    narrow = np.asarray(soxr.resample(soxr.resample(speech, RATE, 8000), 8000, RATE), np.float32)[: len(speech)]
+    coarse = np.round(narrow * 30.0) / np.float32(30.0)
+    for now in (played_back(speech), played_back(coarse, seed), played_back(speech)[RATE:]):
+        score, rigid = likeness(speech, now)
+        assert score >= SCORE and rigid >= RIGID
+
+
+def test_too_short_an_overlap_is_no_match(speechlike: Speech) -> None:
+    """A fifth of a second cannot wander, so that everything would be rigid."""
+    speech = speechlike(0.8, 34)
+    around = np.concatenate((speechlike(2.0, 35), speech[: RATE // 2]))
+    assert heard(speech).check(around, RATE) is None
 
 
 def test_the_best_match_of_several_is_given(speechlike: Speech) -> None:
@@ -187,12 +228,6 @@ def test_foreign_bytes_are_refused(head: bytes) -> None:
 def test_a_number_of_utterances_that_cannot_be_kept_is_refused(keep: int) -> None:
     with pytest.raises(ValueError, match="keep"):
         HeardBefore(keep)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 2.0, -1.0, float("nan")])
-def test_a_threshold_without_meaning_is_refused(threshold: float) -> None:
-    with pytest.raises(ValueError, match="threshold"):
-        HeardBefore(threshold=threshold)
 
 
 def test_a_time_without_zone_is_refused(speechlike: Speech) -> None:

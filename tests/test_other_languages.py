@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import onnxruntime
 import pytest
 
 from emoinv_edge.audio import read_audio
@@ -263,23 +265,68 @@ console.log(JSON.stringify({{
     assert got["folded"] < 1e-3
 
 
-@pytest.fixture(scope="module")
-def verify_cpp(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The C++ example, built with the headers in $EMOINV_ORT_INCLUDE and the library in $EMOINV_ORT_LIB."""
-    include, library = os.environ.get("EMOINV_ORT_INCLUDE"), os.environ.get("EMOINV_ORT_LIB")
-    compiler = shutil.which("c++")
-    if compiler is None or include is None or library is None:
+def onnxruntime_for_cpp() -> tuple[Path, Path]:
+    """ONNX Runtime's headers and library: $EMOINV_ORT_INCLUDE and $EMOINV_ORT_LIB, or what is installed.
+
+    The pip package holds a library and no headers; the headers of a release that is not newer than it will do.
+    """
+    places = [os.environ.get("EMOINV_ORT_INCLUDE"), "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
+    headers = [Path(place) for place in places if place and (Path(place) / "onnxruntime_cxx_api.h").is_file()]
+    if not headers:
         pytest.skip(
-            "needs a C++ compiler, and EMOINV_ORT_INCLUDE and EMOINV_ORT_LIB: ONNX Runtime's headers and library"
+            "no onnxruntime_cxx_api.h: unpack a release of ONNX Runtime and set EMOINV_ORT_INCLUDE to its headers"
         )
-    out = tmp_path_factory.mktemp("cpp") / "verify"
-    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-isystem", include, f"-Wl,-rpath,{Path(library).parent}"]
-    command = [compiler, *flags, str(EXAMPLES / "cpp" / "verify.cpp"), "-o", str(out), library]
+    named = os.environ.get("EMOINV_ORT_LIB")
+    installed = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.*[0-9]*"))
+    libraries = [Path(named)] if named else [path for path in installed if "providers" not in path.name]
+    if not libraries:
+        pytest.skip("no library of ONNX Runtime to link with: set EMOINV_ORT_LIB")
+    return headers[0], libraries[0]
+
+
+@pytest.fixture(scope="module")
+def compiler() -> str:
+    found = shutil.which("c++")
+    if found is None:
+        pytest.skip("no C++ compiler is installed")
+    return found
+
+
+@pytest.fixture(scope="module")
+def verify_cpp(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The C++ example, built."""
+    include, library = onnxruntime_for_cpp()
+    folder = tmp_path_factory.mktemp("cpp")
+    # The pip package's library asks for itself by its short name.
+    version = library.name.partition(".so.")[2].split(".")[0]
+    if version:
+        (folder / f"libonnxruntime.so.{version}").symlink_to(library)
+    out = folder / "verify"
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-isystem", str(include)]
+    flags += [f"-Wl,-rpath,{folder}", f"-Wl,-rpath,{library.parent}"]
+    command = [compiler, *flags, str(EXAMPLES / "cpp" / "verify.cpp"), "-o", str(out), str(library)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if "json.hpp: No such file" in done.stderr:
         pytest.skip("nlohmann/json is not installed: apt install nlohmann-json3-dev")
     assert done.returncode == 0, done.stderr
     return [str(out)]
+
+
+def test_the_sha256_of_cpp_is_pythons(compiler: str, tmp_path: Path) -> None:
+    """Needs no header of anybody's: it is tried wherever a compiler is."""
+    (tmp_path / "main.cpp").write_text(
+        '#include <fstream>\n#include <iostream>\n#include <iterator>\n#include "sha256.hpp"\n'
+        "int main(int, char** given) {\n"
+        "  std::ifstream file(given[1], std::ios::binary);\n"
+        "  std::cout << sha256(std::string((std::istreambuf_iterator<char>(file)), {}));\n}\n"
+    )
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{EXAMPLES / 'cpp'}"]
+    subprocess.run([compiler, *flags, str(tmp_path / "main.cpp"), "-o", str(tmp_path / "main")], check=True)
+    for size in (0, 1, 3, 55, 56, 57, 63, 64, 65, 119, 120, 128, 100_000):
+        content = bytes(byte * 151 % 256 for byte in range(size))
+        (tmp_path / "content").write_bytes(content)
+        done = run([str(tmp_path / "main")], tmp_path / "content")
+        assert done.stdout == hashlib.sha256(content).hexdigest(), size
 
 
 def run(command: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -308,6 +355,26 @@ def test_cpp_decides_as_python_does_and_accepts_nothing_that_is_broken(
         assert run(verify_cpp, folder, path, owner).returncode == 2
     for far in ("0", "nan", "0.001", "x"):
         assert run(verify_cpp, folder, profile_file, owner, far).returncode == 2, far
+
+
+def test_cpp_refuses_a_model_that_is_not_the_calibrations(
+    verify_cpp: list[str], folder: Path, profile_file: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "model")
+    owner = folder / "vectors" / "owner-speech.wav"
+    assert run(verify_cpp, copy, profile_file, owner).returncode == 0
+    whole = (copy / "model.onnx").read_bytes()
+    for broken in (whole + b"\0", whole[:-1], whole[: len(whole) // 2] + b"\0" + whole[len(whole) // 2 + 1 :], b""):
+        (copy / "model.onnx").write_bytes(broken)
+        done = run(verify_cpp, copy, profile_file, owner)
+        assert done.returncode == 2 and "SHA-256" in done.stderr
+    (copy / "model.onnx").unlink()
+    assert run(verify_cpp, copy, profile_file, owner).returncode == 2
+    calibration = json.loads((folder / "calibration.json").read_text())
+    (copy / "model.onnx").write_bytes(whole)
+    del calibration["model"]["sha256"]
+    (copy / "calibration.json").write_text(json.dumps(calibration))
+    assert run(verify_cpp, copy, profile_file, owner).returncode == 2
 
 
 def test_the_examples_are_short() -> None:

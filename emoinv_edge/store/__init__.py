@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 
 from ..cohort import cohort_of, refuse_implausible
 from ..errors import ProfileChangedError, StoreError
-from ..heard import FREE_SPEECH, HeardBefore
+from ..heard import HeardBefore
 from ..profiles import AuditTrail, Exemplar, Profile, ProfileInfo, new_name
 from ..reenrolment import reenrolled
 from . import changes
@@ -324,7 +324,7 @@ class ProfileStore(ReadableStore):
 
     # -- what was heard --------------------------------------------------------------------------------------
 
-    def heard(self, name: str, *, keep: int = 64, threshold: float = FREE_SPEECH) -> HeardBefore:
+    def heard(self, name: str, *, keep: int = 64) -> HeardBefore:
         """What was tried against the profile of that name, to know a played-back recording of it.
 
         What is added to the object is sealed into the store beside the profile, and erased with it. A fingerprint
@@ -333,8 +333,8 @@ class ProfileStore(ReadableStore):
         Parameters
         ----------
         name : str
-        keep, threshold
-            As for `HeardBefore`; the oldest beyond `keep` is dropped.
+        keep : int
+            As for `HeardBefore`; the oldest beyond it is dropped.
 
         Examples
         --------
@@ -353,7 +353,7 @@ class ProfileStore(ReadableStore):
         with self._profile(name) as (spelt, rows):
             content = b"".join(rows.heard(spelt))
         with refusing("what was heard before"):
-            return HeardBefore.from_bytes(content, keep, threshold, on_add=seal)
+            return HeardBefore.from_bytes(content, keep, on_add=seal)
 
     def forget_heard(self, name: str) -> None:
         """Erase what was tried against the profile of that name."""

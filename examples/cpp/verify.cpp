@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdint>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -15,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "sha256.hpp"
 #include "wav.hpp"
 
 using Json = nlohmann::json;
@@ -30,9 +29,7 @@ void requireUnit(const Vector& v, size_t dim) {
 }
 
 Json readJson(const std::string& path) {
-  std::ifstream file(path);
-  require(file.good(), path + ": cannot be read");
-  Json values = Json::parse(file);
+  const Json values = Json::parse(readBytes(path));
   require(values.at("format") == 1, path + ": expected format 1");
   return values;
 }
@@ -97,7 +94,10 @@ int main(int count, char** given) try {
   Ort::Env env(ORT_LOGGING_LEVEL_WARNING);
   Ort::SessionOptions options;
   options.SetIntraOpNumThreads(1);
-  Ort::Session session(env, (folder + "/" + model.at("file").get<std::string>()).c_str(), options);
+  // The very bytes that were compared are opened: the file may be another one a moment later.
+  const std::string bytes = readBytes(folder + "/" + model.at("file").get<std::string>());
+  require(sha256(bytes) == model.at("sha256"), "expected the model with the calibration's SHA-256; export it again");
+  Ort::Session session(env, bytes.data(), bytes.size(), options);
   const std::array<int64_t, 2> shape{1, int64_t(speech.size())};
   const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   Ort::Value waveform = Ort::Value::CreateTensor<float>(memory, speech.data(), speech.size(), shape.data(), 2);

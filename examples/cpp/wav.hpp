@@ -14,9 +14,14 @@ inline void require(bool holds, const std::string& message) {
   if (!holds) throw std::runtime_error(message);
 }
 
-inline std::vector<float> readWav(const std::string& path, uint32_t rate) {
+inline std::string readBytes(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  std::string content((std::istreambuf_iterator<char>(file)), {});
+  require(file.good(), path + ": cannot be read");
+  return std::string((std::istreambuf_iterator<char>(file)), {});
+}
+
+inline std::vector<float> readWav(const std::string& path, uint32_t rate) {
+  const std::string content = readBytes(path);
   const bool wav = content.size() >= 12 && content.substr(0, 4) == "RIFF" && content.substr(8, 4) == "WAVE";
   require(wav, path + ": expected a WAV file");
   bool known = false;

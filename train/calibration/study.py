@@ -204,14 +204,12 @@ def enrolment_left_out(
         report(f"enrolment on {corpus}, left out")
         own = [i for i, clip in enumerate(speech.clips) if clip.corpus == corpus and i not in copies]
         given = [name for name in axis_corpora if name != corpus]
-        every, taught, heard_through = (
-            [each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)
-        )
+        parts = [[each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)]
         if given:
             axis = fit_axis(speech, given)
-            every, taught, heard_through = (with_axis(part, speech, axis) for part in (every, taught, heard_through))
-        weighed = [name for name in names if given or name != "emotion_shift"]
-        calibration = fit_trials(speech, every, taught, heard_through, weighed)
+            parts = [with_axis(part, speech, axis) for part in parts]
+        known = [name for name in names if given or name != "emotion_shift"]
+        calibration = fit_trials(speech, parts[0], parts[1], parts[2], known)
         heard = [Heard(speech.qualities[i], speech.embeddings[i]) for i in own]
         found = evaluate_enrolment(heard, [speech.clips[i] for i in own], calibration, resamples)
         if found is None:

@@ -85,7 +85,7 @@ def pretrain_on(arguments: argparse.Namespace, prepared: Path, corpora: list[str
     set_threads(arguments.threads)
     spec = EncoderSpec(name="base")
     sets = [PreparedSet(prepared / corpus) for corpus in corpora]
-    held_out = frozenset().union(*(each.held_out for each in sets))
+    held_out: frozenset[str] = frozenset().union(*(each.held_out for each in sets))
     judged = {each.folder.name: 2000 for each in sets if each.held_out} if arguments.judge_every else {}
     torch.manual_seed(0)
     pretrain(
