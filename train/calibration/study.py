@@ -123,9 +123,9 @@ def _rehearsed(
     tries: int,
     sessions: int,
     report: Report,
-) -> dict[str, dict[str, Any]]:
-    """What enrolment and adaptation do with each corpus: ``adaptation``, ``refusals`` and ``second_voices``."""
-    out: dict[str, dict[str, Any]] = {"adaptation": {}, "refusals": {}, "second_voices": {}}
+) -> dict[str, Any]:
+    """The parts ``adaptation``, ``refusals`` and ``second_voices`` of `study`."""
+    out: dict[str, Any] = {"adaptation": {}, "refusals": {}, "second_voices": {}}
     for each in sets:
         corpus = each.clips[0].corpus
         report(f"rehearse {corpus}")
@@ -204,12 +204,14 @@ def enrolment_left_out(
         report(f"enrolment on {corpus}, left out")
         own = [i for i, clip in enumerate(speech.clips) if clip.corpus == corpus and i not in copies]
         given = [name for name in axis_corpora if name != corpus]
-        parts = [[each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)]
+        whole, taught, narrow = (
+            [each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)
+        )
         if given:
             axis = fit_axis(speech, given)
-            parts = [with_axis(part, speech, axis) for part in parts]
-        known = [name for name in names if given or name != "emotion_shift"]
-        calibration = fit_trials(speech, parts[0], parts[1], parts[2], known)
+            whole, taught, narrow = (with_axis(part, speech, axis) for part in (whole, taught, narrow))
+        some = [name for name in names if given or name != "emotion_shift"]
+        calibration = fit_trials(speech, whole, taught, narrow, some)
         heard = [Heard(speech.qualities[i], speech.embeddings[i]) for i in own]
         found = evaluate_enrolment(heard, [speech.clips[i] for i in own], calibration, resamples)
         if found is None:
