@@ -38,7 +38,7 @@ def test_equal_arms_do_not_differ_and_the_interval_is_nothing():
     assert same.merged_interval == same.mean_interval == (0.0, 0.0) and same.detectable == 0.0
 
 
-def test_a_better_arm_lies_below_nothing_with_an_interval_that_says_so():
+def test_a_better_arm_lies_below_nothing_with_an_interval_that_shows_it():
     runs = [run(arm, noise, seed) for seed in (1, 2, 3) for arm, noise in (("aam", 1.2), ("better", 0.7))]
     (better,) = changes(runs, resamples=100)
     low, high = better.merged_interval
@@ -103,7 +103,7 @@ def test_what_is_kept_is_read_back(tmp_path):
         read_judged([path.with_name("abc aam 3.npz")])
 
 
-def test_the_table_says_change_interval_and_what_could_have_been_shown():
+def test_the_table_gives_change_interval_and_what_could_have_been_shown():
     runs = [run(arm, noise) for arm, noise in (("aam", 1.2), ("better", 0.8))]
     lines = format_changes(changes(runs, resamples=10)).splitlines()
     assert "against aam %" in lines[0] and "detectable %" in lines[0]

@@ -22,7 +22,7 @@ from .evaluation.protocols import make_trials
 __all__ = ["Change", "Judged", "changes", "format_changes", "read_judged", "save_judged"]
 
 BINS = 2000  # of the cosines from -1 to 1
-MOST_NONTARGETS = 400_000  # of a corpus and fold: a random choice of more would tell no more
+MOST_NONTARGETS = 400_000  # of a corpus and fold: a random choice of more would show no more
 # A true change of so many standard errors is found in four of five such experiments, by a two-sided test at 5 %.
 DETECTABLE = 2.8
 
