@@ -11,11 +11,13 @@ import torch
 
 from tests.training import TINY_SPEC, prepared, random_embeddings, tiny_encoder
 from train import ablation
-from train.ablation import ARMS, Arm, Budget, Pool, ablate, format_table, split_speakers, train_arm, views_of
+from train.ablation import ARMS, Arm, Budget, Pool, ablate, format_table, train_arm, views_of
 from train.finetune import FineTuned
+from train.folds import folds, split_speakers
 from train.losses import pair_loss
 from train.model import autocast
 from train.pairs import PairBatches, Recipe, Source
+from train.power import read_judged
 from train.schedule import Schedule
 
 SCHEDULE = Schedule(steps=4, rate=2e-4, warmup_steps=1, floor=0.0)
@@ -99,6 +101,11 @@ def test_the_table_is_filled_and_a_second_call_trains_nothing(corpora, tmp_path,
     assert "±" in lines[3]
 
 
+def test_a_baseline_without_errors_leaves_nothing_to_reduce():
+    rows = [{"arm": arm, "seed": 1, "merged": 0.0, "mean": 0.0, "mine pairs": 0.0} for arm in ("aam", "+cosine")]
+    assert "| +cosine | 1 | 0.00 |  | 0.00 | 0.00 |" in format_table(rows)
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_figures(corpora, tmp_path, monkeypatch):
     arms = few("aam", "+copypaste", "+cosine")
     whole = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path / "whole", arms, (1,), BUDGET)
@@ -116,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_figures(corpora, tmp_path, m
     resumed = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path / "cut", arms, (1,), BUDGET)
 
     def figures(rows):
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+        return [{name: value for name, value in row.items() if name not in ("seconds", "judged")} for row in rows]
 
     assert figures(resumed) == figures(whole)
 
@@ -209,3 +216,62 @@ def test_a_custom_arm_needs_no_registration(corpora, tmp_path):
     mine = Arm("mine", dataclasses.replace(few("aam")[0].recipe, pair_weight=2.0), "my own")
     rows = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path, [mine], (1,), BUDGET)
     assert "mine: my own" in format_table(rows, [mine])
+
+
+def test_all_layers_learn_where_that_is_asked_for(corpora, tmp_path, monkeypatch):
+    moved = set()
+    real = ablation.train_whole
+
+    def watched(encoder, *arguments, **options):
+        tuned = real(encoder, *arguments, **options)
+        changed = {n for n, value in encoder.state_dict().items() if not torch.equal(value, tuned.state_dict()[n])}
+        moved.update(name.split(".")[0] for name in changed)
+        return tuned
+
+    monkeypatch.setattr(ablation, "train_whole", watched)
+    budget = dataclasses.replace(BUDGET, whole=True)
+    rows = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path, few("aam", "+masking"), (1,), budget, num_workers=0)
+    assert [row["arm"] for row in rows] == ["start", "aam", "+masking"] and moved == {"stem", "stages", "linear"}
+    assert not (tmp_path / "pools").exists() and not [*(tmp_path / "runs").iterdir()]
+    assert rows[0] != rows[1]
+
+
+def test_arms_of_a_seed_hear_the_same_speakers_and_clips_where_all_layers_learn(corpora):
+    sources = [Source(prepared, embeddings, 1.0) for prepared, embeddings in corpora]
+    heard = []
+    for arm in few("aam", "+masking"):
+        batches = PairBatches(sources, TINY_SPEC, arm.recipe, 3, 6, 1, aligned=True)
+        of_arm = []
+        for step in range(6):
+            batch = batches[step]
+            of_arm.append(batch["labels"].tolist())
+        heard.append(of_arm)
+    assert heard[0] == heard[1]
+
+
+def test_no_more_clips_are_judged_by_than_the_trials_allow(corpora, monkeypatch):
+    monkeypatch.setattr(ablation, "MAX_CLIPS", 12)
+    prepared, _ = corpora[0]
+    speakers = frozenset(clip.speaker for clip in prepared.clips)
+    chosen = ablation.Development.of(tiny_encoder(), TINY_SPEC, [prepared], speakers, 0)
+    assert len(chosen.corpora["toy"]) == 12 and chosen.activations["toy"].shape == (12, 200, 80)
+    assert len({clip.speaker for clip in chosen.corpora["toy"]}) == 4
+
+
+def test_folds_judge_every_speaker_once_and_share_no_one(corpora):
+    sets = [prepared for prepared, _ in corpora]
+    groups = folds(sets, 4)
+    assert sorted(name for group in groups for name in group) == sorted(
+        {clip.speaker for prepared in sets for clip in prepared.clips}
+    )
+    assert all(sum(name.startswith(corpus) for name in group) == 2 for group in groups for corpus in ("toy", "other"))
+    with pytest.raises(ValueError, match="8 speakers, expected 10 or more for 5 folds"):
+        folds(sets, 5)
+
+
+def test_an_arm_is_judged_by_the_speakers_of_its_fold_alone(corpora, tmp_path):
+    held = folds([prepared for prepared, _ in corpora], 4)[0]
+    rows = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path, few("aam"), (1,), BUDGET, developing=held)
+    (first, second) = read_judged([row["judged"] for row in rows])
+    assert {clip.speaker for rows in first.clips.values() for clip in rows} == held
+    assert (first.arm, second.arm, second.seed) == ("start", "aam", 1) and first.fold == second.fold

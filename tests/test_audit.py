@@ -212,3 +212,9 @@ def test_held_out_speakers_stay_so_whatever_the_corrections_rename(tmp_path):
 def test_of_a_corpus_that_training_leaves_out_every_speaker_is_unheard(tmp_path):
     clips = prepared(tmp_path / "toy", speakers=4)
     assert clips.held_out == frozenset() and clips.unheard() == list(range(len(clips.clips)))
+
+
+def test_a_corpus_that_an_encoder_did_not_learn_from_is_unheard_as_a_whole(tmp_path):
+    clips = prepared(tmp_path / "crema_d", speakers=6)
+    assert len({clips.clips[i].speaker for i in clips.unheard({"crema_d"})}) == 3
+    assert clips.unheard({"malayalam"}) == list(range(len(clips.clips)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from tests.training import TINY_SHAPE, TINY_SPEC, prepared, random_embeddings, tiny_encoder
-from train import recipes
+from train import ablation, recipes
 from train.corpora import CORPORA
 from train.distributed import barrier, process_group, rank, share, world_size
 from train.finetune import fit
@@ -31,16 +33,22 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 import test_distributed as t
-getattr(t, {function!r})(Path({folder!r}))
+with t.process_group():
+    for function, folder in {works!r}:
+        getattr(t, function)(Path(folder))
 """
 
 
-def launch(function: str, folder: Path, processes: int = 2, killed: int | None = None) -> None:
-    """Run a function of this file in so many processes, as torchrun would; one may be killed, and all end then."""
+def launch(works: dict[str, Path], processes: int = 2, killed: int | None = None) -> None:
+    """Run functions of this file, each on its folder, in so many processes, as torchrun would.
+
+    One process may be killed, and all end then.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    code = WORKER.format(tests=str(HERE), root=str(HERE.parent), function=function, folder=str(folder))
+    pairs = [(function, str(folder)) for function, folder in works.items()]
+    code = WORKER.format(tests=str(HERE), root=str(HERE.parent), works=pairs)
     running = []
     for number in range(processes):
         environment = os.environ | {
@@ -92,6 +100,22 @@ def train_until_killed(folder: Path) -> None:
     train(folder)
 
 
+def ablate_all_layers(folder: Path) -> None:
+    """What each rank runs: one arm, its rows kept."""
+    arms = [arm for arm in ablation.ARMS if arm.name == "aam"]
+    arms[0] = dataclasses.replace(arms[0], recipe=dataclasses.replace(arms[0].recipe, min_s=0.4, max_s=0.4))
+    budget = ablation.Budget(Schedule(2, warmup_steps=1, frozen_stages=0), 2, whole=True)
+    taught = source(folder)
+    with process_group():
+        rows = ablation.ablate(
+            tiny_encoder(), TINY_SPEC, [(taught.clips, taught.embeddings)], folder / "out", arms, (1,), budget,
+            num_workers=0,
+        )  # fmt: skip
+        barrier()
+    names = [(row["arm"], row["seed"]) for row in rows]
+    assert names == [("start", 0), ("aam", 1)], names
+
+
 def teach_share(folder: Path) -> None:
     """What each rank runs: its share of the targets."""
     with process_group():
@@ -119,13 +143,26 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """What two processes did, started once: the folder of each function that they ran."""
+    root = tmp_path_factory.mktemp("distributed")
+    functions = (train, train_accumulating, ablate_all_layers, teach_share, compress_two_steps)
+    works = {function.__name__: root / function.__name__ for function in functions}
+    for folder in works.values():
+        prepared(folder / "toy", speakers=4, seconds=0.6)
+    save_checkpoint(works["teach_share"] / "teacher.pt", tiny_encoder(), TINY_SPEC)
+    launch(works)
+    return works
+
+
 def ends(folder: Path, out: str = "run") -> list[dict[str, torch.Tensor]]:
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{out}-*.pt"))]
 
 
 @pytest.mark.parametrize("function, each", [("train", 1), ("train_accumulating", 2)])
-def test_two_processes_end_where_one_does_that_gathers_the_gradients_of_their_batches(folder, function, each):
-    launch(function, folder)
+def test_two_processes_end_where_one_does_that_gathers_the_gradients_of_their_batches(done, function, each):
+    folder = done[function]
     first, second = ends(folder)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert sorted(path.name for path in (folder / "run").iterdir()) == ["best.pt", "last.pt", "log.csv"]
@@ -136,25 +173,25 @@ def test_two_processes_end_where_one_does_that_gathers_the_gradients_of_their_ba
 
 
 def test_a_run_whose_rank_was_killed_goes_on_from_the_last_step(folder):
-    launch("train_until_killed", folder, killed=1)
+    launch({"train_until_killed": folder}, killed=1)
     assert torch.load(folder / "run" / "last.pt", weights_only=True)["step"] == 2
-    launch("train", folder)
+    launch({"train": folder})
     train(folder, 2, "alone")
     (alone,), (after, _) = ends(folder, "alone"), ends(folder)
     assert all(torch.allclose(value, after[name], atol=2e-5, rtol=1e-3) for name, value in alone.items())
 
 
-def test_a_run_of_two_processes_is_gone_on_with_by_one(folder):
-    launch("train", folder)
+def test_a_run_of_two_processes_is_gone_on_with_by_one(done, tmp_path):
+    folder = shutil.copytree(done["train"], tmp_path / "copy")
     schedule = Schedule(STEPS + 1, warmup_steps=1)
     batches = PairBatches([source(folder)], TINY_SPEC, RECIPE, 3, STEPS + 1, 1)
     fit(tiny_encoder(), TINY_SPEC, batches, schedule, folder / "run", num_workers=0)
     assert torch.load(folder / "run" / "last.pt", weights_only=True)["step"] == STEPS + 1
 
 
-def test_a_compression_by_two_processes_ends_in_one_encoder(folder, monkeypatch):
+def test_a_compression_by_two_processes_ends_in_one_encoder(done, monkeypatch):
+    folder = done["compress_two_steps"]
     monkeypatch.setitem(CORPORA, "toy", CORPORA["librispeech"])
-    launch("compress_two_steps", folder)
     first, second = (torch.load(folder / f"small-{r}.pt", weights_only=True) for r in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert sorted(path.name for path in (folder / "run").iterdir()) == ["best.pt", "last.pt", "log.csv"]
@@ -167,9 +204,14 @@ def test_a_compression_by_two_processes_ends_in_one_encoder(folder, monkeypatch)
     assert any(not torch.equal(value, first[name]) for name, value in one.state_dict().items())
 
 
-def test_targets_of_two_processes_equal_those_of_one(folder):
-    save_checkpoint(folder / "teacher.pt", tiny_encoder(), TINY_SPEC)
-    launch("teach_share", folder)
+def test_an_arm_of_two_processes_is_one_row_of_the_table(done):
+    folder = done["ablate_all_layers"]
+    kept = (folder / "out" / "results.csv").read_text().splitlines()
+    assert sum(",merged," in line for line in kept) == 2 and not [*(folder / "out" / "runs").iterdir()]
+
+
+def test_targets_of_two_processes_equal_those_of_one(done):
+    folder = done["teach_share"]
     teacher, clips = open_teacher(folder / "teacher.pt"), PreparedSet(folder / "toy")
     path = targets_path(teacher, clips, folder / "targets")
     assert [each.name for each in (folder / "targets").iterdir()] == [path.name]

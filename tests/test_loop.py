@@ -113,7 +113,7 @@ def test_gathered_gradients_make_one_step_of_a_larger_batch(source, tmp_path):
     assert len(logged) == 1  # the mean of the last two
 
 
-def test_progress_says_how_fast_crops_are_learned_from_and_the_share_of_waiting(source, tmp_path):
+def test_progress_shows_how_fast_crops_are_learned_from_and_the_share_of_waiting(source, tmp_path):
     stream = io.StringIO()
     run(source, tmp_path, progress=Progress("fit toy", stream))
     assert re.search(r"fit toy: 8 in .*; [\d.e+]+ crops/s, \d+% of the time waiting for data", stream.getvalue())

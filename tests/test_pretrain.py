@@ -104,7 +104,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(toy, tmp_path, monkeypa
         pretrain(fresh(), TINY_SPEC, [toy], tmp_path, [SHORT], accumulate)
 
 
-def test_a_tiny_net_learns_from_random_weights_to_tell_voices_apart_in_a_mood_it_never_heard(tmp_path):
+def test_a_tiny_net_learns_from_random_weights_to_separate_voices_in_an_emotion_it_never_heard(tmp_path):
     voices = prepared(tmp_path / "voices", speakers=10, takes=4, seconds=0.8)
     others = prepared(tmp_path / "others", speakers=5, emotions=("sad",), takes=6, seconds=0.8)
     torch.manual_seed(0)

@@ -1,11 +1,11 @@
 """The paper's table: each part of the method added in turn, and its controls, at the same compute.
 
-Every arm starts from the same weights and fine-tunes the last stage and the linear layer on the same
-training speakers for the same number of steps of the same batch size; every other speaker is left for the
-figures. The layers below the last stage are frozen and shared: what they make of a batch is computed once
-for all arms that see the same views (CopyPaste and masks are in the views; the losses are not) and
-kept on disk. That is what lets all arms of three seeds fit on two cores. A batch comes round
-``steps / pool_batches`` times.
+Every arm starts from the same weights and learns from the same training speakers for the same number of steps of the
+same batch size; every other speaker is left for the figures. Either all layers learn (`Budget.whole`), from the same
+speakers and clips in every arm of a seed; or the last stage and the linear layer do, on two cores: the layers below
+are frozen and shared, and what they make of a batch is computed once for all arms that see the same views (CopyPaste
+and masks are in the views; the losses are not) and kept on disk. A batch then comes round ``steps / pool_batches``
+times.
 
 Scores are those of ``pairs``: clips of different emotions, same gender, within a corpus. "merged" pools the
 trials of all corpora, as the paper's merged test set does; "mean" is the mean of the corpora's own EERs.
@@ -36,20 +36,32 @@ from emoinv_edge.files import write_atomically
 from emoinv_edge.spec import EncoderSpec
 
 from . import loop
+from .distributed import from_first_rank, rank, world_size
+from .evaluation.clips import thin
 from .evaluation.embeddings import unit
 from .evaluation.metrics import eer
-from .evaluation.protocols import make_trials
-from .finetune import FineTuned
+from .evaluation.protocols import MAX_CLIPS, make_trials
+from .finetune import FineTuned, fit
+from .folds import split_corpora
 from .model import ResidualEncoder, autocast, channels_last, has_bfloat16
 from .pairs import PairBatches, Recipe, Source
+from .power import save_judged
 from .prepare import PreparedClip, PreparedSet
 from .progress import Report, silent
 from .schedule import Schedule
 
-__all__ = ["ARMS", "Arm", "Budget", "Pool", "ablate", "format_table", "split_speakers", "train_arm", "views_of"]
+__all__ = [
+    "ARMS",
+    "Arm",
+    "Budget",
+    "Pool",
+    "ablate",
+    "format_table",
+    "train_arm",
+    "views_of",
+]
 
 LAMBDA = 1.0
-TRAIN_SHARE = 0.6  # of the speakers
 DEVELOPMENT_FRAMES = 200
 SCHEDULE = Schedule(steps=300, rate=2e-4, warmup_steps=30, floor=0.0)
 CLIPS_PER_CELL = 6  # development clips of each speaker and emotion
@@ -89,26 +101,27 @@ ARMS: tuple[Arm, ...] = tuple(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Budget:
-    """The compute of every arm: a schedule, `pairs` of a batch, and how many different batches of views there are."""
+    """The compute of every arm.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    pairs : int
+        Of a batch.
+    pool_batches : int
+        How many different batches of views there are.
+    whole : bool
+        Whether all layers learn, each batch of views seen once.
+    """
 
     schedule: Schedule = SCHEDULE
     pairs: int = 16
     pool_batches: int = 150
+    whole: bool = False
 
-
-def split_speakers(speakers: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Training and development speakers, by the hash of their names: the same whatever else is there.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two speakers are left on either side.
-    """
-    ordered = sorted(set(speakers), key=lambda name: hashlib.sha256(name.encode()).digest())
-    count = round(TRAIN_SHARE * len(ordered))
-    if count < 2 or len(ordered) - count < 2:
-        raise ValueError(f"{len(ordered)} speakers cannot be split into two of training and two of development or more")
-    return frozenset(ordered[:count]), frozenset(ordered[count:])
+    def frozen(self, encoder: ResidualEncoder) -> int:
+        """The first stages, which do not learn."""
+        return 0 if self.whole else len(encoder.stages) - 1
 
 
 def views_of(recipe: Recipe) -> dict[str, Any]:
@@ -154,10 +167,12 @@ class Pool:
         return batch | {"activations": _restored(batch["activations"])}
 
 
-def _below(encoder: ResidualEncoder, features: Tensor) -> Tensor:
-    """Activations below the last stage, in half of the space."""
+def _below(encoder: ResidualEncoder, features: Tensor, frozen: int | None = None) -> Tensor:
+    """Activations below the stages that learn (by default the last), in half of the space; features if all do."""
+    if frozen == 0:
+        return features
     with torch.inference_mode(), autocast():
-        x = encoder.frames(features, len(encoder.stages) - 1)
+        x = encoder.frames(features, len(encoder.stages) - 1 if frozen is None else frozen)
     return x.to(torch.bfloat16).clone()
 
 
@@ -173,44 +188,48 @@ class Development:
 
     corpora: Mapping[str, Sequence[PreparedClip]]
     activations: Mapping[str, Tensor]
+    frozen: int
 
     @classmethod
     def of(
         cls, encoder: ResidualEncoder, spec: EncoderSpec, sets: Sequence[PreparedSet], speakers: frozenset[str],
-        progress: Report = silent,
+        frozen: int, progress: Report = silent,
     ) -> Development:  # fmt: skip
-        """The first `CLIPS_PER_CELL` clips of each of `speakers` in each emotion."""
+        """The first `CLIPS_PER_CELL` clips of each of `speakers` in each emotion, and no more than `MAX_CLIPS`."""
         chosen: dict[str, list[tuple[PreparedSet, int]]] = {}
         for prepared in sets:
             cells: dict[tuple[str, str], int] = {}
             for index, clip in enumerate(prepared.clips):
-                if clip.speaker in speakers and clip.emotion:
+                if clip.speaker in speakers and clip.emotion and clip.samples:
                     cell = (clip.speaker, clip.emotion)
                     cells[cell] = cells.get(cell, 0) + 1
                     if cells[cell] <= CLIPS_PER_CELL:
                         chosen.setdefault(clip.corpus, []).append((prepared, index))
+        for corpus, rows in chosen.items():
+            few = thin([p.clips[i] for p, i in rows], MAX_CLIPS)
+            chosen[corpus] = [rows[number] for number in few]
         total, done = sum(map(len, chosen.values())), 0
         activations = {}
         for corpus, rows in chosen.items():
             parts = []
             for first in range(0, len(rows), 32):
                 features = [_middle(p.waveform(i), spec) for p, i in rows[first : first + 32]]
-                parts.append(_below(encoder, torch.from_numpy(np.stack(features))))
+                parts.append(_below(encoder, torch.from_numpy(np.stack(features)), frozen))
                 done += len(features)
                 progress(done, total)
             activations[corpus] = torch.cat(parts)
-        return cls({corpus: [p.clips[i] for p, i in rows] for corpus, rows in chosen.items()}, activations)
+        return cls({corpus: [p.clips[i] for p, i in rows] for corpus, rows in chosen.items()}, activations, frozen)
 
-    def judge(self, encoder: ResidualEncoder) -> dict[str, float]:
+    def embed(self, encoder: ResidualEncoder) -> dict[str, NDArray[np.float32]]:
+        """The embeddings of each corpus's clips, of unit norm."""
+        return {corpus: unit(self._embed(encoder, rows)) for corpus, rows in self.activations.items()}
+
+    def judge(self, embedded: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
         """Cross-emotion EER of each corpus, their mean and the merged one; neutral EER of each corpus."""
         figures: dict[str, float] = {}
         targets, nontargets = [], []
         for corpus, clips in self.corpora.items():
-            parts = []
-            with torch.inference_mode(), autocast():
-                for rows in torch.split(self.activations[corpus], 64):
-                    parts.append(encoder.pool(encoder.stages[-1](_restored(rows))).float().numpy())
-            embeddings = unit(np.concatenate(parts))
+            embeddings = embedded[corpus]
             for protocol in ("pairs", "neutral"):
                 trials = make_trials(clips, protocol)
                 scores = trials.scores(embeddings)
@@ -225,6 +244,19 @@ class Development:
         figures["mean"] = float(np.mean([value for name, value in figures.items() if name.endswith(" pairs")]))
         figures["merged"] = eer(np.concatenate(targets), np.concatenate(nontargets))
         return figures
+
+    def _embed(self, encoder: ResidualEncoder, activations: Tensor) -> NDArray[np.float32]:
+        parts, device = [], next(encoder.parameters()).device
+        with torch.inference_mode(), autocast(device.type):
+            for rows in torch.split(activations, 64):
+                if self.frozen:
+                    x = _restored(rows)
+                    for stage in list(encoder.stages)[self.frozen :]:
+                        x = stage(x)
+                    parts.append(encoder.pool(x))
+                else:
+                    parts.append(encoder(rows.to(device)))
+        return torch.cat([part.float().cpu() for part in parts]).numpy()
 
 
 def _middle(waveform: NDArray[np.float32], spec: EncoderSpec) -> NDArray[np.float32]:
@@ -259,6 +291,14 @@ def train_arm(
     return tuned.eval()
 
 
+def train_whole(
+    encoder: ResidualEncoder, spec: EncoderSpec, batches: PairBatches, schedule: Schedule, out: Path, **options: Any
+) -> ResidualEncoder:
+    """Fine-tune all layers of a copy of the encoder by the recipe of `batches`; options go to `finetune.fit`."""
+    schedule = dataclasses.replace(schedule, frozen_stages=0)
+    return fit(copy.deepcopy(encoder), spec, batches, schedule, out, **options)
+
+
 def ablate(
     encoder: ResidualEncoder,
     spec: EncoderSpec,
@@ -269,6 +309,9 @@ def ablate(
     budget: Budget | None = None,
     log: Callable[[str], None] = lambda line: None,
     progress: Callable[[str], Report] = lambda name: silent,
+    device: str = "cpu",
+    num_workers: int = 1,
+    developing: frozenset[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Train and judge every arm; figures are appended to ``results.csv`` as they come, and a second call goes on.
 
@@ -279,60 +322,99 @@ def ablate(
     sets : sequence of (PreparedSet, embeddings)
         The emotional corpora; each set's embeddings by `encoder`, shape (clips, dim).
     out : Path
-        Folder for the results, and meanwhile for the kept activations and the run.
+        Folder for the results, for what every arm made of the development clips (``judged/``, see `power`), and
+        meanwhile for the kept activations and the run.
     log : callable
         Called with a line for each arm that is done.
     progress : callable
         Name of a long piece of work -> what is called as it goes.
+    device, num_workers
+        Where arms whose layers all learn do so, and how many processes of a rank make their batches.
+    developing : frozenset of str, optional
+        Speakers whom no arm learns from and all are judged by; without it as in `folds.split_corpora`.
 
     Returns
     -------
     list of dict
-        ``arm``, ``seed`` and the figures of `Development.judge`; arm "start" is the encoder before any training.
+        ``arm``, ``seed``, ``judged`` (the file for `power`) and the figures of `Development.judge`; arm "start" is the
+        encoder before any training.
     """
     budget = budget or Budget()
     encoder = channels_last(encoder.eval())
-    training, developing = _split_corpora([prepared for prepared, _ in sets])
+    training, judged_by = split_corpora([prepared for prepared, _ in sets])
+    if developing is not None:
+        training, judged_by = (training | judged_by) - developing, developing
     key = _digest(
-        _weights_digest(encoder), spec.to_json(), sorted(training), sorted(developing), CLIPS_PER_CELL,
+        _weights_digest(encoder), spec.to_json(), sorted(training), sorted(judged_by), CLIPS_PER_CELL,
         DEVELOPMENT_FRAMES, sorted(str(prepared.folder) for prepared, _ in sets), dataclasses.asdict(budget),
     )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    results = out / "results.csv"
-    rows = _read_results(results, key)
-    done = {(row["arm"], row["seed"]) for row in rows}
-    wanted = [(seed, arm) for seed in seeds for arm in arms if (arm.name, seed) not in done]
-    if not wanted and ("start", 0) in done:
-        return rows
-    log(f"{len(training)} training and {len(developing)} development speakers, {len(wanted)} runs to go")
-    chosen = Development.of(encoder, spec, [prepared for prepared, _ in sets], developing, progress("development"))
-    if ("start", 0) not in done:
-        rows.append(_record(results, key, "start", 0, chosen.judge(encoder), 0.0))
-        log(f"start: {_short(rows[-1])}")
-    sources = [_source(prepared, embeddings, developing) for prepared, embeddings in sets]
+    table = _Table(out, key)
+    wanted = [(seed, arm) for seed in seeds for arm in arms if (arm.name, seed) not in table]
+    if not wanted and ("start", 0) in table:
+        return table.with_files()
+    log(f"{len(training)} training and {len(judged_by)} development speakers, {len(wanted)} runs to go")
+    frozen, prepared_sets = budget.frozen(encoder), [prepared for prepared, _ in sets]
+    chosen = Development.of(encoder, spec, prepared_sets, judged_by, frozen, progress("development"))
+    if ("start", 0) not in table:
+        log(f"start: {_short(table.add('start', 0, chosen, channels_last(copy.deepcopy(encoder), device), 0.0))}")
+    sources = [_source(prepared, embeddings, judged_by) for prepared, embeddings in sets]
     for position, (seed, arm) in enumerate(wanted, 1):
-        batches = PairBatches(sources, spec, arm.recipe, budget.pairs, budget.pool_batches, seed)
-        views = views_of(arm.recipe)
-        pool = Pool(out / "pools" / f"{key}-{_digest(views)}-{seed}", encoder, batches, budget.pool_batches)
-        pool.fill(progress(f"views for {arm.name}, seed {seed}"))
         run = out / "runs" / f"{key}-{_digest(dataclasses.asdict(arm.recipe))}-{seed}"
-        started = time.monotonic()
-        tuned = train_arm(encoder, spec, batches.centres, pool, arm.recipe, budget.schedule, seed, run)
-        rows.append(_record(results, key, arm.name, seed, chosen.judge(tuned), time.monotonic() - started))
-        log(f"{position} of {len(wanted)}, {arm.name}, seed {seed}: {_short(rows[-1])}")
-        shutil.rmtree(run)
-        if not any(other == seed and views_of(later.recipe) == views for other, later in wanted[position:]):
-            shutil.rmtree(pool.folder)
-    return rows
+        count = budget.schedule.batches * world_size() if budget.whole else budget.pool_batches
+        batches = PairBatches(sources, spec, arm.recipe, budget.pairs, count, seed, aligned=budget.whole)
+        if budget.whole:
+            started, watched = time.monotonic(), progress(f"{arm.name}, seed {seed}")
+            options = {"device": device, "num_workers": num_workers, "progress": watched}
+            tuned = train_whole(encoder, spec, batches, budget.schedule, run, **options)
+        else:
+            views = views_of(arm.recipe)
+            pool = Pool(out / "pools" / f"{key}-{_digest(views)}-{seed}", encoder, batches, budget.pool_batches)
+            pool.fill(progress(f"views for {arm.name}, seed {seed}"))
+            started = time.monotonic()
+            tuned = train_arm(encoder, spec, batches.centres, pool, arm.recipe, budget.schedule, seed, run)
+            if not any(other == seed and views_of(later.recipe) == views for other, later in wanted[position:]):
+                shutil.rmtree(pool.folder)
+        row = table.add(arm.name, seed, chosen, channels_last(tuned, device), time.monotonic() - started)
+        log(f"{position} of {len(wanted)}, {arm.name}, seed {seed}: {_short(row)}")
+        if rank() == 0:
+            shutil.rmtree(run)
+    return table.with_files()
 
 
-def _split_corpora(sets: Sequence[PreparedSet]) -> tuple[frozenset[str], frozenset[str]]:
-    """Training and development speakers of all sets, each corpus split by itself."""
-    names = {clip.speaker for prepared in sets for clip in prepared.clips if clip.speaker}
-    corpora = sorted({clip.corpus for prepared in sets for clip in prepared.clips})
-    parts = [split_speakers([name for name in names if name.startswith(f"{corpus}-")]) for corpus in corpora]
-    training = frozenset(name for train, _ in parts for name in train)
-    return training, frozenset(name for _, develop in parts for name in develop)
+class _Table:
+    """The figures of one setting: rank 0 keeps them in ``results.csv``, every rank knows them."""
+
+    def __init__(self, out: Path, key: str) -> None:
+        self._out, self._path, self._key = out, out / "results.csv", key
+        if rank() == 0:
+            (out / "judged").mkdir(parents=True, exist_ok=True)
+        self.rows = from_first_rank(lambda: _read_results(self._path, key))
+
+    def _judged(self, arm: str, seed: int) -> Path:
+        return self._out / "judged" / f"{self._key} {arm} {seed}.npz"
+
+    def with_files(self) -> list[dict[str, Any]]:
+        """The rows, each with the file that holds what its run made of the clips."""
+        return [row | {"judged": self._judged(row["arm"], row["seed"])} for row in self.rows]
+
+    def __contains__(self, run: tuple[str, int]) -> bool:
+        return any((row["arm"], row["seed"]) == run for row in self.rows)
+
+    def add(self, arm: str, seed: int, chosen: Development, encoder: ResidualEncoder, seconds: float) -> dict[str, Any]:
+        """Judge an encoder and keep the figures of its run, and what it made of the clips; its row."""
+        embedded = chosen.embed(encoder)
+        figures = chosen.judge(embedded) | {"seconds": seconds}
+        self.rows.append({"arm": arm, "seed": seed, **figures})
+        if rank() == 0:
+            save_judged(self._judged(arm, seed), chosen.corpora, embedded)
+            new = not self._path.is_file()
+            with open(self._path, "a", newline="", encoding="utf-8") as file:
+                table = csv.writer(file)
+                if new:
+                    table.writerow(("setting", "arm", "seed", "figure", "value"))
+                for name, value in figures.items():
+                    table.writerow((self._key, arm, seed, name, repr(value)))
+        return self.rows[-1]
 
 
 def _source(prepared: PreparedSet, embeddings: NDArray[np.float32], held_out: frozenset[str]) -> Source:
@@ -342,17 +424,6 @@ def _source(prepared: PreparedSet, embeddings: NDArray[np.float32], held_out: fr
 
 def _short(row: Mapping[str, Any]) -> str:
     return f"merged {100 * row['merged']:.2f} %, mean {100 * row['mean']:.2f} %, {row['seconds']:.0f} s"
-
-
-def _record(path: Path, key: str, arm: str, seed: int, figures: dict[str, float], seconds: float) -> dict[str, Any]:
-    new = not path.is_file()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        if new:
-            table.writerow(("setting", "arm", "seed", "figure", "value"))
-        for name, value in {**figures, "seconds": seconds}.items():
-            table.writerow((key, arm, seed, name, repr(value)))
-    return {"arm": arm, "seed": seed, **figures, "seconds": seconds}
 
 
 def _read_results(path: Path, key: str) -> list[dict[str, Any]]:
@@ -374,7 +445,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], arms: Sequence[Arm] = ARMS) 
     columns = ["merged", "mean", *(f"{corpus} pairs" for corpus in corpora)]
     head = ["arm", "seeds", "merged EER %", "against AAM", "mean EER %", *(f"{corpus} EER %" for corpus in corpora)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    baseline = {row["seed"]: row["merged"] for row in rows if row["arm"] == "aam"}
+    baseline = {row["seed"]: row["merged"] for row in rows if row["arm"] == "aam" and row["merged"] > 0.0}
     for name in ["start", *(arm.name for arm in arms)]:
         runs = [row for row in rows if row["arm"] == name]
         if not runs:

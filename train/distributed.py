@@ -76,14 +76,14 @@ def from_first_rank(make: Callable[[], Anything]) -> Anything:
     """
     if not dist.is_initialized():
         return make()
-    told: list[Any] = [None, None]
+    shared: list[Any] = [None, None]
     if rank() == 0:
         try:
-            told[0] = make()
+            shared[0] = make()
         except Exception as error:
-            told[1] = error
-    dist.broadcast_object_list(told, 0)
-    if told[1] is not None:
-        raise told[1]
-    made: Anything = told[0]
+            shared[1] = error
+    dist.broadcast_object_list(shared, 0)
+    if shared[1] is not None:
+        raise shared[1]
+    made: Anything = shared[0]
     return made

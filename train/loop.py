@@ -68,7 +68,7 @@ def run(
     judge : callable, optional
         Figures of the averaged encoder for the log, every ``schedule.judge_every`` steps and at the end.
     progress : callable
-        Called with (steps done, steps); a `Progress` is told, too, how fast crops are learned from.
+        Called with (steps done, steps); a `Progress` learns, too, how fast crops are learned from.
 
     Returns
     -------
@@ -149,7 +149,7 @@ class _Learner:
         return {name: torch.stack([each[name] for each in of_batches]).mean() for name in of_batches[0]}
 
     def _apart(self, apart: bool) -> contextlib.AbstractContextManager[Any]:
-        """While gradients gather, the ranks need not tell each other."""
+        """While gradients gather, the ranks need not exchange them."""
         if apart and isinstance(self._losses, DistributedDataParallel):
             return self._losses.no_sync()
         return contextlib.nullcontext()

@@ -98,6 +98,12 @@ class PairBatches(Dataset[dict[str, Tensor]]):
     """Batch number `step` -> features (2 pairs, frames, bins), labels, targets and their weights.
 
     Rows `i` and `i + pairs` are the two views of pair `i`.
+
+    Parameters
+    ----------
+    aligned : bool
+        Whether each view is drawn from the place of its pair alone, so that recipes that draw more or less for a
+        view see the same speakers and clips.
     """
 
     def __init__(
@@ -111,8 +117,10 @@ class PairBatches(Dataset[dict[str, Tensor]]):
         morphs: Sequence[MorphedSet] = (),
         noises: Sequence[NDArray[np.float32]] = (),
         rooms: Sequence[NDArray[np.float32]] = (),
+        aligned: bool = False,
     ) -> None:
         self.spec, self.recipe, self.pairs, self.steps, self.seed = spec, recipe, pairs, steps, seed
+        self.aligned = aligned
         self.sources, self.morphs, self.noises, self.rooms = sources, morphs, noises, rooms
         self._speakers: list[list[tuple[int, list[int]]]] = []  # per source: (label, clip numbers)
         self._morphed: dict[tuple[int, int], list[int]] = {}  # (source, label) -> clips that have morphs
@@ -145,12 +153,13 @@ class PairBatches(Dataset[dict[str, Tensor]]):
         targets: tuple[list[NDArray[np.float32]], ...] = ([], [])
         weights: tuple[list[float], ...] = ([], [])
         labels = []
-        for _ in range(self.pairs):
+        for pair in range(self.pairs):
             number = int(rng.choice(len(self.sources), p=self._shares))
             label, indices = self._speakers[number][int(rng.integers(len(self._speakers[number])))]
             labels.append(label)
             for side in (0, 1):
-                view, target, weight = self._view(number, label, indices, samples, rng, own=side == 0)
+                drawn = np.random.default_rng((self.seed, step, pair, side)) if self.aligned else rng
+                view, target, weight = self._view(number, label, indices, samples, drawn, own=side == 0)
                 features[side].append(view)
                 targets[side].append(target)
                 weights[side].append(weight)

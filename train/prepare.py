@@ -21,7 +21,7 @@ import math
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -288,9 +288,15 @@ class PreparedSet:
         self.folder = folder
         self.held_out = held_out_speakers(self.clips, folder.name)
 
-    def unheard(self) -> list[int]:
-        """Clips with a speaker whom training leaves out; of a corpus that it leaves out as a whole, all of them."""
-        whole = not self.held_out
+    def unheard(self, learnt_from: Collection[str] | None = None) -> list[int]:
+        """Clips with a speaker whom an encoder never learnt from.
+
+        Parameters
+        ----------
+        learnt_from : collection of str, optional
+            Corpora that it learnt from; by default all that training leaves speakers out of.
+        """
+        whole = not self.held_out or (learnt_from is not None and self.folder.name not in learnt_from)
         return [
             i
             for i, clip in enumerate(self.clips)

@@ -254,7 +254,7 @@ def pretrain(
     save: Callable[..., None] = save_checkpoint,
     provenance: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Train an encoder to tell speakers apart.
+    """Train an encoder to separate speakers.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..evaluation.clips import is_neutral
 from ..noise_and_rooms import read_noises
 from ..prepare import PreparedSet
 from .sounds import sound, whispered
-from .speech import NOISE_SNR_DB, pink_noise
+from .speech import NOISE_SNR_DB, learnt_from, pink_noise
 
 __all__ = ["SIDES_S", "Heard", "join_clips", "measure_clips", "measure_sounds", "read_heard", "write_heard"]
 
@@ -72,11 +72,11 @@ def _hear(encoder: Encoder, waveform: NDArray[np.float32], labels: Labels) -> He
     return Heard(*labels, heard.embedding.vector, heard.quality, heard.embedding.windows)
 
 
-def _speakers(prepared: PreparedSet) -> dict[str, list[int]]:
+def _speakers(prepared: PreparedSet, corpora: Collection[str] | None) -> dict[str, list[int]]:
     """Clips of at most `SPEAKERS` speakers that no encoder was trained on."""
     corpus = prepared.folder.name
     found: dict[str, list[int]] = {}
-    for index in prepared.unheard():
+    for index in prepared.unheard(corpora):
         found.setdefault(prepared.clips[index].speaker, []).append(index)
     rng = np.random.default_rng(zlib.crc32(corpus.encode()))
     return {str(name): found[str(name)] for name in rng.permutation(sorted(found))[:SPEAKERS]}
@@ -86,7 +86,7 @@ def measure_clips(encoder: Encoder, sets: Iterable[PreparedSet], progress: Progr
     """Clips of every speaker: clean; some once more in pink noise, and some whispered by rule."""
     rate = encoder.spec.sample_rate
     for prepared in sets:
-        corpus, speakers = prepared.folder.name, _speakers(prepared)
+        corpus, speakers = prepared.folder.name, _speakers(prepared, learnt_from(encoder))
         progress(f"clips of {corpus}")
         for speaker, own in speakers.items():
             rng = np.random.default_rng(zlib.crc32(f"{corpus}/{speaker}".encode()))
@@ -144,7 +144,7 @@ def join_clips(
         From `measure_clips`: the pitch of speakers whose gender no corpus labels.
     """
     for prepared in sets:
-        corpus, speakers = prepared.folder.name, _speakers(prepared)
+        corpus, speakers = prepared.folder.name, _speakers(prepared, learnt_from(encoder))
         progress(f"recordings of two halves of {corpus}")
         genders = _genders(corpus, clips, prepared, speakers)
         emotional = any(not is_neutral(clip) for clip in prepared.clips)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..noise_and_rooms import read_noises
 from ..prepare import PreparedSet
 from .channels import CHANNELS, CorpusChannels, choose_parts
 
-__all__ = ["DevelopmentSpeech", "join", "measure", "noises_of", "pink_noise", "without_copies"]
+__all__ = ["DevelopmentSpeech", "join", "learnt_from", "measure", "noises_of", "pink_noise", "without_copies"]
 
 CLIPS_PER_EMOTION = 16  # of a speaker, spread over the corpus's order
 NOISE_SNR_DB = (5.0, 25.0)  # below 5 dB a verifier mostly refuses to decide
@@ -100,7 +100,7 @@ def measure(
     for number, each in enumerate(sets):
         heard: dict[int, int] = {}  # clip here -> clip in its set
         copies: dict[int, int] = {}  # clip here -> the same in noise
-        for index in _spread(each):
+        for index in _spread(each, learnt_from(encoder)):
             done += 1
             progress(done)
             clip, waveform = each.clips[index], each.waveform(index)
@@ -132,10 +132,17 @@ def measure(
     )
 
 
-def _spread(prepared: PreparedSet) -> list[int]:
+def learnt_from(encoder: Encoder) -> frozenset[str] | None:
+    """Corpora that an encoder learnt from, by its file; None if the file does not name them."""
+    provenance = encoder.metadata.get("emoinv.provenance")
+    corpora = provenance.get("corpora") if isinstance(provenance, Mapping) else None
+    return frozenset(str(corpus["name"]) for corpus in corpora) if corpora else None
+
+
+def _spread(prepared: PreparedSet, corpora: Collection[str] | None) -> list[int]:
     """At most `CLIPS_PER_EMOTION` clips of each speaker and emotion; of corpora in training, the speakers held out."""
     cells: dict[tuple[str, str], list[int]] = {}
-    for index in prepared.unheard():
+    for index in prepared.unheard(corpora):
         clip = prepared.clips[index]
         cells.setdefault((clip.speaker, clip.emotion), []).append(index)
     chosen = []

@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "pretrain",
-        "Train a ResNet34 from random weights to tell speakers apart (WeSpeaker's recipe for VoxCeleb).",
+        "Train a ResNet34 from random weights to separate speakers (WeSpeaker's recipe for VoxCeleb).",
         f"""{TEXT}
 A batch is shared by the ranks: 128 and 64 crops each on two. --accumulate N shares it further, for less memory.
 
@@ -85,7 +85,7 @@ def pretrain_on(arguments: argparse.Namespace, prepared: Path, corpora: list[str
     set_threads(arguments.threads)
     spec = EncoderSpec(name="base")
     sets = [PreparedSet(prepared / corpus) for corpus in corpora]
-    held_out = frozenset().union(*(each.held_out for each in sets))
+    held_out: frozenset[str] = frozenset().union(*(each.held_out for each in sets))
     judged = {each.folder.name: 2000 for each in sets if each.held_out} if arguments.judge_every else {}
     torch.manual_seed(0)
     pretrain(
