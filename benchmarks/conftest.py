@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("emoinv-edge")
     group.addoption(
         "--model", action="append", default=[], metavar="[NAME=]FILE",
-        help="an .onnx file to measure instead of the shipped base and small; may be repeated",
+        help="an .onnx file to measure instead of the shipped ones; may be repeated",
     )  # fmt: skip
     group.addoption("--fp32", metavar="FILE", help="the fp32 .onnx file that the int8 base was made from")
     group.addoption("--peers", type=Path, metavar="FOLDER", help="the unpacked wheels of the peers")

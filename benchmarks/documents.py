@@ -48,7 +48,7 @@ TARGETS = (
         ("enrolment", "base", "sets", "ravdess", "designs", "2 in each of 4 emotions", "one", "frr"),
     ),
 )
-# What docs/benchmarks.md calls a stage -> the benchmarks' names, and how their figures are written.
+# A stage, as docs/benchmarks.md names it -> the benchmarks' names, and how their figures are written.
 STAGES = {
     "features of 1 s": (("test_features[{}]",), "median_ms", "{:.2f} ms"),
     "embed 1 s, 3 s, 10 s": (("test_embed[{}-1]", "test_embed[{}-3]", "test_embed[{}-10]"), "median_ms", "{:.1f} ms"),

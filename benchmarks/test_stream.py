@@ -34,7 +34,7 @@ RATE = 16000
 CHUNK = 320  # 20 ms, as a microphone delivers
 OWNER = "awb"
 SILENCE_SHARE = 0.003
-SPEECH_SHARE = {"base": 0.05, "small": 0.01}
+SPEECH_SHARE = {"base": 0.05, "small": 0.01, "large": 0.13}
 EVAL = ROOT.parent / "shared" / "eval"
 CLIPS = ROOT / "emoinv_edge" / "demo" / "clips"
 

@@ -34,14 +34,14 @@ from train.calibration.channels import CHANNELS
 from train.calibration.fit import fit_calibration
 from train.calibration.speech import noises_of
 from train.calibration.weights import term_names
-from train.model import ResidualEncoder, load_checkpoint
+from train.model import ResidualEncoder, SpeakerNet, load_checkpoint
 from train.prepare import PreparedSet
 
 from . import gates
 from .frontend import add_frontend
 from .gates import Gate, GateFailed
 from .graph import encoder_graph
-from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, observe, round_weights
+from .quantise import Observed, Scheme, choose_ranges, correct_weights, equalise, even_out, observe, round_weights
 from .speech import Portion, take_portion
 
 __all__ = [
@@ -99,7 +99,7 @@ def _silent(what: str) -> Callable[[int, int], None]:
 
 
 def quantise(
-    model: ResidualEncoder,
+    model: SpeakerNet,
     spec: EncoderSpec,
     fit: Portion,
     scheme: Scheme,
@@ -108,6 +108,24 @@ def quantise(
     observed: Mapping[str, Observed] | None = None,
 ) -> onnx.ModelProto:
     """Int8 graph of `model`, fitted on `fit`; `observed` saves a run over it where it is at hand."""
+    if isinstance(model, ResidualEncoder):
+        return _quantise_residual(model, spec, fit, scheme, correct_clips, progress, observed)
+    if scheme != Scheme():
+        raise ValueError(f"expected a residual encoder for {scheme.describe()}, got {type(model).__name__}")
+    model = even_out(model, spec, fit.features[::2])
+    activations = choose_ranges(observe(model, spec, fit.features, progress("ranges")))
+    return encoder_graph(model, spec, activations, round_weights(model))
+
+
+def _quantise_residual(
+    model: ResidualEncoder,
+    spec: EncoderSpec,
+    fit: Portion,
+    scheme: Scheme,
+    correct_clips: int,
+    progress: Progress,
+    observed: Mapping[str, Observed] | None,
+) -> onnx.ModelProto:
     if scheme.equalisation:
         model = equalise(model, spec, fit.features[::2], scheme.equalisation, progress("equalisation"))
         observed = None

@@ -23,9 +23,12 @@ from torch import Tensor, nn
 
 from emoinv_edge.session import open_session
 from emoinv_edge.spec import EncoderSpec
-from train.model import ResidualEncoder
+from train.branches import BranchedEncoder
+from train.model import ResidualEncoder, SpeakerNet
+from train.tdnn import DenseTdnn
 
-from .graph import FEATURES, Affine, QuantisedWeights, encoder_graph, layers, stages
+from .graph import FEATURES, Affine, QuantisedWeights, branches, encoder_graph, layers, stages, tensors, weighted
+from .tdnn_graph import even_channels
 
 __all__ = [
     "CORRECTIONS",
@@ -34,12 +37,14 @@ __all__ = [
     "choose_ranges",
     "correct_weights",
     "equalise",
+    "even_out",
     "observe",
     "round_weights",
 ]
 
 CORRECTIONS = ("none", "bias")
 STATISTICS = "statistics"
+LOCAL = ".local"  # what a `DenseTdnn`'s layers add, before its mask
 IN_FLOAT = ("stem",)  # layers whose weights stay in float (see `export.graph`); their outputs are rounded all the same
 LARGEST_WEIGHT = 127
 SAMPLES_PER_CLIP = 2048
@@ -79,13 +84,13 @@ class Observed:
 
 
 def observe(
-    model: ResidualEncoder,
+    model: SpeakerNet,
     spec: EncoderSpec,
     features: NDArray[np.float32],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Observed]:
     """Run the float graph on `features` (clips, frames, bins) and note every tensor that may be rounded."""
-    names = [*(layer.name for layer in layers(model)), STATISTICS]
+    names = tensors(model)
     proto = encoder_graph(model, spec)
     proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
     session = open_session(proto.SerializeToString())
@@ -99,6 +104,40 @@ def observe(
             samples[name].append(flat[rng.integers(0, len(flat), SAMPLES_PER_CLIP)])
         progress(i + 1, len(features))
     return {name: Observed(low[name], high[name], np.stack(samples[name])) for name in names}
+
+
+def even_out(model: SpeakerNet, spec: EncoderSpec, features: NDArray[np.float32]) -> SpeakerNet:
+    """The same function, where it costs nothing, with channels of equal size: what a `DenseTdnn`'s layers add.
+
+    Each layer reads every channel by a scale of its own, so that theirs is free. Others stay as they are.
+    """
+    if isinstance(model, BranchedEncoder):
+        return BranchedEncoder.of([even_out(each, spec, features) for _, each in branches(model)], model.shape.shares)
+    if not isinstance(model, DenseTdnn):
+        return model
+    return even_channels(
+        model, _peaks(model, spec, features, [name for name in tensors(model) if name.endswith(LOCAL)])
+    )
+
+
+def _peaks(
+    model: SpeakerNet,
+    spec: EncoderSpec,
+    features: NDArray[np.float32],
+    names: Sequence[str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, NDArray[np.float64]]:
+    """The largest magnitude in each channel of the float graph's tensors, the mean over clips."""
+    proto = encoder_graph(model, dataclasses.replace(spec, embedding_dim=model.shape.embedding_dim))
+    proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
+    session = open_session(proto.SerializeToString())
+    largest: dict[str, NDArray[np.float64]] = {}
+    for i, clip in enumerate(features):
+        for name, values in zip(names, session.run(list(names), {FEATURES: clip[np.newaxis]}), strict=True):
+            peaks = np.abs(values[0]).max(axis=(1, 2)).astype(np.float64)
+            largest[name] = largest.get(name, np.zeros(len(peaks))) + peaks / len(features)
+        progress(i + 1, len(features))
+    return largest
 
 
 @torch.no_grad()
@@ -120,20 +159,10 @@ def equalise(
     strength : float
         0 leaves the model as it is, 1 makes all channels' maxima equal at the cost of the weights' precision.
     """
-    steps = {layer.name: layer for layer in layers(model)}
-    names = list(steps)
-    proto = encoder_graph(model, spec)
-    proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
-    session = open_session(proto.SerializeToString())
-    largest: dict[str, NDArray[np.float64]] = {}
-    for i, clip in enumerate(features):
-        for name, values in zip(names, session.run(names, {FEATURES: clip[np.newaxis]}), strict=True):
-            peaks = np.abs(values[0]).max(axis=(1, 2)).astype(np.float64)
-            largest[name] = largest.get(name, np.zeros(len(peaks))) + peaks / len(features)
-        progress(i + 1, len(features))
+    largest = _peaks(model, spec, features, [layer.name for layer in layers(model)], progress)
 
-    def divisor(tensors: Sequence[str]) -> Tensor:
-        peaks = np.max([largest[name] / largest[name].max() for name in tensors], axis=0)
+    def divisor(names: Sequence[str]) -> Tensor:
+        peaks = np.max([largest[name] / largest[name].max() for name in names], axis=0)
         factor = np.clip(peaks, 1e-3, None) ** strength
         return torch.from_numpy(np.clip(factor / np.exp(np.log(factor).mean()), 0.1, 10.0)).float()
 
@@ -179,7 +208,7 @@ def _multiply_inputs(convolution: nn.Conv2d, factor: Tensor) -> None:
 def choose_ranges(observed: Mapping[str, Observed]) -> dict[str, Affine]:
     """One `Affine` for every observed tensor; the pooling statistics have room beyond their extremes."""
     return {
-        name: _affine(1.5 * seen.low, 1.5 * seen.high) if name == STATISTICS else _affine(*_balanced(seen))
+        name: _affine(1.5 * seen.low, 1.5 * seen.high) if name.endswith(STATISTICS) else _affine(*_balanced(seen))
         for name, seen in observed.items()
     }
 
@@ -242,24 +271,20 @@ def _nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pack(steps: Tensor, scale: Tensor, bias: Tensor | None, like: Tensor) -> QuantisedWeights:
-    assert bias is not None
     return QuantisedWeights(
         steps.reshape(like.shape).to(torch.int8).numpy().copy(),
         scale.flatten().to(torch.float32).numpy().copy(),
-        bias.detach().to(torch.float32).numpy().copy(),
+        (torch.zeros(len(steps)) if bias is None else bias.detach()).to(torch.float32).numpy().copy(),
     )
 
 
-def round_weights(model: ResidualEncoder, in_float: Sequence[str] = IN_FLOAT) -> dict[str, QuantisedWeights]:
+def round_weights(model: SpeakerNet, in_float: Sequence[str] = IN_FLOAT) -> dict[str, QuantisedWeights]:
     """The weights of every layer but `in_float` rounded to the nearest step, biases as they are."""
-    chosen: list[tuple[str, nn.Conv2d | nn.Linear]] = [
-        (layer.name, layer.convolution) for layer in layers(model) if layer.convolution is not None
-    ]
     with torch.no_grad():
         return {
             name: _pack(*_nearest(module.weight.flatten(1)), module.bias, module.weight)
-            for name, module in [*chosen, ("linear", model.linear)]
-            if name not in in_float
+            for name, module in weighted(model).items()
+            if not name.endswith(tuple(in_float))
         }
 
 

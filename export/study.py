@@ -21,7 +21,7 @@ from emoinv_edge.machine import processor
 from emoinv_edge.session import import_onnxruntime, open_session
 from emoinv_edge.spec import EncoderSpec
 from train.evaluation.figures import table_markdown
-from train.model import ResidualEncoder, load_checkpoint
+from train.model import ResidualEncoder, load_start
 from train.progress import Progress
 
 from . import gates
@@ -142,7 +142,7 @@ def study(
 ) -> str:
     """Measure all of it for one checkpoint; the report in Markdown."""
     torch.set_num_threads(1)
-    model, spec, _ = load_checkpoint(checkpoint)
+    model, spec, _ = load_start(checkpoint)
     model.eval()
     fit = take_portion(speech, spec, fit_clips, held_back=False)
     held = take_portion(speech, spec, held_clips, held_back=True)

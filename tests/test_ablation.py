@@ -101,6 +101,11 @@ def test_the_table_is_filled_and_a_second_call_trains_nothing(corpora, tmp_path,
     assert "±" in lines[3]
 
 
+def test_a_baseline_without_errors_leaves_nothing_to_reduce():
+    rows = [{"arm": arm, "seed": 1, "merged": 0.0, "mean": 0.0, "mine pairs": 0.0} for arm in ("aam", "+cosine")]
+    assert "| +cosine | 1 | 0.00 |  | 0.00 | 0.00 |" in format_table(rows)
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_figures(corpora, tmp_path, monkeypatch):
     arms = few("aam", "+copypaste", "+cosine")
     whole = ablate(tiny_encoder(), TINY_SPEC, corpora, tmp_path / "whole", arms, (1,), BUDGET)

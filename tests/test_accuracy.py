@@ -28,7 +28,7 @@ BOUNDS = {
     ("small", "librispeech", "same"): 2.5,
     ("small", "alphanumeric", "same"): 8.0,
 }
-LARGEST_MB = {"base": 8.0, "small": 3.0}
+LARGEST_MB = {"base": 8.0, "small": 3.0, "large": 18.0}
 
 
 def shipped(name):

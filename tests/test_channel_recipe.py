@@ -133,7 +133,7 @@ def test_both_sides_equal_is_the_ordinary_eer_and_profiles_come_of_the_first_sid
 @pytest.mark.slow
 def test_fit_channel_interpolates_between_the_start_and_the_run_and_records_what_it_was_made_of(tmp_path, monkeypatch):
     root, out = tmp_path / "prepared", tmp_path / "run"
-    prepared(root / "malayalam", "malayalam", speakers=11)
+    prepared(root / "malayalam", "malayalam", speakers=11, emotions=("neutral",), takes=4)
     prepared(root / "librispeech", "librispeech", speakers=5)
     save_checkpoint(tmp_path / "base.pt", tiny_encoder(), TINY_SPEC)
     monkeypatch.setattr(channel_recipe, "SHARES", {"malayalam": 0.5, "librispeech": 0.5})
@@ -150,3 +150,26 @@ def test_fit_channel_interpolates_between_the_start_and_the_run_and_records_what
 
     assert main([*command, "--alpha", "1.5", "-o", str(out)]) == 1
     assert main([*command, "--steps", "0", "-o", str(out)]) == 1
+
+
+def test_a_start_with_a_front_end_of_its_own_learns_ours_by_its_answers_to_the_same_crops(clips, tmp_path):
+    foreign = dataclasses.replace(TINY_SPEC, window="povey", waveform_scale=1.0)
+    sources = [Source(clips, random_embeddings(clips), 1.0)]
+    batches = ChannelBatches(sources, TINY_SPEC, RECIPE, Channels(), original_spec=foreign)
+    batch, plain = batches[0], batches_of(clips)[0]
+    assert torch.equal(batch["features"], plain["features"]) and batch["original"].shape == batch["features"][:4].shape
+    assert not torch.allclose(batch["original"], batch["features"][:4], atol=0.05)
+
+    fit_run(tiny_encoder(), TINY_SPEC, batches, Schedule(steps=1, frozen_stages=0), tmp_path)
+    with torch.inference_mode():
+        ours, wanted = (tiny_encoder()(features) for features in (batch["features"][:4], batch["original"]))
+    distance = float(1.0 - torch.cosine_similarity(ours, wanted).mean())
+    (own,) = (line for line in (tmp_path / "log.csv").read_text().splitlines() if line.startswith("1,own,"))
+    assert float(own.split(",")[2]) == pytest.approx(distance, abs=1e-3)
+
+
+def test_the_distance_of_clean_crops_counts_as_much_as_asked(clips):
+    batch = batches_of(clips)[0]
+    embeddings = torch.randn(12, 16, generator=torch.Generator().manual_seed(1))
+    light, heavy = (channel_loss(embeddings, batch, dataclasses.replace(RECIPE, clean_weight=w)) for w in (0.5, 1.5))
+    assert torch.allclose(heavy["loss"] - light["loss"], light["own"])

@@ -407,7 +407,7 @@ def test_a_missing_shipped_model_is_refused_with_its_cure(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", ["huge", "../base", "base.onnx"])
 def test_an_unknown_name_is_the_path_of_no_file(name):
-    with pytest.raises(ModelFormatError, match=r"no such model file.*base and small are opened by name"):
+    with pytest.raises(ModelFormatError, match=r"no such model file.*base, small, large are opened by name"):
         Encoder.open(name)
 
 

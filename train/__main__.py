@@ -8,9 +8,23 @@ from collections.abc import Sequence
 
 from emoinv_edge.errors import EmoinvError
 
-from .commands import ablate, audit, calibration, corpora, evaluate, fit, fuse, morph, paper, prepare, revoice, teach
+from .commands import (
+    ablate,
+    audit,
+    calibration,
+    corpora,
+    evaluate,
+    fit,
+    fuse,
+    join,
+    morph,
+    paper,
+    prepare,
+    revoice,
+    teach,
+)
 
-COMMANDS = (corpora, prepare, audit, revoice, teach, fuse, morph, fit, evaluate, calibration, ablate, paper)
+COMMANDS = (corpora, prepare, audit, revoice, teach, fuse, morph, fit, join, evaluate, calibration, ablate, paper)
 
 
 def build_parser() -> argparse.ArgumentParser:

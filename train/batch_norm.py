@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .model import ResidualEncoder
+from .model import AnyNet, ResidualEncoder
 
 __all__ = ["folded", "insert_batch_norm"]
 
@@ -86,8 +86,10 @@ def insert_batch_norm(encoder: ResidualEncoder, features: Tensor | None = None) 
     return encoder
 
 
-def folded(encoder: ResidualEncoder) -> ResidualEncoder:
+def folded(encoder: AnyNet) -> AnyNet:
     """A plain encoder that computes what `encoder`, with its batch norms or without, does in evaluation."""
+    if not isinstance(encoder, ResidualEncoder):  # it never has any
+        return encoder.eval()
     plain = ResidualEncoder(encoder.shape)
     with torch.no_grad():
         plain.linear.load_state_dict(encoder.linear.state_dict())
@@ -97,4 +99,4 @@ def folded(encoder: ResidualEncoder) -> ResidualEncoder:
             weight, bias = layer.folded() if isinstance(layer, _Normed) else (layer.weight, layer.bias)
             plain_layer.weight.copy_(weight)
             plain_layer.bias.copy_(bias)
-    return plain.eval()
+    return plain.eval()  # type: ignore[return-value]  # AnyNet is ResidualEncoder here

@@ -16,7 +16,7 @@ from .channel import set_level, telephone
 from .evaluation.clips import is_neutral, thin
 from .evaluation.metrics import eer
 from .evaluation.protocols import ENROL_CLIPS, Trials, make_trials
-from .model import ResidualEncoder, embed_waveforms
+from .model import SpeakerNet, embed_waveforms
 from .prepare import SAMPLE_RATE, PreparedSet, by_speaker
 from .rooms import Room
 
@@ -70,13 +70,13 @@ class ChannelJudge:
             raise ValueError(f"expected clean, tel, room or noise, got {condition!r}")
         return waveform
 
-    def embed(self, encoder: ResidualEncoder, name: str, condition: str) -> NDArray[np.float32]:
+    def embed(self, encoder: SpeakerNet, name: str, condition: str) -> NDArray[np.float32]:
         """Embeddings (clips, embedding_dim) of unit norm of one set in one condition."""
         clips, indices, _ = self.sets[name]
         waves = [self.heard(clips.waveform(int(i))[: self.longest], condition, int(i)) for i in indices]
         return embed_waveforms(encoder, self.spec, lambda j: waves[j], [len(wave) for wave in waves])
 
-    def __call__(self, encoder: ResidualEncoder) -> dict[str, float]:
+    def __call__(self, encoder: SpeakerNet) -> dict[str, float]:
         figures: dict[str, float] = {}
         needed = dict.fromkeys(side for pair in self.conditions for side in pair)
         for name, (clips, indices, protocol) in self.sets.items():

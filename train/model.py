@@ -26,9 +26,11 @@ from .progress import Report, silent
 
 __all__ = [
     "BASE",
+    "AnyNet",
     "BasicBlock",
     "EncoderShape",
     "ResidualEncoder",
+    "SpeakerNet",
     "autocast",
     "channels_last",
     "embed_waveforms",
@@ -37,6 +39,7 @@ __all__ = [
     "load_public_weights",
     "load_start",
     "save_checkpoint",
+    "statistics",
 ]
 
 VARIANCE_FLOOR = 1e-7
@@ -115,8 +118,17 @@ class BasicBlock(nn.Module):
         return torch.relu_(self.conv2(torch.relu_(self.conv1(x))).add_(self.shortcut(x)))
 
 
-class ResidualEncoder(nn.Module):
+class SpeakerNet(nn.Module):
     """Features (batch, frames, mel bins), mean-normalised, to embeddings (batch, embedding_dim), not of unit norm."""
+
+    shape: Any  # a dataclass
+
+
+AnyNet = TypeVar("AnyNet", bound=SpeakerNet)
+
+
+class ResidualEncoder(SpeakerNet):
+    """The residual encoder of a shape, its weights not yet trained."""
 
     mean_vector: Tensor
 
@@ -157,21 +169,22 @@ class ResidualEncoder(nn.Module):
             x = stage(x)
         return x
 
-    def statistics(self, x: Tensor) -> Tensor:
-        """Activations of the last stage to means and deviations over time, float32 whatever the input."""
-        x = x.float()
-        mean = x.mean(dim=-1)
-        count = x.shape[-1]
-        variance = (x - mean.unsqueeze(-1)).square().sum(dim=-1) / max(count - 1, 1)
-        return torch.cat((mean.flatten(1), torch.sqrt(variance + VARIANCE_FLOOR).flatten(1)), dim=1)
-
     def pool(self, x: Tensor) -> Tensor:
         """Activations of the last stage to embeddings."""
-        embeddings: Tensor = self.linear(self.statistics(x)) - self.mean_vector
+        embeddings: Tensor = self.linear(statistics(x)) - self.mean_vector
         return embeddings
 
     def forward(self, features: Tensor) -> Tensor:
         return self.pool(self.frames(features))
+
+
+def statistics(x: Tensor) -> Tensor:
+    """Activations (batch, ..., frames) to their means and deviations over frames, (batch, both), float32 always."""
+    x = x.float()
+    mean = x.mean(dim=-1)
+    count = x.shape[-1]
+    variance = (x - mean.unsqueeze(-1)).square().sum(dim=-1) / max(count - 1, 1)
+    return torch.cat((mean.flatten(1), torch.sqrt(variance + VARIANCE_FLOOR).flatten(1)), dim=1)
 
 
 def load_public_weights(path: Path) -> ResidualEncoder:
@@ -224,7 +237,7 @@ def _copy(target: Tensor | None, values: np.ndarray) -> None:
         target.copy_(torch.from_numpy(np.array(values)))
 
 
-def save_checkpoint(path: Path, model: ResidualEncoder, spec: EncoderSpec, **extra: Any) -> None:
+def save_checkpoint(path: Path, model: SpeakerNet, spec: EncoderSpec, **extra: Any) -> None:
     """Write weights, shape and spec atomically; `extra` holds plain values (corpora, history, parents)."""
     content = io.BytesIO()
     shape = dataclasses.asdict(model.shape)
@@ -232,13 +245,21 @@ def save_checkpoint(path: Path, model: ResidualEncoder, spec: EncoderSpec, **ext
     write_atomically(path, content.getvalue(), 0o666)
 
 
-def load_checkpoint(path: Path) -> tuple[ResidualEncoder, EncoderSpec, dict[str, Any]]:
-    """Read what `save_checkpoint` wrote: the encoder, its spec, and everything else that was saved with it."""
+def load_checkpoint(path: Path) -> tuple[SpeakerNet, EncoderSpec, dict[str, Any]]:
+    """Read what `save_checkpoint` wrote: the encoder, its spec, and everything else that was saved with it.
+
+    The published CAM++ (campplus_cn_en_common.pt of 3D-Speaker) is read as well, with the spec of its own front end.
+    """
+    from .branches import built, read_shape
+    from .tdnn import PUBLIC_SPEC, is_public, load_public_tdnn
+
     saved = torch.load(path, map_location="cpu", weights_only=True)
+    if is_public(saved):
+        return load_public_tdnn(path), PUBLIC_SPEC, {}
     missing = {"model", "shape", "spec"} - saved.keys()
     if missing:
         raise ValueError(f"{path}: not a checkpoint of this project, {sorted(missing)} missing")
-    model = ResidualEncoder(EncoderShape.from_dict(saved.pop("shape")))
+    model = built(read_shape(saved.pop("shape")))
     model.load_state_dict(saved.pop("model"))
     return model, EncoderSpec.from_json(saved.pop("spec")), saved
 
@@ -256,6 +277,8 @@ def load_start(path: Path) -> tuple[ResidualEncoder, EncoderSpec, dict[str, Any]
     if path.suffix == ".onnx":
         return load_public_weights(path), EncoderSpec(name="base"), {}
     encoder, spec, saved = load_checkpoint(path)
+    if not isinstance(encoder, ResidualEncoder):
+        raise ValueError(f"{path}: expected a residual encoder to start from, got {type(encoder).__name__}")
     return encoder, spec, saved.get("provenance", {})
 
 
@@ -277,7 +300,7 @@ def autocast(device: str = "cpu") -> torch.autocast:
 
 
 def embed_waveforms(
-    model: ResidualEncoder,
+    model: SpeakerNet,
     spec: EncoderSpec,
     waveform: Callable[[int], NDArray[np.float32]],
     samples: Sequence[int],

@@ -8,6 +8,7 @@ The recipe is in code, not in a configuration file: this module is what the mode
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from .distributed import barrier, copy_from_first_rank, rank, world_size
 from .evaluation.clips import is_neutral
 from .evaluation.protocols import evaluate_embeddings
 from .manifest import Clips
-from .model import EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
+from .model import AnyNet, EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
 from .pairs import PairBatches, Recipe, Source
 from .prepare import SAMPLE_RATE, PreparedSet
 from .prosody_morphs import MorphedSet
@@ -63,6 +64,7 @@ CLIPS_PER_VOICE = {"malayalam": 8, "librispeech": 4, "arabic_commands": 16, "spe
 TEACHERS = {
     "public": [{"name": "ResNet34-LM, WeSpeaker", "licence": "CC BY 4.0"}],
     "base": [{"name": "base of emoinv-edge", "licence": "Apache-2.0"}],
+    "campplus": [{"name": "CAM++ zh-en, 3D-Speaker", "licence": "Apache-2.0"}],
     "fused": [
         {"name": "ResNet34-LM, WeSpeaker", "licence": "CC BY 4.0"},
         {"name": "ERes2Net-base, 3D-Speaker", "licence": "Apache-2.0"},
@@ -227,10 +229,10 @@ def credited(*made_of: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def interpolate(start: ResidualEncoder, runs: Sequence[ResidualEncoder], alpha: float) -> ResidualEncoder:
+def interpolate(start: AnyNet, runs: Sequence[AnyNet], alpha: float) -> AnyNet:
     """The weights start + alpha * (mean(runs) - start), with `alpha` from 0 to 1."""
     first, rest = start.state_dict(), [run.state_dict() for run in runs]
-    mixed = ResidualEncoder(start.shape)
+    mixed = copy.deepcopy(start)
     mixed.load_state_dict(
         {name: value + alpha * (torch.stack([r[name] for r in rest]).mean(0) - value) for name, value in first.items()}
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emoinv_edge.features import log_mel, mean_normalise
 from emoinv_edge.spec import EncoderSpec
 
-from .model import ResidualEncoder, autocast, channels_last
+from .model import ResidualEncoder, autocast, channels_last, statistics
 from .pairs import Source
 
 __all__ = ["pooled_statistics", "refit_linear", "solve_ridge"]
@@ -51,8 +51,8 @@ def pooled_statistics(
                 for index in batch
             ]
             with torch.inference_mode(), autocast():
-                statistics = encoder.statistics(encoder.frames(torch.from_numpy(np.stack(features))))
-            out[batch] = statistics.numpy()
+                pooled = statistics(encoder.frames(torch.from_numpy(np.stack(features))))
+            out[batch] = pooled.numpy()
     return out
 
 

@@ -228,8 +228,8 @@ def check_models(file: str | None) -> list[Finding]:
         if (models / f"{name}.onnx").is_file():
             findings.append(check_model(f"model {name}", lambda name=name: Encoder.open(name)))  # type: ignore[misc]
         else:
-            missing = {"base": (FAULT, "install emoinv-edge again from its wheel"), "small": (NOTE, "use base")}
-            status, cure = missing[name]
+            fault = (FAULT, "install emoinv-edge again from its wheel")
+            status, cure = fault if name == "base" else (NOTE, "use base")
             findings.append(Finding(f"model {name}", status, "not in this installation", cure))
     if file is not None:
         findings.append(check_model("--model", lambda: Encoder.open(file)))

@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("verify", "check the file's digest and that this device computes the golden embeddings", verify),
     ):
         action = actions.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        action.add_argument("file", metavar="NAME|FILE", help="'base', 'small' or an .onnx file")
+        action.add_argument("file", metavar="NAME|FILE", help="'base', 'small', 'large' or an .onnx file")
         add_json(action)
         action.set_defaults(run=run, run_action=function)
 

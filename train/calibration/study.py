@@ -71,8 +71,7 @@ def study(
         ``fingerprint``, ``terms``, ``axis_corpora`` (that gave the emotion axis), ``steps`` and ``chosen`` (of the
         forward selection), ``left_out``, ``together`` and ``one_threshold`` (``clean`` and ``noisy``: for the cosine
         and for all terms the figures of each corpus, of all trials in one, and at one threshold), ``by_condition``,
-        ``enrolment`` (corpus to the figures of `evaluate_enrolment`), ``adaptation``, ``refusals``,
-        ``second_voices``.
+        ``enrolment`` (of each corpus, by `evaluate_enrolment`), ``adaptation``, ``refusals``, ``second_voices``.
 
     Raises
     ------
@@ -92,19 +91,13 @@ def study(
         lines = None if channels is None else CorpusChannels(channels.rooms[2 * number : 2 * number + 2])
         by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises, channels=lines)
     speech = join(by_corpus.values())
-    axis_corpora: list[str] = []
-    if calibration.emotion_axis is not None:
-        provenance = encoder.metadata.get("emoinv.provenance") or {}
-        axis_corpora = [corpus for corpus in provenance.get("calibration_axis", []) if corpus in by_corpus]
+    provenance = encoder.metadata.get("emoinv.provenance") or {}
+    along = [] if calibration.emotion_axis is None else provenance.get("calibration_axis", [])
+    axis_corpora = [corpus for corpus in along if corpus in by_corpus]
     report("trials")
     everyone, teaching = draw_trials(speech), teaching_trials(speech)
-    out: dict[str, Any] = {
-        "fingerprint": encoder.fingerprint,
-        "terms": list(names),
-        "axis_corpora": axis_corpora,
-        "steps": [],
-        "chosen": list(names),
-    }
+    out: dict[str, Any] = {"fingerprint": encoder.fingerprint, "terms": list(names), "axis_corpora": axis_corpora}
+    out |= {"steps": [], "chosen": list(names)}
     out |= _left_out(speech, everyone, teaching, names, axis_corpora, report)
     out["by_condition"] = _by_condition(speech, everyone, teaching, names, axis_corpora, report)
     out["enrolment"] = enrolment_left_out(speech, everyone, teaching, names, axis_corpora, enrolment, report)
@@ -124,9 +117,9 @@ def _rehearsed(
     tries: int,
     sessions: int,
     report: Report,
-) -> dict[str, dict[str, Any]]:
-    """What enrolment and adaptation do with each corpus: ``adaptation``, ``refusals`` and ``second_voices``."""
-    out: dict[str, dict[str, Any]] = {"adaptation": {}, "refusals": {}, "second_voices": {}}
+) -> dict[str, Any]:
+    """The parts ``adaptation``, ``refusals`` and ``second_voices`` of `study`."""
+    out: dict[str, Any] = {"adaptation": {}, "refusals": {}, "second_voices": {}}
     for each in sets:
         corpus = each.clips[0].corpus
         report(f"rehearse {corpus}")
@@ -205,12 +198,14 @@ def enrolment_left_out(
         report(f"enrolment on {corpus}, left out")
         own = [i for i, clip in enumerate(speech.clips) if clip.corpus == corpus and i not in copies]
         given = [name for name in axis_corpora if name != corpus]
-        parts = [[each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)]
+        whole, taught, narrow = (
+            [each for each in part if each.corpus != corpus] for part in (everyone, teaching, through)
+        )
         if given:
             axis = fit_axis(speech, given)
-            parts = [with_axis(part, speech, axis) for part in parts]
-        known = [name for name in names if given or name != "emotion_shift"]
-        calibration = fit_trials(speech, parts[0], parts[1], parts[2], known)
+            whole, taught, narrow = (with_axis(part, speech, axis) for part in (whole, taught, narrow))
+        some = [name for name in names if given or name != "emotion_shift"]
+        calibration = fit_trials(speech, whole, taught, narrow, some)
         heard = [Heard(speech.qualities[i], speech.embeddings[i]) for i in own]
         found = evaluate_enrolment(heard, [speech.clips[i] for i in own], calibration, resamples)
         if found is None:

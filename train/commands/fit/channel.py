@@ -13,16 +13,18 @@ def add(commands: Commands) -> None:
     parser = add_fit(
         commands,
         "channel",
-        "Fine-tune base on speech that went over telephones, codecs, rooms and noise.",
+        "Fine-tune base, or CAM++, on speech that went over telephones, codecs, rooms and noise.",
         """The start's embeddings of the clean clips are the targets. Rooms are simulated once, about a second each,
 and kept as rooms.npz in the output folder. --judge logs EERs by condition: of held-out speakers of speechocean762
-and malayalam, and of any emotional corpus with four neutral clips enrolled.
+and malayalam, and of any emotional corpus with four neutral clips enrolled. The published CAM++ learns this project's
+features too.
 
 examples:
   python -m train fit channel --start train/checkpoints/base.pt --prepared prepared --noise sounds \\
       --judge speechocean762 malayalam nemo emodb ased -o runs/channel
-  python -m train fit channel --start base.pt --prepared prepared --noise sounds --steps 300 --threads 1 -o runs/try""",
-        "a checkpoint of this project: base",
+  python -m train fit channel --start base.pt --prepared prepared --noise sounds --steps 300 --threads 1 -o runs/try
+  python -m train fit channel --start campplus_cn_en_common.pt --prepared prepared --noise sounds -o runs/campplus""",
+        "a checkpoint of this project: base; or the published CAM++ (campplus_cn_en_common.pt)",
     )
     parser.add_argument("--steps", type=int, help="of 48 crops (as in the recipe)")
     parser.add_argument("--alpha", type=float, help="of the interpolation towards the run (as in the recipe)")
@@ -35,10 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ...channel import Channels
     from ...channel_judge import ChannelJudge
-    from ...channel_recipe import ALPHA, SCHEDULE, fit_channel
+    from ...channel_recipe import ALPHA, SCHEDULE, fit_channel, own_features
     from ...distributed import process_group, rank
     from ...evaluation.clips import is_neutral
-    from ...model import load_start
+    from ...model import load_checkpoint
     from ...prepare import PreparedSet
     from ...progress import Progress
     from ...rooms import read_rooms, simulate_rooms, write_rooms
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.start.suffix != ".pt":
         raise ValueError(f"{arguments.start}: expected a checkpoint of this project (.pt)")
     set_threads(arguments.threads)
-    encoder, spec, made_of = load_start(arguments.start)
+    encoder, spec, saved = load_checkpoint(arguments.start)
     sets = {}
     for corpus in arguments.judge:
         clips = PreparedSet(arguments.prepared / corpus)
@@ -65,11 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
         if rank() == 0 and not bank.is_file():
             write_rooms(bank, simulate_rooms(arguments.rooms, 7))
         rooms = read_rooms(bank) if bank.is_file() else simulate_rooms(arguments.rooms, 7)
-        judge = ChannelJudge(spec, sets, simulate_rooms(40, 99)) if sets else None
+        judge = ChannelJudge(own_features(spec), sets, simulate_rooms(40, 99)) if sets else None
         fit_channel(
             encoder, spec, arguments.prepared, arguments.out, open_teacher(arguments.start, num_threads=1),
             Channels(read_noise_folders(arguments.noise), rooms),
             dataclasses.replace(SCHEDULE, steps=steps, judge_every=SCHEDULE.judge_every if judge else 0),
-            alpha=alpha, provenance=made_of, device=arguments.device, judge=judge, progress=Progress("fit channel"),
+            alpha=alpha, provenance=saved.get("provenance", {}), device=arguments.device, judge=judge,
+            progress=Progress("fit channel"),
         )  # fmt: skip
     return finish(arguments)
