@@ -331,7 +331,7 @@ def ablate(
     device, num_workers
         Where arms whose layers all learn do so, and how many processes of a rank make their batches.
     developing : frozenset of str, optional
-        Speakers whom no arm learns from and all are judged by; without it by `folds.split_corpora`.
+        Speakers whom no arm learns from and all are judged by; without it as in `folds.split_corpora`.
 
     Returns
     -------
@@ -445,7 +445,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], arms: Sequence[Arm] = ARMS) 
     columns = ["merged", "mean", *(f"{corpus} pairs" for corpus in corpora)]
     head = ["arm", "seeds", "merged EER %", "against AAM", "mean EER %", *(f"{corpus} EER %" for corpus in corpora)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    baseline = {row["seed"]: row["merged"] for row in rows if row["arm"] == "aam"}
+    baseline = {row["seed"]: row["merged"] for row in rows if row["arm"] == "aam" and row["merged"] > 0.0}
     for name in ["start", *(arm.name for arm in arms)]:
         runs = [row for row in rows if row["arm"] == name]
         if not runs:
