@@ -33,10 +33,11 @@ from .errors import AudioError, EmoinvError, ModelFormatError, ModelMismatchErro
 from .features import log_mel, mean_normalise
 from .fields import read_json
 from .files import read_regular
+from .forks import FORKS
 from .guards import Guards
 from .model_file import DIGEST_KEY, check_digest
 from .model_graph import check_graph, fingerprint_of
-from .session import FORKS, open_session, run_outputs
+from .session import open_session, run_outputs
 from .spec import EncoderSpec
 
 __all__ = ["LONGEST_S", "MIN_FRAMES", "MODEL_NAMES", "Embedding", "Encoder", "combine"]

@@ -85,8 +85,12 @@ def check_graph(content: bytes) -> None:
         With what is refused. The message does not name the file.
     """
     reader = _Reader(content)
+    graphs = 0
     for number, _, start, end in reader.fields(0, len(content)):
         if number == GRAPH:
+            graphs += 1
+            if graphs > 1:  # whoever reads the file joins them, and what each may not hold could be in both
+                raise _refused("its graph in several pieces")
             _check_graph(reader, start, end)
         elif number in (TRAINING_INFO, FUNCTIONS):
             raise _refused("functions of its own" if number == FUNCTIONS else "training information")

@@ -7,26 +7,23 @@ before; everything in this project that needs ONNX Runtime comes here for it.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EmoinvError, ModelFormatError, OutOfMemoryError
+from .forks import FORKS
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["FORKS", "import_onnxruntime", "open_session", "run_outputs"]
-
-FORK_WAIT_S = 10.0
+__all__ = ["import_onnxruntime", "open_session", "run_outputs"]
 
 # What ONNX Runtime's allocators say, and the C++ library's exception, when there is no more memory.
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
@@ -91,48 +88,6 @@ def open_session(
             f"expected an ONNX model, got {len(content)} bytes that onnxruntime refuses ({_line(error)}); "
             "the file is truncated or foreign: copy it again, or install emoinv-edge again"
         ) from error
-
-
-class _Forks:
-    """Keeps a fork from coming into the middle of an inference, whose locks the child would never see opened.
-
-    A fork waits for the inferences that are under way, and new ones wait for the fork.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running = 0
-        self.generation = 0  # how many forks lie between this process and the one that loaded this module
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self._wait, after_in_parent=self._go_on, after_in_child=self._begin_anew)
-
-    @contextlib.contextmanager
-    def kept_off(self) -> Iterator[None]:
-        """Within this block no fork happens."""
-        with self._changed:
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    def _wait(self) -> None:
-        self._changed.acquire()
-        # An inference that takes longer may deadlock in the child; the parent must not wait for ever.
-        self._changed.wait_for(lambda: self._running == 0, FORK_WAIT_S)
-
-    def _go_on(self) -> None:
-        self._changed.release()
-
-    def _begin_anew(self) -> None:
-        self._changed = threading.Condition()
-        self._running = 0
-        self.generation += 1
-
-
-FORKS = _Forks()
 
 
 def run_outputs(

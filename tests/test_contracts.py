@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import emoinv_edge
+from emoinv_edge.encoder import MODEL_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "emoinv_edge"

@@ -141,7 +141,7 @@ def test_a_recording_is_rigid_whatever_it_went_through(speechlike: Speech, seed:
         assert score >= SCORE and rigid >= RIGID
 
 
-def test_too_short_an_overlap_to_tell_is_no_match(speechlike: Speech) -> None:
+def test_too_short_an_overlap_is_no_match(speechlike: Speech) -> None:
     """A fifth of a second cannot wander, so that everything would be rigid."""
     speech = speechlike(0.8, 34)
     around = np.concatenate((speechlike(2.0, 35), speech[: RATE // 2]))

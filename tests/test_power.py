@@ -38,7 +38,7 @@ def test_equal_arms_do_not_differ_and_the_interval_is_nothing():
     assert same.merged_interval == same.mean_interval == (0.0, 0.0) and same.detectable == 0.0
 
 
-def test_a_better_arm_lies_below_nothing_with_an_interval_that_says_so():
+def test_a_better_arm_lies_below_nothing_with_an_interval_below_it_too():
     runs = [run(arm, noise, seed) for seed in (1, 2, 3) for arm, noise in (("aam", 1.2), ("better", 0.7))]
     (better,) = changes(runs, resamples=100)
     low, high = better.merged_interval
@@ -91,6 +91,13 @@ def test_an_arm_that_lacks_a_fold_or_a_baseline_that_is_not_there_is_refused():
         changes([run("other", 1.0)], resamples=2)
 
 
+def test_too_few_speakers_or_no_errors_give_no_figure_instead_of_a_wrong_one():
+    (few,) = changes([run("aam", 1.2, speakers=2), run("other", 1.1, speakers=2)], resamples=10)
+    assert np.isnan(few.merged_interval).all() or few.merged_interval[0] <= few.merged_interval[1]
+    (faultless,) = changes([run("aam", 1e-3), run("other", 1e-3)], resamples=5)
+    assert np.isnan(faultless.merged) and np.isnan(faultless.detectable)
+
+
 def test_what_is_kept_is_read_back(tmp_path):
     made = run("+cosine", 1.0, seed=3)
     path = tmp_path / "judged" / "abc +cosine 3.npz"
@@ -103,7 +110,7 @@ def test_what_is_kept_is_read_back(tmp_path):
         read_judged([path.with_name("abc aam 3.npz")])
 
 
-def test_the_table_says_change_interval_and_what_could_have_been_shown():
+def test_the_table_holds_change_interval_and_what_could_have_been_shown():
     runs = [run(arm, noise) for arm, noise in (("aam", 1.2), ("better", 0.8))]
     lines = format_changes(changes(runs, resamples=10)).splitlines()
     assert "against aam %" in lines[0] and "detectable %" in lines[0]

@@ -233,6 +233,20 @@ def test_ablate_runs_from_the_command_line(root, tmp_path, capsys):
     assert "no arm cosine; there are aam, +copypaste" in capsys.readouterr().err
 
 
+def test_ablate_over_folds_compares_the_arms_over_all_speakers(root, tmp_path, capsys):
+    save_checkpoint(tmp_path / "start.pt", tiny_encoder(), TINY_SPEC)
+    command = [
+        "ablate", "--start", str(tmp_path / "start.pt"), "--prepared", str(root), "--corpora", "ased", "--whole",
+        "-o", str(tmp_path / "out"), "--arms", "aam", "+cosine", "--seeds", "1", "--steps", "1", "--pairs", "2",
+    ]  # fmt: skip
+    assert main([*command, "--folds", "2", "--workers", "0"]) == 0
+    table = capsys.readouterr().out
+    assert "| +cosine | 1 |" in table and "95 % interval" in table and "| start |" not in table
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["fold-1", "fold-2", "table.md"]
+    assert main([*command, "--folds", "1"]) == 1
+    assert "expected --folds of 2 or more, got 1" in capsys.readouterr().err
+
+
 def test_fit_small_from_the_command_line_records_what_it_was_made_of(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "SMALL_SHARES", {"malayalam": 1.0})
     monkeypatch.setattr(recipes, "SMALL_STAGES", Schedule(2, rate=3e-3))

@@ -331,7 +331,7 @@ def ablate(
     device, num_workers
         Where arms whose layers all learn do so, and how many processes of a rank make their batches.
     developing : frozenset of str, optional
-        Speakers whom no arm learns from and all are judged by; without it as `folds.split_corpora` says.
+        Speakers whom no arm learns from and all are judged by; without it as in `folds.split_corpora`.
 
     Returns
     -------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .evaluation.protocols import make_trials
 __all__ = ["Change", "Judged", "changes", "format_changes", "read_judged", "save_judged"]
 
 BINS = 2000  # of the cosines from -1 to 1
-MOST_NONTARGETS = 400_000  # of a corpus and fold: a random choice of more would tell no more
+MOST_NONTARGETS = 400_000  # of a corpus and fold: a random choice of more would add nothing
 # A true change of so many standard errors is found in four of five such experiments, by a two-sided test at 5 %.
 DETECTABLE = 2.8
 
@@ -83,10 +84,14 @@ def read_judged(paths: Sequence[Path]) -> list[Judged]:
         _, arm, seed = path.stem.split(" ")
         with np.load(path) as arrays:
             corpora = sorted(name.removesuffix(" labels") for name in arrays.files if name.endswith(" labels"))
-            clips = {c: [Recording("", c, *map(str, row), 0.0) for row in arrays[f"{c} labels"]] for c in corpora}
+            clips = {c: [_recording(c, *row) for row in arrays[f"{c} labels"].tolist()] for c in corpora}
             embeddings = {c: arrays[f"{c} embeddings"] for c in corpora}
         found.append(Judged(arm, int(seed), str(path.parent), clips, embeddings))
     return found
+
+
+def _recording(corpus: str, speaker: str, gender: str, emotion: str) -> Recording:
+    return Recording("", corpus, speaker, gender, emotion, 0.0)
 
 
 class _Trials:
@@ -163,9 +168,9 @@ def changes(judged: Sequence[Judged], baseline: str = "aam", resamples: int = 50
                 found, weight = bins[arms[place[0]], seeds[place[1]], fold, corpus], weights[fold, corpus]
                 cut = each.targets
                 both = [np.bincount(found[s], weight[s], BINS) for s in (slice(cut), slice(cut, None))]
-                histograms[corpus] = histograms.get(corpus, 0.0) + np.stack(both)
-            own = [_eer(*each) for each in histograms.values()]
-            out[place] = _eer(*np.sum(list(histograms.values()), axis=0)), np.nanmean(own)
+                histograms.setdefault(corpus, np.zeros((2, BINS)))[:] += both
+            own = [value for each in histograms.values() if not math.isnan(value := _eer(*each))]
+            out[place] = _eer(*np.sum(list(histograms.values()), axis=0)), np.mean(own) if own else math.nan
         return out
 
     measured = figures(np.ones(len(numbers), np.int64))
@@ -177,16 +182,20 @@ def changes(judged: Sequence[Judged], baseline: str = "aam", resamples: int = 50
 
 
 def _relative(found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relative change against the first arm, the mean over the seeds, shape (arms, 2)."""
-    return np.asarray((found / found[:1] - 1.0).mean(axis=1))
+    """Relative change against the first arm, the mean over the seeds, shape (arms, 2); NaN where that has no errors."""
+    base = np.where(found[:1] > 0.0, found[:1], math.nan)
+    return np.asarray((found / base - 1.0).mean(axis=1))
 
 
 def _change(arm: str, at: int, measured: NDArray[np.float64], drawn: NDArray[np.float64]) -> Change:
     merged, mean = _relative(measured)[at]
-    low, high = np.nanpercentile(drawn[:, at], (2.5, 97.5), axis=0)
+    known = drawn[np.isfinite(drawn[:, at]).all(axis=1), at]
+    if not len(known):  # too few speakers: no draw has trials of both kinds
+        known = np.full((1, 2), math.nan)
+    low, high = np.percentile(known, (2.5, 97.5), axis=0)
     return Change(
         arm, measured.shape[1], float(measured[at, :, 0].mean()), float(merged), (float(low[0]), float(high[0])),
-        float(mean), (float(low[1]), float(high[1])), DETECTABLE * float(np.nanstd(drawn[:, at, 0])),
+        float(mean), (float(low[1]), float(high[1])), DETECTABLE * float(known[:, 0].std()),
     )  # fmt: skip
 
 

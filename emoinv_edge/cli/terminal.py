@@ -54,7 +54,7 @@ def console(stderr: bool = False) -> Console:
     """A rich console on standard output or standard error; plain text where that is not a terminal."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, emoji=False)  # names and notes are shown as they are
 
 
 def shown(text: str) -> str:

@@ -23,8 +23,8 @@ def adapt(rows: Rows, judged: Profile, exemplar: Exemplar, limit: int, per_day: 
     record, trail, exemplars = rows.state(name)
     _refuse_misfit(record.profile(exemplars), exemplar, judged.model_fingerprint)
     since = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
-    adapted = sum(event == "adapted" and at > since for at, event in trail.events)
-    if per_day is not None and adapted >= per_day:
+    today = sum(event == "adapted" and at > since for at, event in trail.events)
+    if per_day is not None and today >= per_day:
         raise DailyLimitError(
             f"profile {name!r} was adapted {per_day} times within 24 hours, and that is the limit; wait, or add "
             "recordings to the enrolment (emoinv enroll --add)"

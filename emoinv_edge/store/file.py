@@ -26,6 +26,7 @@ from collections.abc import Iterator
 
 from ..errors import SchemaError, SealError, StoreBusyError, StoreError
 from ..files import clear_drafts
+from ..forks import FORKS
 from .keys import KEY_BYTES, SCHEMA, KeyFile, KeySource, StoreKeys, key_kind, link_new
 from .rows import NEW_IN_3, TABLES, TABLES_2, Rows
 from .schema2 import SCHEMA_2
@@ -127,7 +128,7 @@ class StoreFile:
             if isinstance(self.key, KeyFile):
                 self.key.create()
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as db:
+            with FORKS.kept_off(), contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as db:
                 db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("BEGIN")
@@ -193,7 +194,7 @@ class StoreFile:
                 f"store {self.path}: is on read-only media or belongs to another user; profiles can be read, "
                 "but not changed. Copy it to a place that you may write to; nothing was changed"
             )
-        with contextlib.ExitStack() as stack:
+        with FORKS.kept_off(), contextlib.ExitStack() as stack:
             try:
                 db, rows = self._begin(write=write, immutable=immutable, timeout_s=timeout_s)
                 stack.callback(db.close)
@@ -395,7 +396,7 @@ class StoreFile:
         later = "the change itself is done, but old sealed bytes may still lie in the file; run `emoinv profiles purge`"
         deadline = time.monotonic() + self.timeout_s
         try:
-            with contextlib.closing(self._connect()) as db:
+            with FORKS.kept_off(), contextlib.closing(self._connect()) as db:
                 self._schema(db)
                 db.execute("VACUUM")
                 while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] != 0:

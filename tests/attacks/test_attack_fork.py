@@ -69,15 +69,15 @@ def test_an_encoder_of_several_threads_refuses_another_file_in_a_child(
 ) -> None:
     import numpy as np
 
-    from emoinv_edge import session
+    from emoinv_edge import forks
 
     path = tmp_path / "model.onnx"
     path.write_bytes(encoder.path.read_bytes())
     speech = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
     several = Encoder(path, num_threads=2)
-    monkeypatch.setattr(session.FORKS, "generation", session.FORKS.generation + 1)
+    monkeypatch.setattr(forks.FORKS, "generation", forks.FORKS.generation + 1)
     several.embed(speech, 16000)  # the same file, opened again
-    monkeypatch.setattr(session.FORKS, "generation", session.FORKS.generation + 1)
+    monkeypatch.setattr(forks.FORKS, "generation", forks.FORKS.generation + 1)
     path.unlink()
     with pytest.raises(EmoinvError, match="no such model file"):
         several.embed(speech, 16000)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from emoinv_edge.calibration import Calibration
@@ -13,12 +11,10 @@ from train.calibration.speech import DevelopmentSpeech
 from train.calibration.trials import Evidence, teaching_trials
 
 
-@pytest.fixture(scope="session", autouse=True)
-def a_quarter_of_the_strangers() -> Iterator[None]:
+@pytest.fixture
+def a_quarter_of_the_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of the few terms need no more of them than this, and are fitted a hundred times in one selection."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.calibration.weights.NONTARGETS_PER_CORPUS", 6000)
-        yield
+    monkeypatch.setattr("train.calibration.weights.NONTARGETS_PER_CORPUS", 6000)
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,7 @@ def test_speech_through_channels_takes_no_part_in_the_weights_nor_in_the_other_t
         assert set(again.condition) <= {"clean", "noise"}
 
 
+@pytest.mark.usefixtures("a_quarter_of_the_strangers")
 def test_what_a_telephone_makes_alike_is_taken_off_again() -> None:
     development = through_all(speech(2, 24))
     fitted = fit_speech(development, names=("cosine",))
@@ -103,6 +104,7 @@ def test_speech_of_one_band_has_no_shift_and_few_speakers_none_either() -> None:
     assert conditions.narrowest_hz <= conditions.narrow_below_hz
 
 
+@pytest.mark.usefixtures("a_quarter_of_the_strangers")
 def test_each_corpus_is_judged_in_every_condition_by_the_others() -> None:
     development = through_all(speech(2, 24, corpora=3))
     everyone, teaching = draw_trials(development), teaching_trials(development)

@@ -27,6 +27,7 @@ def test_an_axis_along_which_emotion_moves_everybody_is_found_and_explains_their
     assert all(along[corpus]["min_cllr"] < without[corpus]["min_cllr"] for corpus in (*CORPORA, "corpus0"))
 
 
+@pytest.mark.usefixtures("a_quarter_of_the_strangers")
 def test_the_fit_holds_the_axis_of_the_corpora_that_are_named() -> None:
     acted, _ = along_an_axis()
     fitted = fit_speech(acted, names=("cosine", "emotion_shift"), axis_corpora=CORPORA)

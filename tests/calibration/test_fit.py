@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from emoinv_edge.calibration import Calibration
@@ -61,6 +62,7 @@ def test_one_clip_a_speaker_is_enough_for_an_impostor(development: DevelopmentSp
     assert [term.weight for term in more.terms] == [term.weight for term in fitted.terms]
 
 
+@pytest.mark.usefixtures("a_quarter_of_the_strangers")
 def test_a_corpus_without_emotions_or_with_muddled_labels_counts_for_impostors_alone(
     development: DevelopmentSpeech,
 ) -> None:

@@ -44,6 +44,7 @@ def test_a_corpus_left_out_is_judged_by_the_weights_of_the_others(teaching: list
         assert figures["min_cllr"] <= figures["affine_cllr"] <= figures["cllr"] + 1e-6
 
 
+@pytest.mark.usefixtures("a_quarter_of_the_strangers")
 def test_what_noise_does_to_a_score_is_fitted_on_tests_in_noise(development: DevelopmentSpeech) -> None:
     noisy = in_noise(development)
     fitted = fit_speech(noisy)

@@ -71,8 +71,7 @@ def study(
         ``fingerprint``, ``terms``, ``axis_corpora`` (that gave the emotion axis), ``steps`` and ``chosen`` (of the
         forward selection), ``left_out``, ``together`` and ``one_threshold`` (``clean`` and ``noisy``: for the cosine
         and for all terms the figures of each corpus, of all trials in one, and at one threshold), ``by_condition``,
-        ``enrolment`` (corpus to the figures of `evaluate_enrolment`), ``adaptation``, ``refusals``,
-        ``second_voices``.
+        ``enrolment`` (of each corpus, by `evaluate_enrolment`), ``adaptation``, ``refusals``, ``second_voices``.
 
     Raises
     ------
@@ -92,19 +91,13 @@ def study(
         lines = None if channels is None else CorpusChannels(channels.rooms[2 * number : 2 * number + 2])
         by_corpus[each.clips[0].corpus] = measure(encoder, [each], noises=noises, channels=lines)
     speech = join(by_corpus.values())
-    axis_corpora: list[str] = []
-    if calibration.emotion_axis is not None:
-        provenance = encoder.metadata.get("emoinv.provenance") or {}
-        axis_corpora = [corpus for corpus in provenance.get("calibration_axis", []) if corpus in by_corpus]
+    provenance = encoder.metadata.get("emoinv.provenance") or {}
+    along = [] if calibration.emotion_axis is None else provenance.get("calibration_axis", [])
+    axis_corpora = [corpus for corpus in along if corpus in by_corpus]
     report("trials")
     everyone, teaching = draw_trials(speech), teaching_trials(speech)
-    out: dict[str, Any] = {
-        "fingerprint": encoder.fingerprint,
-        "terms": list(names),
-        "axis_corpora": axis_corpora,
-        "steps": [],
-        "chosen": list(names),
-    }
+    out: dict[str, Any] = {"fingerprint": encoder.fingerprint, "terms": list(names), "axis_corpora": axis_corpora}
+    out |= {"steps": [], "chosen": list(names)}
     out |= _left_out(speech, everyone, teaching, names, axis_corpora, report)
     out["by_condition"] = _by_condition(speech, everyone, teaching, names, axis_corpora, report)
     out["enrolment"] = enrolment_left_out(speech, everyone, teaching, names, axis_corpora, enrolment, report)

@@ -33,7 +33,7 @@ examples:
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these (all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
     parser.add_argument("--steps", type=int, default=300, help="of every arm (300)")
-    parser.add_argument("--pairs", type=int, default=16, help="of a batch (16)")
+    parser.add_argument("--pairs", type=int, default=16, help="of a batch of one rank (16)")
     parser.add_argument("--pool-batches", type=int, default=150, help="different batches of views (150)")
     parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate (2e-4)")
     parser.add_argument("--pair-weight", type=float, help="lambda of the cosine loss, in the arms that have it")
@@ -54,11 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..ablation import ARMS, Budget, ablate, format_table
-    from ..distributed import process_group
+    from ..distributed import process_group, rank
     from ..folds import folds
     from ..model import load_start
     from ..power import changes, format_changes, read_judged
-    from ..progress import Progress
+    from ..progress import Progress, silent
     from ..recipes import open_sources
 
     known = {arm.name: arm for arm in ARMS}
@@ -92,9 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
         for out, developing in zip(outs, held_out, strict=True):
             rows += ablate(
                 encoder, spec, taught, out, arms, arguments.seeds, budget,
-                log=lambda line: print(line, file=sys.stderr, flush=True), progress=Progress, device=arguments.device,
+                log=lambda line: print(line, file=sys.stderr, flush=True) if rank() == 0 else None,
+                progress=lambda name: Progress(name) if rank() == 0 else silent, device=arguments.device,
                 num_workers=arguments.workers, developing=developing,
             )  # fmt: skip
+    if rank() != 0:
+        return 0
     parts = [] if arguments.folds else [format_table(rows, arms)]
     if {"aam"} < {arm.name for arm in arms}:
         parts.append(format_changes(changes(read_judged([row["judged"] for row in rows]))))
