@@ -132,7 +132,7 @@ class Writer:
         return self.node("DequantizeLinear", inputs, f"{name}.weight", axis=axis)
 
     def convolution(self, name: str, convolution: nn.Conv2d, source: str, relu: bool) -> str:
-        """A convolution of `source`, the real values of a tensor that is rounded if `activations` says so."""
+        """A convolution of `source`, the real values of a tensor that is rounded where `activations` is set."""
         quantised, rounded = self.weights.get(name), self.activations.get(source.removesuffix("/dequantised"))
         if quantised is None:
             inputs = [source, self.constant(f"{name}.weight", convolution.weight.detach().numpy())]
