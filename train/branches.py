@@ -9,17 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .model import EncoderShape, ResidualEncoder, SpeakerNet, load_checkpoint, save_checkpoint
-from .recipes import credited
+from .residual import EncoderShape, ResidualEncoder, SpeakerNet
 from .tdnn import DenseTdnn, TdnnShape
 
-__all__ = ["BranchedEncoder", "BranchesShape", "built", "join", "read_shape"]
+__all__ = ["BranchedEncoder", "BranchesShape", "built", "read_shape"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,22 +102,3 @@ def built(shape: EncoderShape | TdnnShape | BranchesShape) -> SpeakerNet:
 def read_shape(values: dict[str, Any]) -> EncoderShape | TdnnShape | BranchesShape:
     """The shape that a checkpoint holds as `dataclasses.asdict` of it."""
     return BranchesShape.from_dict(values) if "branches" in values else _branch_shape(values)
-
-
-def join(checkpoints: Sequence[Path], shares: Sequence[float], name: str, out: Path) -> BranchedEncoder:
-    """Write the checkpoint of one encoder with these as its branches.
-
-    Raises
-    ------
-    ValueError
-        If the shares do not fit, or the branches' front ends are not one.
-    """
-    loaded = [load_checkpoint(path) for path in checkpoints]
-    encoder = BranchedEncoder.of([branch for branch, _, _ in loaded], shares)
-    alike = [dataclasses.replace(spec, name=name, embedding_dim=encoder.shape.embedding_dim) for _, spec, _ in loaded]
-    for path, spec in zip(checkpoints, alike, strict=True):
-        if spec != alike[0]:
-            raise ValueError(f"{path}: expected the front end of {checkpoints[0]}, got {spec}; teach it those features")
-    provenance = credited(*(saved.get("provenance", {}) for _, _, saved in loaded))
-    save_checkpoint(out, encoder, alike[0], provenance=provenance)
-    return encoder

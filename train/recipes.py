@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from emoinv_edge.spec import EncoderSpec
 
 from . import finetune
+from .branches import BranchedEncoder
 from .compress import StageTeacher, cut, fit_stages
 from .corpora import CORPORA
 from .crops import Crops
@@ -29,7 +30,7 @@ from .distributed import barrier, copy_from_first_rank, rank, world_size
 from .evaluation.clips import is_neutral
 from .evaluation.protocols import evaluate_embeddings
 from .manifest import Clips
-from .model import AnyNet, EncoderShape, ResidualEncoder, embed_waveforms, save_checkpoint
+from .model import AnyNet, EncoderShape, ResidualEncoder, embed_waveforms, load_checkpoint, save_checkpoint
 from .pairs import PairBatches, Recipe, Source
 from .prepare import SAMPLE_RATE, PreparedSet
 from .prosody_morphs import MorphedSet
@@ -48,6 +49,7 @@ __all__ = [
     "fit_run",
     "fit_small",
     "interpolate",
+    "join",
     "open_sources",
 ]
 
@@ -227,6 +229,25 @@ def credited(*made_of: Mapping[str, Any]) -> dict[str, Any]:
         key: list({each["name"]: each for known in made_of for each in known.get(key, [])}.values())
         for key in ("corpora", "teachers")
     }
+
+
+def join(checkpoints: Sequence[Path], shares: Sequence[float], name: str, out: Path) -> BranchedEncoder:
+    """Write the checkpoint of one encoder with these as its branches.
+
+    Raises
+    ------
+    ValueError
+        If the shares do not fit, or the branches' front ends are not one.
+    """
+    loaded = [load_checkpoint(path) for path in checkpoints]
+    encoder = BranchedEncoder.of([branch for branch, _, _ in loaded], shares)
+    alike = [dataclasses.replace(spec, name=name, embedding_dim=encoder.shape.embedding_dim) for _, spec, _ in loaded]
+    for path, spec in zip(checkpoints, alike, strict=True):
+        if spec != alike[0]:
+            raise ValueError(f"{path}: expected the front end of {checkpoints[0]}, got {spec}; teach it those features")
+    provenance = credited(*(saved.get("provenance", {}) for _, _, saved in loaded))
+    save_checkpoint(out, encoder, alike[0], provenance=provenance)
+    return encoder
 
 
 def interpolate(start: AnyNet, runs: Sequence[AnyNet], alpha: float) -> AnyNet:

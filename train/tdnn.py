@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from emoinv_edge.spec import EncoderSpec
 
-from .model import BasicBlock, SpeakerNet, statistics
+from .residual import BasicBlock, SpeakerNet, statistics
 
 __all__ = [
     "CAMPPLUS",

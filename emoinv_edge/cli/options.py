@@ -75,7 +75,7 @@ def add_command(
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add ``--model``."""
     parser.add_argument(
-        "--model", default="base", metavar="NAME|FILE", help="'base', 'small', 'large' or an .onnx file (default: base)"
+        "--model", default="base", metavar="NAME|FILE", help="base, small, large or an .onnx file (default: base)"
     )
 
 

@@ -113,7 +113,7 @@ def test_other_weights_another_graph_and_another_front_end_are_another_model_wha
     assert len({impostor.fingerprint for impostor in (*impostors, encoder)}) == 5
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", ["base", "small"])
 def test_only_the_shipped_models_answer_to_what_they_were_called_before(name: str) -> None:
     from emoinv_edge.model_file import RENAMED
 

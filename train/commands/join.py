@@ -30,7 +30,7 @@ examples:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read them, and write them as one."""
-    from ..branches import join
+    from ..recipes import join
 
     join(arguments.branches, arguments.shares, arguments.name, arguments.out)
     return 0
