@@ -59,8 +59,8 @@ def corpora(tmp_path_factory):
 def tiny(monkeypatch):
     """The whole way at a size that takes seconds."""
     monkeypatch.setattr(pretraining, "STAGES", STAGES)
-    monkeypatch.setattr("train.model.ResidualEncoder.__init__.__defaults__", (TINY_SHAPE,))
-    monkeypatch.setattr("emoinv_edge.spec.EncoderSpec", lambda name: TINY_SPEC)
+    monkeypatch.setattr(pretraining, "SHAPE", TINY_SHAPE)
+    monkeypatch.setattr(pretraining, "SPEC", TINY_SPEC)
     monkeypatch.setattr(ablation, "DEVELOPMENT_FRAMES", 40)
 
 

@@ -165,8 +165,8 @@ def test_another_architecture_is_trained_with_its_own_way_to_be_kept(toy, tmp_pa
 def test_the_command_pretrains_on_prepared_sets(tmp_path, monkeypatch, capsys):
     prepared(tmp_path / "prepared" / "librispeech", "librispeech", speakers=4, seconds=0.6)
     monkeypatch.setattr(pretraining, "STAGES", (SHORT, LONG))
-    monkeypatch.setattr("train.model.ResidualEncoder.__init__.__defaults__", (TINY_SHAPE,))
-    monkeypatch.setattr("emoinv_edge.spec.EncoderSpec", lambda name: TINY_SPEC)
+    monkeypatch.setattr(pretraining, "SHAPE", TINY_SHAPE)
+    monkeypatch.setattr(pretraining, "SPEC", TINY_SPEC)
     command = ["fit", "pretrain", "--prepared", str(tmp_path / "prepared"), "--corpora", "librispeech", "--rooms", "0"]
     command += ["--epochs", "1", "--margin-epochs", "0.5", "--batch", "8", "-o", str(tmp_path / "run")]
     assert main(command) == 0

@@ -32,13 +32,13 @@ from .batch_norm import folded
 from .distributed import barrier, rank, world_size
 from .losses import AngularMarginSoftmax
 from .manifest import Clips
-from .model import autocast, channels_last, save_checkpoint
+from .model import BASE, autocast, channels_last, save_checkpoint
 from .prepare import SAMPLE_RATE, PreparedSet, by_speaker
 from .progress import Report, silent
 from .schedule import Schedule
 from .shards import Shards
 
-__all__ = ["STAGES", "SpeakerBatches", "Stage", "pretrain"]
+__all__ = ["SHAPE", "SPEC", "STAGES", "SpeakerBatches", "Stage", "pretrain"]
 
 SPEEDS = (1.0, 0.9, 1.1)
 DISTURBED = 0.6  # share of the crops that get a room or noise
@@ -114,6 +114,7 @@ class Stage:
         return self.batch // parts
 
 
+SHAPE, SPEC = BASE, EncoderSpec(name="base")
 STAGES = (
     Stage("aam", 150, 256, 2.0, 0.1, 5e-5, 6 / 150, 0.2, 20 / 150, 40 / 150),
     Stage("margin", 5, 128, 6.0, 1e-4, 2.5e-5, 1 / 5, 0.5),

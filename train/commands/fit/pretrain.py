@@ -60,13 +60,11 @@ def pretrain_on(arguments: argparse.Namespace, prepared: Path, corpora: list[str
 
     import torch
 
-    from emoinv_edge.spec import EncoderSpec
-
     from ...batch_norm import insert_batch_norm
     from ...model import ResidualEncoder
     from ...noise_and_rooms import simulate_rooms
     from ...prepare import PreparedSet
-    from ...pretrain import STAGES, pretrain
+    from ...pretrain import SHAPE, SPEC, STAGES, pretrain
     from ...progress import Progress
     from ...recipes import Judge, corpora_of
 
@@ -83,16 +81,15 @@ def pretrain_on(arguments: argparse.Namespace, prepared: Path, corpora: list[str
         dataclasses.replace(second, batch=batch // 2, epochs=arguments.margin_epochs or second.epochs),
     )
     set_threads(arguments.threads)
-    spec = EncoderSpec(name="base")
     sets = [PreparedSet(prepared / corpus) for corpus in corpora]
     held_out: frozenset[str] = frozenset().union(*(each.held_out for each in sets))
     judged = {each.folder.name: 2000 for each in sets if each.held_out} if arguments.judge_every else {}
     torch.manual_seed(0)
     pretrain(
-        insert_batch_norm(ResidualEncoder()), spec, sets, out, stages, arguments.accumulate,
+        insert_batch_norm(ResidualEncoder(SHAPE)), SPEC, sets, out, stages, arguments.accumulate,
         noises=read_noise_folders(arguments.noise),
         rooms=simulate_rooms(arguments.rooms, 0) if arguments.rooms else [], held_out=held_out,
         device=arguments.device, num_workers=arguments.workers, compiled=arguments.compile,
-        judge=Judge(prepared, spec, judged) if judged else None, judge_every=arguments.judge_every if judged else 0,
+        judge=Judge(prepared, SPEC, judged) if judged else None, judge_every=arguments.judge_every if judged else 0,
         progress=Progress, provenance={"corpora": corpora_of(corpora), "teachers": []},
     )  # fmt: skip
