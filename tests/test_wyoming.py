@@ -35,6 +35,7 @@ from emoinv_edge.errors import EmoinvError, StoreError
 from emoinv_edge.store import PLAINTEXT, ProfileStore
 from emoinv_edge.wyoming import Connection, Service
 from tests.builders import ANA_HZ, NOW, calibrated_encoder, enrolled, synthesise
+from tests.shell import Shell
 
 RATE = 16000
 WORDS = "open the door"
@@ -454,6 +455,21 @@ def test_the_next_utterances_of_a_satellite_enrol_and_then_are_judged() -> None:
 
     run(work, require=True, enrolment=enrolment)
     assert enrolment.heard == [RATE, RATE]
+
+
+def test_the_log_of_the_command_shows_prompts_and_decisions(with_ana: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one_utterance(service: Service, uri: str) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            port = await stack.enter_async_context(served(lambda *streams: Connection(service, *streams)))
+            client = AsyncTcpClient("127.0.0.1", port, read_timeout=10.0)
+            await transcript_of(await stack.enter_async_context(client), NOISE)
+
+    monkeypatch.setattr("emoinv_edge.wyoming.serve", one_utterance)
+    assert with_ana("wyoming") == 0
+    assert "listening at" in with_ana.err
+    assert "no_decision" in with_ana.err
+    assert with_ana("wyoming", "--enrol", "bob") == 0
+    assert with_ana.err.count("Say a few sentences") == 2  # at the start, and after what was no speech
 
 
 def test_the_stored_speakers_of_the_moment_judge_and_one_that_expired_stops_nobody(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class LoggedToTerminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        print_error(record.getMessage())
+        print_error(self.format(record))
 
 
 def report_failure(error: Exception, as_json: bool) -> int:

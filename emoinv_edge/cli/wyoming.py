@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmoinvError, EnrolmentError, StoreError
@@ -123,7 +122,11 @@ def run(args: argparse.Namespace) -> int:
         raise EmoinvError(
             "the package wyoming is missing; install it with: pip install 'emoinv-edge[wyoming]'"
         ) from None
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log = logging.getLogger("emoinv_edge.wyoming")
+    log.setLevel(logging.INFO)
+    for shown in logging.getLogger("emoinv_edge").handlers:  # prompts and decisions too, not only warnings
+        shown.setLevel(logging.INFO)
+        shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     encoder = open_encoder(args)
     store = open_store(args)
     enrolment = StoredEnrolment(encoder, store, args.enrol, args.consent) if args.enrol else None
@@ -141,9 +144,9 @@ def run(args: argparse.Namespace) -> int:
             prefix=args.prefix,
             enrolment=enrolment,
         )
-        logging.info("listening at %s for %s", args.uri, ", ".join(args.require or store.names()) or args.enrol)
+        log.info("listening at %s for %s", args.uri, ", ".join(args.require or store.names()) or args.enrol)
         if enrolment is not None:
-            logging.info("enrolling %s: %s", args.enrol, enrolment.prompt)
+            log.info("enrolling %s: %s", args.enrol, enrolment.prompt)
         await serve(service, args.uri)
 
     try:
