@@ -205,6 +205,11 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--labels", type=Path, metavar="FILE", help="corrections of the sets' labels, from `python -m train audit -o`"
     )
+    group.add_argument(
+        "--safety", type=float, default=2.0, metavar="TIMES",
+        help="how many times more strictly than the impostors of all sets together ask the thresholds are, since sets "
+        "differ (default: 2)",
+    )  # fmt: skip
 
 
 def _calibrating(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Calibrating | None:
@@ -219,6 +224,8 @@ def _calibrating(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     ):
         if given and not arguments.calibrate:
             parser.error(f"--{option} belongs to a calibration: expected --calibrate")
+    if not 1.0 <= arguments.safety <= 10.0:
+        parser.error(f"expected --safety from 1 to 10, got {arguments.safety}")
     if "emotion_shift" in (terms or ()) and not arguments.emotion_axis:
         parser.error("--terms emotion_shift is measured along the emotion axis: expected --emotion-axis CORPUS")
     if len(set(terms or ())) < len(terms or ()):
@@ -226,7 +233,13 @@ def _calibrating(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     if not arguments.calibrate:
         return None
     return Calibrating(
-        arguments.calibrate, terms, arguments.noise, arguments.emotion_axis, arguments.channels, arguments.labels
+        arguments.calibrate,
+        terms,
+        arguments.noise,
+        arguments.emotion_axis,
+        arguments.channels,
+        arguments.labels,
+        arguments.safety,
     )
 
 

@@ -33,6 +33,7 @@ from train.audit import correct_labels, read_corrections
 from train.calibration.channels import CHANNELS
 from train.calibration.fit import fit_calibration
 from train.calibration.speech import noises_of
+from train.calibration.thresholds import SAFETY
 from train.calibration.weights import term_names
 from train.model import ResidualEncoder, SpeakerNet, load_checkpoint
 from train.prepare import PreparedSet
@@ -188,6 +189,8 @@ class Calibrating:
         Whether a few clips of each speaker are heard through telephones, codecs and rooms too.
     labels : Path, optional
         Corrections of the sets' labels, from `python -m train audit`.
+    safety : float
+        How many times more strictly than the pooled impostors ask the thresholds are.
     """
 
     sets: Sequence[Path]
@@ -196,6 +199,7 @@ class Calibrating:
     axis_corpora: Sequence[str] = ()
     channels: bool = False
     labels: Path | None = None
+    safety: float = SAFETY
 
     def calibration(self, encoder: Encoder) -> Calibration:
         """The calibration of `encoder`."""
@@ -205,7 +209,13 @@ class Calibrating:
         if self.labels is not None:
             correct_labels(sets, read_corrections(self.labels))
         return fit_calibration(
-            encoder, sets, names=names, noises=noises, axis_corpora=self.axis_corpora, channels=self.channels
+            encoder,
+            sets,
+            names=names,
+            noises=noises,
+            axis_corpora=self.axis_corpora,
+            channels=self.channels,
+            safety=self.safety,
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -214,6 +224,7 @@ class Calibrating:
             "calibration_terms": "chosen by the Cllr of unseen corpora" if self.terms is None else "named by the user",
             "calibration_noise": ["pink", *(folder.name for folder in self.noise)],
             "calibration_axis": list(self.axis_corpora),
+            "calibration_safety": self.safety,
             "calibration_channels": list(CHANNELS) if self.channels else [],
             "calibration_labels": "" if self.labels is None else hashlib.sha256(self.labels.read_bytes()).hexdigest(),
         }

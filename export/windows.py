@@ -166,7 +166,7 @@ def _statistics_size(body: onnx.GraphProto, prefix: str) -> int:
     """Columns of the statistics: rows of the linear layer's weights, however these are kept."""
     for tensor in body.initializer:
         if tensor.name in (f"{prefix}linear.weight", f"{prefix}linear.weight/quantised"):
-            return max(tensor.dims)
+            return int(max(tensor.dims))
     raise ValueError("expected a linear layer, got a graph without 'linear.weight'")
 
 

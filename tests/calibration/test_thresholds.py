@@ -14,7 +14,7 @@ from emoinv_edge.calibration import Calibration
 from emoinv_edge.errors import CalibrationError
 from tests.calibration.development import speech
 from train.calibration.speech import DevelopmentSpeech
-from train.calibration.thresholds import SAFETY, at_one_threshold, draw_chances, far_table
+from train.calibration.thresholds import SAFETY, at_one_threshold, draw_chances, far_table, with_thresholds
 from train.calibration.trials import Evidence, draw_trials
 
 
@@ -80,3 +80,12 @@ def test_the_threshold_of_several_profiles_is_that_of_drawn_sets(
             drawn = [rng.choice(rows, 4, replace=False) for _ in range(5)]
             accepted += [llr[some].max() >= table.thresholds[3] for some in drawn]
     assert SAFETY * np.mean(accepted) == pytest.approx(table.rates[3], abs=0.02)
+
+
+@pytest.mark.parametrize(("safety", "rate", "stricter"), [(2.0, 0.2, 0.1), (4.0, 0.2, 0.05), (1.0, 0.3, 0.3)])
+def test_safety_asks_for_the_threshold_of_a_rate_so_many_times_lower(
+    development: DevelopmentSpeech, fitted: Calibration, safety: float, rate: float, stricter: float
+) -> None:
+    trials = draw_trials(development)
+    safe, plain = (with_thresholds(fitted, trials, (1,), times) for times in (safety, 1.0))
+    assert safe.threshold(rate).llr == plain.threshold(stricter).llr

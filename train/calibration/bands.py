@@ -13,7 +13,7 @@ from emoinv_edge.calibration import Calibration
 from emoinv_edge.conditions import MAX_SHIFT, NARROW_HZ, Conditions
 
 from .speech import DevelopmentSpeech
-from .thresholds import with_thresholds
+from .thresholds import SAFETY, with_thresholds
 from .trials import Evidence
 from .weights import calibration_of, problem_of
 
@@ -66,6 +66,7 @@ def by_condition(
     names: Sequence[str],
     speech: DevelopmentSpeech,
     rate: float = 0.01,
+    safety: float = SAFETY,
 ) -> dict[tuple[str, str, str], dict[str, float]]:
     """FAR and FRR of each corpus in each condition, at the threshold that all the others give.
 
@@ -78,6 +79,8 @@ def by_condition(
     speech : DevelopmentSpeech
     rate : float
         The false-accept rate asked for.
+    safety : float
+        How many times more strictly than the pooled impostors ask.
 
     Returns
     -------
@@ -92,7 +95,7 @@ def by_condition(
         bare = calibration_of(problem, names, problem.corpus != corpus, teaching[0].axis)
         bare = dataclasses.replace(bare, conditions=fit_conditions(bare, others, speech))
         rest = [each for each in everyone if each.corpus != corpus]
-        calibration = with_thresholds(bare, rest + others, (1,))
+        calibration = with_thresholds(bare, rest + others, (1,), safety)
         threshold = calibration.threshold(rate, extrapolate=True).llr
         for each in ours:
             accepted = calibration.llr(each.terms) >= threshold

@@ -26,7 +26,7 @@ from .emotion_axis import fit_axis
 from .select import select_terms
 from .sessions import session_rises
 from .speech import DevelopmentSpeech, measure, noises_of
-from .thresholds import impostor_speakers, with_thresholds
+from .thresholds import SAFETY, impostor_speakers, with_thresholds
 from .trials import Evidence, channel_trials, draw_trials, teaching_trials, with_axis
 from .weights import calibration_of, problem_of
 
@@ -42,6 +42,7 @@ def fit_speech(
     source: str | None = None,
     impostors: DevelopmentSpeech | None = None,
     axis_corpora: Sequence[str] = (),
+    safety: float = SAFETY,
 ) -> Calibration:
     """The calibration of measured development speech.
 
@@ -56,6 +57,8 @@ def fit_speech(
         Further speech for the thresholds alone: one clip a speaker is enough there.
     axis_corpora : sequence of str
         Corpora of the speech that give the emotion axis (`fit_axis`); none leaves ``emotion_shift`` out.
+    safety : float
+        How many times more strictly than the pooled impostors ask the thresholds are.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def fit_speech(
     through = channel_trials(speech)
     if axis is not None:
         through = with_axis(through, speech, axis)
-    found = fit_trials(speech, everyone, teaching, through, names, further)
+    found = fit_trials(speech, everyone, teaching, through, names, further, safety)
     return dataclasses.replace(
         found,
         source=source or _describe(everyone + further, teaching),
@@ -91,6 +94,7 @@ def fit_trials(
     through: Sequence[Evidence],
     names: Sequence[str],
     further: Sequence[Evidence] = (),
+    safety: float = SAFETY,
 ) -> Calibration:
     """The weights, conditions, thresholds and rises of sessions that trials give.
 
@@ -104,12 +108,14 @@ def fit_trials(
         The terms.
     further : sequence of Evidence
         Trials of other speech, for the thresholds alone.
+    safety : float
+        As for `fit_speech`.
     """
     problem = problem_of(teaching)
     bare = calibration_of(problem, names, np.ones(len(problem.target), bool), teaching[0].axis)
     if through:
         bare = dataclasses.replace(bare, conditions=fit_conditions(bare, through, speech))
-    found = with_thresholds(bare, [*everyone, *further, *through], NUM_PROFILES)
+    found = with_thresholds(bare, [*everyone, *further, *through], NUM_PROFILES, safety)
     return dataclasses.replace(found, session_rises=session_rises(speech, everyone, found))
 
 
@@ -132,6 +138,7 @@ def fit_calibration(
     noises: Sequence[NDArray[np.float32]] | None = None,
     axis_corpora: Sequence[str] = (),
     channels: bool = False,
+    safety: float = SAFETY,
 ) -> Calibration:
     """Measure development speech with `encoder` and fit its calibration; what `python -m export` calls.
 
@@ -147,7 +154,7 @@ def fit_calibration(
         The terms; chosen by `select_terms` unless given.
     noises : sequence of ndarray, optional
         That every test is also heard in (see `measure`); pink noise unless given, none if empty.
-    axis_corpora : sequence of str
+    axis_corpora, safety
         As for `fit_speech`.
     channels : bool
         Whether a few clips of each speaker are heard through telephones, codecs and rooms too.
@@ -159,4 +166,4 @@ def fit_calibration(
     development = list(sets)
     through = CorpusChannels.simulated(len(development)) if channels else None
     speech = measure(encoder, development, noises=noises, channels=through)
-    return fit_speech(speech, names=names, impostors=further, axis_corpora=axis_corpora)
+    return fit_speech(speech, names=names, impostors=further, axis_corpora=axis_corpora, safety=safety)

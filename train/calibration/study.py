@@ -24,7 +24,7 @@ from .fit import fit_trials
 from .rehearse import adaptation, refusals, second_voices
 from .select import corpus_by_corpus, left_out_scores, select_terms, together
 from .speech import DevelopmentSpeech, join, measure, without_copies
-from .thresholds import at_one_threshold
+from .thresholds import SAFETY, at_one_threshold
 from .trials import Evidence, channel_trials, draw_trials, teaching_trials, with_axis
 from .weights import term_names
 
@@ -94,13 +94,15 @@ def study(
     provenance = encoder.metadata.get("emoinv.provenance") or {}
     along = [] if calibration.emotion_axis is None else provenance.get("calibration_axis", [])
     axis_corpora = [corpus for corpus in along if corpus in by_corpus]
+    safety = float(provenance.get("calibration_safety", SAFETY))
     report("trials")
     everyone, teaching = draw_trials(speech), teaching_trials(speech)
     out: dict[str, Any] = {"fingerprint": encoder.fingerprint, "terms": list(names), "axis_corpora": axis_corpora}
     out |= {"steps": [], "chosen": list(names)}
     out |= _left_out(speech, everyone, teaching, names, axis_corpora, report)
-    out["by_condition"] = _by_condition(speech, everyone, teaching, names, axis_corpora, report)
-    out["enrolment"] = enrolment_left_out(speech, everyone, teaching, names, axis_corpora, enrolment, report)
+    out["by_condition"] = _by_condition(speech, everyone, teaching, names, axis_corpora, report, safety)
+    parts = (speech, everyone, teaching, names, axis_corpora, enrolment)
+    out["enrolment"] = enrolment_left_out(*parts, report, safety=safety)
     if len({each.corpus for each in teaching}) > 1:
         report("choose terms")
         tried = with_axis(teaching, speech, fit_axis(speech, axis_corpora)) if axis_corpora else teaching
@@ -140,6 +142,7 @@ def _by_condition(
     names: Sequence[str],
     axis_corpora: Sequence[str],
     report: Report,
+    safety: float,
 ) -> list[dict[str, Any]]:
     """The figures of `by_condition`, a row for each corpus and pair of conditions; none without channels."""
     through = channel_trials(speech)
@@ -151,9 +154,10 @@ def _by_condition(
         axis = fit_axis(speech, axis_corpora)
         everyone, through, teaching = (with_axis(part, speech, axis) for part in (everyone, through, teaching))
     weighed = [name for name in names if axis_corpora or name != "emotion_shift"]
+    found = by_condition(everyone, through, teaching, weighed, speech, safety=safety)
     return [
         {"corpus": corpus, "enrolled": enrolled, "tested": tested, **figures}
-        for (corpus, enrolled, tested), figures in by_condition(everyone, through, teaching, weighed, speech).items()
+        for (corpus, enrolled, tested), figures in found.items()
     ]
 
 
@@ -166,6 +170,7 @@ def enrolment_left_out(
     corpora: Sequence[str],
     report: Report = lambda line: None,
     resamples: int = 1000,
+    safety: float = SAFETY,
 ) -> dict[str, Any]:
     """What enrolment is worth on each corpus, by a calibration that was fitted without it.
 
@@ -180,6 +185,8 @@ def enrolment_left_out(
         Takes a line for each step.
     resamples : int
         Of the bootstrap over the speakers.
+    safety : float
+        As for `fit_speech`.
 
     Returns
     -------
@@ -205,7 +212,7 @@ def enrolment_left_out(
             axis = fit_axis(speech, given)
             whole, taught, narrow = (with_axis(part, speech, axis) for part in (whole, taught, narrow))
         some = [name for name in names if given or name != "emotion_shift"]
-        calibration = fit_trials(speech, whole, taught, narrow, some)
+        calibration = fit_trials(speech, whole, taught, narrow, some, safety=safety)
         heard = [Heard(speech.qualities[i], speech.embeddings[i]) for i in own]
         found = evaluate_enrolment(heard, [speech.clips[i] for i in own], calibration, resamples)
         if found is None:

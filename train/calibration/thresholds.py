@@ -15,6 +15,7 @@ from .trials import Evidence
 from .weights import calibration_of, problem_of
 
 __all__ = [
+    "SAFETY",
     "Attempts",
     "at_one_threshold",
     "attempts_of",
@@ -25,7 +26,8 @@ __all__ = [
     "with_thresholds",
 ]
 
-# Corpora differ: on a harder one than those that are pooled, impostors pass so many times as often.
+# Corpora differ: on a harder one than those that are pooled, impostors pass so many times as often. An encoder needs
+# the smallest at which `bands.by_condition` finds no cell above twice the rate.
 SAFETY = 2.0
 RATES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
 
@@ -35,21 +37,25 @@ def impostor_speakers(trials: Iterable[Evidence]) -> set[tuple[str, str]]:
     return {(each.corpus, each.names[code]) for each in trials for code in np.unique(each.speaker[~each.target])}
 
 
-def with_thresholds(bare: Calibration, trials: Sequence[Evidence], counts: Iterable[int]) -> Calibration:
+def with_thresholds(
+    bare: Calibration, trials: Sequence[Evidence], counts: Iterable[int], safety: float = SAFETY
+) -> Calibration:
     """The calibration with the thresholds that the impostors of `trials` give, for so many profiles at once."""
-    tables = tuple(table for count in counts if (table := far_table(trials, bare, count)) is not None)
+    tables = tuple(table for count in counts if (table := far_table(trials, bare, count, safety)) is not None)
     return dataclasses.replace(bare, far_tables=tables, num_impostor_speakers=len(impostor_speakers(trials)))
 
 
-def far_table(trials: Sequence[Evidence], calibration: Calibration, num_profiles: int) -> FarTable | None:
+def far_table(
+    trials: Sequence[Evidence], calibration: Calibration, num_profiles: int, safety: float = SAFETY
+) -> FarTable | None:
     """Thresholds on the LLR by FAR, an attempt being compared with `num_profiles` profiles; None without impostors.
 
-    Every impostor speaker weighs the same; of all of them together so few pass that `SAFETY` times as many would be
+    Every impostor speaker weighs the same; of all of them together so few pass that `safety` times as many would be
     asked for. The maximum over a random choice of `num_profiles` of
     the M profiles is the k-th highest LLR with probability C(M - k, num_profiles - 1) / C(M, num_profiles),
     which is summed exactly instead of drawn.
     """
-    return table_of([attempts_of(each, calibration) for each in trials], num_profiles)
+    return table_of([attempts_of(each, calibration) for each in trials], num_profiles, safety)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ def attempts_of(trials: Evidence, calibration: Calibration) -> Attempts:
     return Attempts(calibration.llr(some.terms), some.trials.test, some.speaker, names)
 
 
-def table_of(attempts: Sequence[Attempts], num_profiles: int) -> FarTable | None:
+def table_of(attempts: Sequence[Attempts], num_profiles: int, safety: float = SAFETY) -> FarTable | None:
     """`far_table` of trials whose LLRs are known."""
     llrs, weights, speakers = [], [], []
     known: dict[str, int] = {}
@@ -95,7 +101,7 @@ def table_of(attempts: Sequence[Attempts], num_profiles: int) -> FarTable | None
         return None
     thresholds = []
     for rate in rates:
-        allowed = int(np.searchsorted(above, rate / SAFETY * (1 + 1e-9), side="right"))  # these may be accepted
+        allowed = int(np.searchsorted(above, rate / safety * (1 + 1e-9), side="right"))  # these may be accepted
         last = ordered[min(allowed, len(ordered) - 1)]
         thresholds.append(float(np.nextafter(last, math.inf)))
     return FarTable(num_profiles, tuple(rates), tuple(thresholds))
