@@ -135,14 +135,18 @@ def test_enrolment_is_judged_on_a_corpus_by_a_calibration_of_the_others(monkeypa
     heard = speech(5, 8, neutral=9, corpora=2)
     everyone, teaching = draw_trials(heard), teaching_trials(heard)
     fitted: list[set[str]] = []
+    asked: list[float] = []
 
-    def fit(of: DevelopmentSpeech, *parts: Sequence[Evidence] | Sequence[str]) -> Calibration:
+    def fit(of: DevelopmentSpeech, *parts: Sequence[Evidence] | Sequence[str], safety: float) -> Calibration:
+        asked.append(safety)
         fitted.append({each.corpus for part in parts for each in part if isinstance(each, Evidence)})
         return CALIBRATION
 
     monkeypatch.setattr("train.calibration.study.fit_trials", fit)
-    found = enrolment_left_out(heard, everyone, teaching, ("cosine",), (), ["corpus1"], resamples=0)
-    assert fitted == [{"corpus0"}] and set(found) == {"corpus1"} and found["corpus1"]["speakers"] == 8
+    found = enrolment_left_out(heard, everyone, teaching, ("cosine",), (), ["corpus1"], resamples=0, safety=1.5)
+    assert (
+        fitted == [{"corpus0"}] and asked == [1.5] and set(found) == {"corpus1"} and found["corpus1"]["speakers"] == 8
+    )
     with pytest.raises(ValueError, match="elsewhere: expected two speakers"):
         enrolment_left_out(heard, everyone, teaching, ("cosine",), (), ["elsewhere"])
 
