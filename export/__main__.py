@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from train.calibration.thresholds import SAFETY
 from train.calibration.weights import GROUPS
 from train.progress import Progress, time_left
 
@@ -206,9 +207,9 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE", help="corrections of the sets' labels, from `python -m train audit -o`"
     )
     group.add_argument(
-        "--safety", type=float, default=2.0, metavar="TIMES",
+        "--safety", type=float, default=SAFETY, metavar="TIMES",
         help="how many times more strictly than the impostors of all sets together ask the thresholds are, since sets "
-        "differ (default: 2)",
+        f"differ (default: {SAFETY:g})",
     )  # fmt: skip
 
 

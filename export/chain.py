@@ -392,6 +392,31 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
     provenance["parents"] |= {"recalibrated_file": encoder.file_sha256}
     provenance |= {**made_now(), **calibrating.provenance()}
     values["emoinv.provenance"] = provenance
+    report(written(out, rewrite(encoder, graph, values, out)))
+
+
+def rewrite(encoder: Encoder, graph: onnx.ModelProto, values: dict[str, Any], out: Path) -> Encoder:
+    """Write the file of `encoder` with other metadata; its network, and so its profiles, stay as they are.
+
+    Parameters
+    ----------
+    graph : onnx.ModelProto
+        As it was read from the file.
+    values : dict of str to object
+        As `write_model` takes them.
+
+    Returns
+    -------
+    Encoder
+        What was written, in one step, to `out`.
+
+    Raises
+    ------
+    GateFailed
+        If the file grew too large.
+    ValueError
+        If the network was not written as it was read.
+    """
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         draft = Path(folder) / out.name
         write_model(draft, graph, values)
@@ -401,11 +426,11 @@ def recalibrate(model: Path, out: Path, calibrating: Calibrating, report: Report
         final = Encoder(draft)
         if final.fingerprint != encoder.fingerprint:
             raise ValueError(
-                f"{model}: expected the graph to be written as it was read, fingerprint {encoder.fingerprint}, got "
-                f"{final.fingerprint}; use the version of the package onnx that wrote the file"
+                f"{encoder.path}: expected the graph to be written as it was read, fingerprint {encoder.fingerprint}, "
+                f"got {final.fingerprint}; use the version of the package onnx that wrote the file"
             )
         os.replace(draft, out)
-    report(written(out, final))
+    return final
 
 
 def made_now() -> dict[str, str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,7 @@ from emoinv_edge.encoder import Encoder
 from emoinv_edge.utterance import hear
 from train.prepare import PreparedSet
 
-from . import gates
-from .chain import KEYS, write_model
-from .gates import GateFailed
+from .chain import KEYS, rewrite, written
 
 __all__ = ["SPEAKERS", "add_cohort", "gather"]
 
@@ -95,14 +91,4 @@ def add_cohort(
     values: dict[str, Any] = {entry.key: entry.value for entry in graph.metadata_props if entry.key in KEYS}
     report(f"step  a cohort of {speakers} speakers of {', '.join(path.name for path in sets)}")
     values["emoinv.cohort"] = json.dumps(gather(encoder, sets, source, speakers).to_values())
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        draft = Path(folder) / out.name
-        write_model(draft, graph, values)
-        size = gates.file_size(encoder.spec.name, draft.stat().st_size)
-        if not size.passed:
-            raise GateFailed(size)
-        final = Encoder(draft)
-        if final.fingerprint != encoder.fingerprint:
-            raise ValueError(f"{model}: expected the graph to be written as it was read; use the onnx that wrote it")
-        os.replace(draft, out)
-    report(f"wrote {out}: {out.stat().st_size / gates.MEGABYTE:.2f} MB, SHA-256 {final.file_sha256}")
+    report(written(out, rewrite(encoder, graph, values, out)))
